@@ -1,0 +1,42 @@
+# make demo: install, run two scenarios, compare them.   make test: install, run every test.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+export FLWR_TELEMETRY_ENABLED := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint clean
+
+help:  ## Say what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# The stamp makes a second `make` install nothing; a change of what is to be installed makes it anew.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,dev]'
+	@touch $@
+
+install: $(VENV)/installed  ## Create .venv and install fedprune into it
+
+demo: install  ## Run the quickstart and its dense twin, and compare them
+	$(BIN)/fedprune run scenarios/quickstart-dense.yaml --out runs/quickstart-dense --overwrite
+	$(BIN)/fedprune run scenarios/quickstart.yaml --out runs/quickstart --overwrite
+	$(BIN)/fedprune compare runs/quickstart-dense runs/quickstart
+
+test: install  ## Run every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-fast: install  ## Run the tests that take a moment
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+lint: install  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) runs build *.egg-info

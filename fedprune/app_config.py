@@ -1,0 +1,39 @@
+"""Which scenario a Flower run config means: the same answer on the server and on every client."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from flwr.app import UserConfig
+
+from fedprune.errors import ScenarioError
+from fedprune.scenario import Scenario, load_scenario
+
+
+def scenario_of(run_config: UserConfig) -> Scenario:
+    """Return the scenario that a run config names.
+
+    ``scenario`` is a path, relative to the app's folder or to the working directory; ``set`` holds
+    values to replace, as "key=value key=value" with the shell's quotes.
+
+    Raises
+    ------
+    ScenarioError
+        If the run config names none, or what it names is not a scenario.
+    """
+    name = str(run_config.get("scenario", ""))
+    if not name:
+        raise ScenarioError("""the run config names no scenario: --run-config 'scenario="scenarios/x.yaml"'""")
+    overrides = {}
+    for assignment in shlex.split(str(run_config.get("set", ""))):
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ScenarioError(f"run config 'set': {assignment!r} is not KEY=VALUE")
+        overrides[key] = value
+    path = Path(name)
+    if not path.is_absolute() and not path.exists():
+        # Flower runs an app from a folder of its own, where `strategies/` and `scenarios/` lie side by side.
+        beside = Path(__file__).resolve().parent.parent / path
+        path = beside if beside.exists() else path
+    return load_scenario(path, overrides)

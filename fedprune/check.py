@@ -1,0 +1,117 @@
+"""Whether what a scenario names exists and takes the options that it is given, before anything runs.
+
+`fedprune.scenario` validates what a scenario says by itself; this module looks up what it refers to: the
+strategy, the model, the data set and its path, the devices. It builds and downloads nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fedprune import registry
+from fedprune.documents import KeyPath
+from fedprune.errors import PluginError, ScenarioError, UserError
+from fedprune.mistakes import did_you_mean, explain, show
+from fedprune.scenario import Scenario
+
+_Mistake = tuple[KeyPath, str]
+_FROM = ": correct it (a relative path starts from the scenario's folder)"
+
+
+def check(scenario: Scenario) -> None:
+    """Refuse a scenario that names something which does not exist or takes no such options.
+
+    Raises
+    ------
+    ScenarioError
+        One line for each mistake, with the file and line where known, the key, and what would be right.
+    """
+    mistakes = [mistake for look in (_model, _data, _devices, _strategy) for mistake in look(scenario)]
+    if mistakes:
+        raise ScenarioError("\n".join(scenario.complaint(*mistake) for mistake in mistakes))
+
+
+def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
+    try:
+        strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+    except PluginError as error:
+        yield ("strategy", "name"), str(error)
+        return
+    options = getattr(strategy, "Options", None)
+    if options is not None and issubclass(options, BaseModel):
+        yield from _against_model(options, scenario.strategy.options)
+    else:
+        yield from _against_signature(strategy, scenario.strategy.options)
+
+
+def _against_model(options: type[BaseModel], given: Mapping[str, Any]) -> Iterator[_Mistake]:
+    """Find mistakes in the options of a strategy of fedprune's kind, which has a model of them."""
+    try:
+        options.model_validate(given)
+    except ValidationError as error:
+        for key, message in explain(error, options):
+            yield ("strategy", *key), message
+
+
+def _against_signature(strategy: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[_Mistake]:
+    """Find mistakes in the options of a stock Flower strategy, which are the arguments of its constructor."""
+    parameters = inspect.signature(strategy).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for key in given:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            yield ("strategy", key), f"no such option{hint} (known here: {', '.join(known)})"
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in given:
+            yield ("strategy", parameter.name), "this option is missing, and it has no default"
+
+
+def _model(scenario: Scenario) -> Iterator[_Mistake]:
+    from fedprune.models.options import checked
+
+    try:
+        factory = registry.load("model", scenario.model.name, scenario.directory)
+    except PluginError as error:
+        yield ("model", "name"), str(error)
+        return
+    options = scenario.model.options
+    try:
+        checked(factory, options, scenario.model.name)
+    except UserError as error:
+        # The message quotes the option; the line is then that of the option, else that of the model.
+        wrong = [key for key in options if repr(key) in str(error)]
+        yield ("model", *wrong[:1]), str(error)
+
+
+def _data(scenario: Scenario) -> Iterator[_Mistake]:
+    data = scenario.data
+    if data.path is not None and not data.path.exists():
+        near = did_you_mean(data.path.name, (file.name for file in data.path.parent.glob("*")))
+        yield ("data", "path"), f"{data.path} does not exist{near or _FROM}"
+    # Local files may have any name; "owner/name" is on the Hugging Face hub, and only asking there can tell.
+    if ":" not in data.name and (data.path is not None or "/" in data.name):
+        return
+    try:
+        registry.load("data", data.name, scenario.directory)
+    except PluginError as error:
+        yield ("data", "name"), str(error)
+
+
+def _devices(scenario: Scenario) -> Iterator[_Mistake]:
+    from fedprune.costs.devices import profiles
+
+    known = profiles()
+    for number, device in enumerate(scenario.clients.devices):
+        if device.profile is not None and device.profile not in known:
+            hint = did_you_mean(device.profile, known)
+            yield (
+                ("clients", "devices", number, "profile"),
+                f"no device profile {show(device.profile)}{hint} (known here: {', '.join(known)}; "
+                "or give memory, compute, downlink and uplink)",
+            )

@@ -1,0 +1,271 @@
+"""The `fedprune` command: run, validate, list and compare from a shell.
+
+A thin layer: each command reads its arguments, calls one function of the package and prints what
+came of it. A mistake ends with one line and exit status 2, a fault of a run with 1, Ctrl-C with
+130. PyTorch, Ray and Flower are imported by the commands that need them, so help comes at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fedprune import __version__
+from fedprune.errors import FedpruneError, UserError
+
+# This module is imported to run the command and for nothing else, so it may end the process.
+if find_spec("typer") is None or find_spec("rich") is None:
+    print("error: the fedprune command is not part of the device install: "
+          "pip install 'fedprune[sim]' adds it", file=sys.stderr)  # fmt: skip
+    raise SystemExit(UserError.exit_status)
+
+import click
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedprune.results.run import Run
+    from fedprune.scenario import Scenario
+
+app = typer.Typer(
+    help="Run federated pruning from one YAML file, and know what it costs every client.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# Arguments are described in the commands' docstrings: typer below 0.21, which Flower asks for, loses the
+# help of an argument under click 8.5.
+ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", hidden=True)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Put another value in the scenario; may be repeated."),
+]
+
+# What `fedprune list` shows: the word for people -> the registry's kind.
+_KINDS = {
+    "strategies": "strategy",
+    "models": "model",
+    "data": "data",
+    "criteria": "criterion",
+    "distributions": "distribution",
+    "schedules": "schedule",
+}
+_DEVICES = "devices"
+
+# What only the extra "sim" installs.
+_SIM_ONLY = ("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, the process's own by default; return its exit status."""
+    try:
+        status = app(arguments, prog_name="fedprune", standalone_mode=False)
+    except FedpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _SIM_ONLY:
+            raise
+        print(f"error: this needs {error.name}: pip install 'fedprune[sim]' adds it", file=sys.stderr)
+        return UserError.exit_status
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Run federated pruning from one YAML file, and know what it costs every client."""
+    if show:
+        print(f"fedprune {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    scenario: ScenarioPath,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder.  [default: runs/NAME]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Short for --set seed=N.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run SCENARIO, a YAML file, and write its run folder."""
+    import fedprune
+    from fedprune.results.progress import Progress
+
+    plan = _load(scenario, settings, {} if seed is None else {"seed": seed})
+    with nullcontext() if quiet else Progress(plan.rounds) as progress:
+        done = fedprune.run(
+            plan, out=out, overwrite=overwrite, listeners=[] if progress is None else [progress]
+        )
+    print_summary(done, _console())
+
+
+@app.command()
+def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
+    """Check SCENARIO, a YAML file, without running it, and say what it would run."""
+    from fedprune.check import check
+
+    plan = _load(scenario, settings)
+    check(plan)
+    print(f"ok: {scenario}: {describe(plan)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for an editor."""
+    from fedprune.scenario import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", hidden=True)] = None,
+) -> None:
+    """List what a scenario can name.
+
+    KIND is one of strategies, models, data, criteria, distributions, schedules and devices; all of them
+    where it is left out.
+    """
+    from fedprune import registry
+
+    kinds = (*_KINDS, _DEVICES)
+    if kind is not None and kind not in kinds:
+        raise UserError(f"nothing is listed under {kind!r}; write one of: {', '.join(kinds)}")
+    console = _console()
+    for each in kinds if kind is None else (kind,):
+        names = _devices() if each == _DEVICES else registry.available(_KINDS[each])
+        print_names(each, names, console)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", hidden=True)],
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the raw numbers to a CSV file.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw accuracy against each cost.")
+    ] = None,
+) -> None:
+    """Put the runs of some run folders side by side: what they reached and what it cost."""
+    from fedprune.results.compare import compare as compare_runs
+    from fedprune.results.run import load_run
+
+    comparison = compare_runs([load_run(directory) for directory in directories])
+    _console().print(comparison.table())
+    if csv is not None:
+        comparison.write_csv(csv)
+    if picture is not None:
+        comparison.save_picture(picture)
+
+
+def describe(plan: Scenario) -> str:
+    """Return one paragraph on what a scenario would run."""
+    clients, training, data = plan.clients, plan.clients.training, plan.data
+    options = ", ".join(f"{key} {value}" for key, value in plan.strategy.options.items())
+    devices = ", ".join(device.profile or "own numbers" for device in clients.devices)
+    return (
+        f"{plan.strategy.name}{f' ({options})' if options else ''} trains {plan.model.name} on {data.name}, "
+        f"split {data.partition.scheme} over {clients.count} clients, for {plan.rounds} rounds with "
+        f"{clients.per_round} clients each; a client makes {training.epochs} passes in batches of "
+        f"{training.batch_size} with {training.optimizer.name} (lr {training.optimizer.lr:g})"
+        f"{f', on {devices}' if devices else ''}. Seed {plan.seed}; values travel as {plan.wire.values}."
+    )
+
+
+def print_summary(done: Run, console: Console) -> None:
+    """Print what a run reached and what it cost, and where its folder is."""
+    from fedprune.results.measures import MEASURES
+
+    relative = done.summary.get("relative")
+    rows = {measure.label: measure.text(done.summary, relative) for measure in MEASURES}
+    print_names(done.name, rows, console)
+    if relative:
+        console.print("In brackets: relative to dense FedAvg under the same scenario, by the cost model.")
+    console.print(f"run folder: {done.directory}", soft_wrap=True)
+
+
+def print_names(title: str, names: Mapping[str, str], console: Console) -> None:
+    """Print two columns under a title: framed on a terminal, plain lines elsewhere."""
+    if console.is_terminal:
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
+        table.add_column(no_wrap=True)
+        for name, text in names.items():
+            table.add_row(escape(name), escape(text))
+        console.print(table)
+        return
+    width = max(map(len, names), default=0)
+    lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in names.items()]
+    console.print("\n".join([f"{title}:", *(lines or ["  (none)"])]), markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """Return a console on standard output; a pipe or a file gets lines as long as they are."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+
+
+def _devices() -> dict[str, str]:
+    """Return the built-in device profiles, with a line each."""
+    from fedprune.costs.devices import profiles
+    from fedprune.units import format_byte_rate, format_bytes, format_flop_rate
+
+    return {
+        name: f"{format_bytes(profile.memory)}, {format_flop_rate(profile.compute)}, "
+        f"down {format_byte_rate(profile.downlink)}, up {format_byte_rate(profile.uplink)}"
+        for name, profile in profiles().items()
+    }
+
+
+def _load(path: Path, settings: Sequence[str] | None, more: Mapping[str, Any] | None = None) -> Scenario:
+    """Read a scenario with the values that were set on the command line."""
+    from fedprune.scenario import load_scenario
+
+    return load_scenario(path, {**parse_settings(settings or ()), **(more or {})})
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, str]:
+    """Return "KEY=VALUE" texts as a mapping; the last of two with the same key counts.
+
+    Raises
+    ------
+    UserError
+        Where one has no "=" or no key.
+    """
+    values = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set {setting}: write KEY=VALUE, such as --set strategy.density=0.1")
+        values[key.strip()] = value
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""What every way of training shares on a device: messages in, messages out, nothing lost between.
+
+A ``Site`` is what a process holds once: the scenario, the data it may read and a model. A
+``Client`` is one client at work in it, for one message. It agrees on the mask with the server,
+decodes what was sent, lets the subclass train, and replies with values and costs. A way of
+training is a subclass with one method, ``fit``; see ``fedprune.clients.sparse`` for the first.
+
+Nothing here knows whether the site is a device or a process that simulates a thousand of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import ClassVar
+
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from torch import Tensor, nn
+
+from fedprune import models, registry, seeds
+from fedprune.costs.devices import DeviceProfile, client_profiles
+from fedprune.costs.flops import ModelCost
+from fedprune.costs.memory import optimizer_slots, step_memory
+from fedprune.data import ClientData, FederatedData
+from fedprune.errors import FedpruneError, WireError
+from fedprune.evaluation import score
+from fedprune.scenario import Scenario
+from fedprune.sparsity.masks import Masks
+from fedprune.wire import CODEC, Layout, StateCodec, decode_masks, set_state, take_masks
+
+#: Code of the error reply of a client that does not hold the mask version named in a message.
+UNKNOWN_MASK = 1001
+
+
+class UnknownMaskError(FedpruneError):
+    """The client does not hold the mask that the message names; the server must send it again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What a process holds for its clients: scenario, data, one model that each in turn fills."""
+
+    scenario: Scenario
+    data: FederatedData
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The model; its values are those of whichever client used it last."""
+        return models.build(
+            self.scenario.model.name,
+            self.data.info.input_shape,
+            self.data.info.classes,
+            seed=self.scenario.seed,
+            options=self.scenario.model.options,
+            directory=self.scenario.directory,
+        ).to(self.device)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the model's state looks like on the wire."""
+        return Layout.of(self.module)
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """The model's cost model."""
+        return ModelCost.of(self.module, self.data.info.input_shape)
+
+    @cached_property
+    def profiles(self) -> list[DeviceProfile]:
+        """The device of each client, by client number."""
+        scenario = self.scenario
+        return client_profiles(scenario.clients.devices, scenario.clients.count, scenario.seed)
+
+    @cached_property
+    def masks(self) -> Callable[[bytes, str], Masks]:
+        """Decode a mask payload; the clients of a site mostly hold the same few."""
+
+        @lru_cache(maxsize=8)
+        def decode(payload: bytes, version: str) -> Masks:
+            return decode_masks(payload, self.layout.shapes, version=version)
+
+        return decode
+
+    @cached_property
+    def codec(self) -> Callable[[Masks], StateCodec]:
+        """The codec of a mask."""
+
+        @lru_cache(maxsize=8)
+        def make(masks: Masks) -> StateCodec:
+            return StateCodec(self.layout, masks, self.scenario.wire.values)
+
+        return make
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a message asks of a client, decoded: ``values`` is the flat state under ``masks``."""
+
+    round: int
+    config: ConfigRecord
+    masks: Masks
+    codec: StateCodec
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of local training.
+
+    Parameters
+    ----------
+    values : Tensor
+        The trained state, float32, flat under ``masks``.
+    masks : Masks
+        The masks of ``values``; those of the order unless the client moved them.
+    loss : float
+        Mean training loss over all examples seen.
+    examples_seen : int
+        Examples that went through forward and backward, repetitions included.
+    extra : RecordDict
+        What else the method replies.
+    buffer_bytes : int
+        What the method kept in memory besides the model.
+    flops : int
+        What the method computed besides training.
+    """
+
+    values: Tensor
+    masks: Masks
+    loss: float
+    examples_seen: int
+    extra: RecordDict = field(default_factory=RecordDict)
+    buffer_bytes: int = 0
+    flops: int = 0
+
+
+class Client(ABC):
+    """One client at work on one message.
+
+    A message of type ``train`` is answered by ``train``, one of type ``query.facts`` by
+    ``query_facts``, and so on: a subclass answers a new message by having the method.
+    """
+
+    #: Values per kept weight that local training keeps besides the optimizer's (none here).
+    extra_slots: ClassVar[int] = 0
+
+    def __init__(self, site: Site, number: int) -> None:
+        self.site = site
+        self.scenario = site.scenario
+        self.number = number
+        self.data: ClientData = site.data.client(number)
+
+    @abstractmethod
+    def fit(self, order: Order) -> Fit:
+        """Train on this client's examples; ``site.module`` already holds the order's values."""
+
+    def handle(self, message: Message, state: RecordDict) -> RecordDict:
+        """Answer a message; ``state`` is what the client keeps between messages."""
+        category, _, action = message.metadata.message_type.partition(".")
+        answer = getattr(self, f"{category}_{action}" if action else category, None)
+        if answer is None:
+            raise FedpruneError(
+                f"a {type(self).__name__} client has no answer to {message.metadata.message_type!r} messages"
+            )
+        content: RecordDict = answer(message.content, state)
+        return content
+
+    def query_facts(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Say who this is: client number, examples, device. The node id says nothing of it."""
+        profile = self.site.profiles[self.number]
+        facts = ConfigRecord(
+            {
+                "client": self.number,
+                "examples": len(self.data.train),
+                "test-examples": len(self.data.test),
+                "device": profile.name,
+                "memory": profile.memory,
+                "compute": profile.compute,
+                "downlink": profile.downlink,
+                "uplink": profile.uplink,
+            }
+        )
+        return RecordDict({"facts": facts})
+
+    def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Train from what was sent; reply the trained values, the loss and what it cost."""
+        order = self._receive(content, state)
+        began = time.perf_counter()
+        torch.manual_seed(seeds.derive(self.scenario.seed, "train", order.round, self.number))
+        fit = self.fit(order)
+        training = self.scenario.clients.training
+        slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum) + self.extra_slots
+        batch = min(training.batch_size, len(self.data.train))
+        memory = step_memory(self.site.cost, fit.masks, batch, slots=slots, buffers=fit.buffer_bytes)
+        flops = self.site.cost.training_flops(order.masks, fit.examples_seen) + fit.flops
+        seed = seeds.derive(self.scenario.seed, "wire", order.round, self.number)
+        metrics = MetricRecord(
+            {
+                "num-examples": len(self.data.train),
+                "loss": fit.loss,
+                "examples-seen": fit.examples_seen,
+                "flops": flops,
+                "peak-memory-bytes": memory.total,
+                "train-seconds": time.perf_counter() - began,
+            }
+        )
+        reply = RecordDict(
+            {"arrays": self.site.codec(fit.masks).encode(fit.values, seed=seed), "metrics": metrics}
+        )
+        reply.update(fit.extra)
+        return reply
+
+    def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Evaluate what was sent on this client's held-out examples."""
+        order = self._receive(content, state)
+        began = time.perf_counter()
+        examples, size = len(self.data.test), self.scenario.evaluation.batch_size
+        result = score(
+            self.site.module, self.data.pictures, self.data.test, self.site.data.info, batch_size=size
+        )
+        memory = step_memory(self.site.cost, order.masks, min(size, max(examples, 1)))
+        metrics = MetricRecord(
+            {
+                "num-examples": examples,
+                "loss": result.loss,
+                "accuracy": result.accuracy,
+                "flops": self.site.cost.forward_flops(order.masks, examples),
+                # Without gradients nothing is saved: weights, statistics, a layer's input and output.
+                "peak-memory-bytes": memory.weights + memory.batch_norm + memory.workspace,
+                "train-seconds": time.perf_counter() - began,
+            }
+        )
+        return RecordDict({"metrics": metrics})
+
+    def _receive(self, content: RecordDict, state: RecordDict) -> Order:
+        """Agree on the mask, decode the values and load them into the model."""
+        config, arrays = content["config"], content["arrays"]
+        if config["codec"] != CODEC:
+            raise WireError(f"the server speaks codec {config['codec']!r}, this client {CODEC!r}")
+        masks = self._agree(str(config["mask-version"]), take_masks(arrays), state)
+        codec = self.site.codec(masks)
+        values = codec.decode(arrays)
+        set_state(self.site.module, codec.unflatten(values))
+        return Order(int(config["round"]), config, masks, codec, values)
+
+    def _agree(self, version: str, payload: bytes | None, state: RecordDict) -> Masks:
+        """Return the masks of a version: those just sent, or those kept; never any others."""
+        if not version:
+            return Masks()
+        if payload is not None:
+            masks = self.site.masks(payload, version)
+            state["mask"] = ConfigRecord({"version": version, "payload": payload})
+            return masks
+        held = state.get("mask")
+        if held is None or held["version"] != version:
+            have = held["version"] if held is not None else "none"
+            raise UnknownMaskError(f"client {self.number} holds mask {have}, the message names {version}")
+        return self.site.masks(held["payload"], version)
+
+
+class FederatedClientApp(ClientApp):
+    """Flower's ``ClientApp`` for a scenario: finds the client that a message is for.
+
+    Parameters
+    ----------
+    find_site : Callable[[Context], Site]
+        Returns the site of a context; called for every message, so it should remember.
+    """
+
+    def __init__(self, find_site: Callable[[Context], Site]) -> None:
+        super().__init__()
+        self._find_site = find_site
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; whatever goes wrong becomes an error reply with its reason."""
+        try:
+            site = self._find_site(context)
+            kind = registry.load("strategy", site.scenario.strategy.name, site.scenario.directory)
+            client_class = registry.load("client", getattr(kind, "client", "sparse"), site.scenario.directory)
+            client: Client = client_class(site, int(context.node_config["partition-id"]))
+            content = client.handle(message, context.state)
+            _check_finite(content)
+        except UnknownMaskError as error:
+            return Message(Error(UNKNOWN_MASK, str(error)), reply_to=message)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return Message(content, reply_to=message)
+
+
+def _check_finite(content: RecordDict) -> None:
+    """Training can diverge; say so on the device rather than send it."""
+    for record in content.metric_records.values():
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FedpruneError(f"{name} is {value}: training diverged")

@@ -1,0 +1,1 @@
+"""What federated training costs a device: FLOPs, memory, bytes and virtual time."""

@@ -1,0 +1,21 @@
+"""Virtual time: how long a task would take on its device.
+
+Pure functions of a device and of what was counted, so virtual time never depends on the speed of
+the machine that simulates. Real time is measured elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fedprune.costs.devices import DeviceProfile
+
+
+def task_seconds(profile: DeviceProfile, bytes_down: int, flops: int, bytes_up: int) -> float:
+    """Seconds that a device needs to receive a task, compute it and send the reply, one after the other."""
+    return bytes_down / profile.downlink + flops / profile.compute + bytes_up / profile.uplink
+
+
+def round_seconds(tasks: Iterable[float]) -> float:
+    """Seconds of a round whose tasks run side by side: those of the slowest; 0 without tasks."""
+    return max(tasks, default=0.0)

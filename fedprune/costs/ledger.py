@@ -1,0 +1,116 @@
+"""The ledger: what every message and every round cost, as plain records.
+
+A strategy writes one ``TaskRecord`` for each message that it sent to a client and one
+``RoundRecord`` for each round. What becomes of them (files, a progress bar, a table) is for
+whoever listens; the fields are those of ``clients.jsonl`` and ``rounds.jsonl``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """One message to one client and its reply: a line of ``clients.jsonl``.
+
+    ``status`` is "ok" or "failed"; ``reason`` says why a task failed, in one line. Bytes are
+    serialized message content; ``device_seconds`` is virtual, ``wall_seconds`` is measured.
+    """
+
+    round: int
+    type: str
+    client: int
+    device: str
+    examples: int
+    bytes_down: int
+    bytes_up: int
+    mask_bytes_down: int
+    mask_bytes_up: int
+    flops: int
+    peak_memory_bytes: int
+    device_seconds: float
+    wall_seconds: float
+    status: str
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One round: a line of ``rounds.jsonl``.
+
+    ``accuracy`` and ``loss`` are those of the global model on the server's test data, None in
+    a round without evaluation. ``train_loss`` is the clients' mean, weighted by examples.
+    ``client_accuracy`` is the global model's on what the round's clients hold out, weighted by
+    examples; None where nothing is held out or asked for.
+    ``device_seconds`` is the round's virtual time: that of its slowest client.
+    ``layer_densities`` is the kept share per pruned tensor.
+    """
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    train_loss: float | None
+    client_accuracy: float | None
+    density: float
+    layer_densities: dict[str, float]
+    bytes_down: int
+    bytes_up: int
+    flops: int
+    peak_memory_bytes: int
+    device_seconds: float
+    wall_seconds: float
+    clients_ok: int
+    clients_failed: int
+
+
+class Listener(Protocol):
+    """Who hears of tasks and rounds as they end."""
+
+    def on_task(self, task: TaskRecord) -> None:
+        """Hear of one ended task."""
+
+    def on_round(self, round: RoundRecord) -> None:
+        """Hear of one ended round; round 0 is what came before training."""
+
+
+class Tally:
+    """A running total of tasks: sums of bytes and FLOPs, the largest peak, virtual time.
+
+    Tasks of one phase (the answers to messages that were sent together) run side by side, so a
+    phase lasts as long as its slowest task; phases follow one another.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self.flops = 0
+        self.peak_memory_bytes = 0
+        self.device_seconds = 0.0
+        self._phase_seconds = 0.0
+
+    def add(
+        self, *, bytes_down: int, bytes_up: int, flops: int, peak_memory_bytes: int, device_seconds: float
+    ) -> None:
+        """Add one task of the current phase."""
+        self.bytes_down += bytes_down
+        self.bytes_up += bytes_up
+        self.flops += flops
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes)
+        self._phase_seconds = max(self._phase_seconds, device_seconds)
+
+    def end_phase(self) -> None:
+        """Let the current phase's time pass."""
+        self.device_seconds += self._phase_seconds
+        self._phase_seconds = 0.0
+
+    def totals(self) -> dict[str, float]:
+        """Return the totals by the names that the results use."""
+        return {
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+            "flops": self.flops,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "device_seconds": self.device_seconds,
+        }

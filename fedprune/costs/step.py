@@ -1,0 +1,76 @@
+"""One training step of a model, run for its shapes alone: what FLOPs and memory are counted on.
+
+A `skeleton` is a copy of a model whose tensors are on PyTorch's meta device: they have shapes and
+dtypes but no data, so a step of it costs neither arithmetic nor memory and takes nothing from any
+random generator. What is counted during such a step is for `fedprune.costs.flops` and
+`fedprune.costs.memory` to say.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TRACE_EXAMPLES = 2  # batch norm refuses one example at a single position
+
+
+def skeleton(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """Return a copy of the module in training mode, on the meta device where its code can run there.
+
+    A model whose code looks at values (``tensor.item()``, a branch on data) or that keeps tensors
+    which are neither parameters nor buffers cannot run without data: it is copied as it is and runs
+    on zeros. The module itself is left alone: mode, gradients, buffers, random state.
+
+    Parameters
+    ----------
+    module
+        Maps (B, *input_shape) to logits (B, classes).
+    input_shape
+        Shape of one example.
+    """
+    model = _copy_to(module, "meta")
+    try:
+        run_step(model, input_shape, TRACE_EXAMPLES)
+    except (RuntimeError, NotImplementedError):
+        # A mistake of the model itself shows again on the first step with data, as it would in training.
+        model = _copy_to(module, "cpu")
+    return model
+
+
+def run_step(model: nn.Module, input_shape: tuple[int, ...], examples: int) -> None:
+    """Run a forward with cross-entropy loss and a backward; leaves the model without gradients."""
+    with leaves_no_trace(model):
+        forward_loss(model, input_shape, examples).backward()  # type: ignore[no-untyped-call]
+
+
+def forward_loss(model: nn.Module, input_shape: tuple[int, ...], examples: int) -> Tensor:
+    """Return the mean cross entropy of a batch of zeros: a scalar that carries the autograd graph."""
+    first = next(model.parameters())
+    batch = torch.zeros((examples, *input_shape), device=first.device, dtype=first.dtype)
+    labels = torch.zeros(examples, device=first.device, dtype=torch.long)
+    return functional.cross_entropy(model(batch), labels)
+
+
+@contextmanager
+def leaves_no_trace(model: nn.Module) -> Iterator[None]:
+    """Record gradients inside, whatever the caller's mode, and drop them and the draws at the end."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+
+
+def _copy_to(module: nn.Module, device: str) -> nn.Module:
+    # Handing deepcopy its tensors keeps it from copying the data of a large model first.
+    tensors: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
+        for parameter in module.parameters()
+    }
+    tensors |= {id(buffer): buffer.detach().to(device, copy=True) for buffer in module.buffers()}
+    return copy.deepcopy(module, tensors).train()

@@ -1,0 +1,24 @@
+"""Data for a federation: pictures from somewhere, divided over a server and clients, and served in batches.
+
+What the rest of fedprune uses is here; a source of a user's own needs ``Request``, ``Source`` and
+``Pictures``.
+"""
+
+from fedprune.data.batches import AUGMENTATIONS, batches
+from fedprune.data.federated import load
+from fedprune.data.pictures import ClientData, DataInfo, FederatedData, Pictures, Shares
+from fedprune.data.sources import SOURCES, Request, Source
+
+__all__ = [
+    "AUGMENTATIONS",
+    "SOURCES",
+    "ClientData",
+    "DataInfo",
+    "FederatedData",
+    "Pictures",
+    "Request",
+    "Shares",
+    "Source",
+    "batches",
+    "load",
+]

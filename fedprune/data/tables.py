@@ -1,0 +1,304 @@
+"""Labelled pictures out of Hugging Face ``datasets``: the hub, or local parquet, arrow and picture files.
+
+Not for knowing single data sets: their names and columns are in ``sources``. ``datasets`` is imported inside
+functions, since only the extra ``fedprune[sim]`` installs it; its tables are typed ``Any``, since it ships no
+types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.data.partition import split_without_test
+from fedprune.errors import DataError
+from fedprune.mistakes import did_you_mean
+
+# Seconds that the hub may take to say that it is there.
+HUB_TIMEOUT = 5.0
+
+# Pictures decoded at a time: large enough to hide the cost of reading a slice, small enough to need no
+# memory.
+_DECODED_AT_ONCE = 256
+
+_GREY_MODES = {"1", "L", "LA"}
+_DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "F"}
+
+_EXPECTED = (
+    "expected a .parquet or .arrow file, a folder of such files, or one of pictures in train/<class>/ and "
+    "test/<class>/"
+)
+
+
+def missing_extra(what: str, package: str) -> DataError:
+    """Return the error for a data set whose reader is not installed."""
+    return DataError(
+        f'data set {what!r} needs {package}, which is not installed: pip install "fedprune[sim]"'
+    )
+
+
+def read(name: str, hub_name: str, path: Path | None) -> tuple[Any, Any]:
+    """Return the training and the test pictures as two ``datasets.Dataset``; nothing is decoded yet.
+
+    Parameters
+    ----------
+    name
+        What a person calls the data set, for messages.
+    hub_name
+        Where the hub has it, read if ``path`` is None.
+    path
+        A local file or folder.
+
+    Raises
+    ------
+    DataError
+        Where there is nothing usable, or the hub can't be reached (within some seconds).
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra(name, "datasets") from error
+    with _quiet(datasets):
+        splits = _from_hub(datasets, name, hub_name) if path is None else _from_path(datasets, path)
+    return _train_and_test(splits, path or hub_name)
+
+
+@contextmanager
+def _quiet(datasets: ModuleType) -> Iterator[None]:
+    """Hide the progress bars of ``datasets``."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _from_path(datasets: ModuleType, path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DataError(f"data.path {path} does not exist: {_EXPECTED}")
+    try:
+        if path.is_file():
+            return _from_file(datasets, path)
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            saved = datasets.load_from_disk(str(path))
+            return dict(saved) if isinstance(saved, dict) else {"train": saved}
+        return dict(datasets.load_dataset(str(path)))
+    except DataError:
+        raise
+    except Exception as error:  # whatever a reader of any format raises, from pyarrow's to PIL's
+        raise DataError(f"data.path {path} can't be read ({_first_line(error)}): {_EXPECTED}") from error
+
+
+def _from_file(datasets: ModuleType, path: Path) -> dict[str, Any]:
+    if path.suffix not in {".parquet", ".arrow"}:
+        raise DataError(f"data.path {path} is of no known format: {_EXPECTED}")
+    return dict(datasets.load_dataset(path.suffix[1:], data_files={"train": str(path)}))
+
+
+def _from_hub(datasets: ModuleType, name: str, hub_name: str) -> dict[str, Any]:
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    # `load_dataset` tries an unreachable hub for half a minute or more; one request tells as much at once.
+    try:
+        HfApi().dataset_info(hub_name, timeout=HUB_TIMEOUT)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise DataError(f"there is no public data set {hub_name!r} on the Hugging Face hub") from error
+    except (OSError, httpx.HTTPError) as error:
+        with _offline(datasets):
+            return _load(
+                datasets,
+                name,
+                hub_name,
+                f"not loaded before, and the Hugging Face hub can't be reached: {_first_line(error)}",
+            )
+    return _load(datasets, name, hub_name, "the hub has it, but it can't be loaded")
+
+
+def _load(datasets: ModuleType, name: str, hub_name: str, trouble: str) -> dict[str, Any]:
+    try:
+        return dict(datasets.load_dataset(hub_name))
+    except Exception as error:  # of the hub's client, of a reader, of a data set's own making
+        raise DataError(
+            f"data set {name!r}: {trouble} ({_first_line(error)}). Give local files, "
+            f"`data: {{name: {name}, path: ...}}`: {_EXPECTED}"
+        ) from error
+
+
+@contextmanager
+def _offline(datasets: ModuleType) -> Iterator[None]:
+    """Have ``datasets`` look in its cache only."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _train_and_test(splits: dict[str, Any], where: Path | str) -> tuple[Any, Any]:
+    if "train" not in splits and len(splits) == 1:
+        splits = {"train": next(iter(splits.values()))}
+    if "train" not in splits:
+        raise DataError(f"{where} has no split 'train', only {', '.join(map(repr, splits))}")
+    train = splits["train"]
+    test = splits.get("test", splits.get("validation"))
+    if test is None:
+        train_indices, test_indices = split_without_test(len(train))
+        train, test = train.select(train_indices), train.select(test_indices)
+    if test.features != train.features:
+        raise DataError(f"{where}: the columns of its test split, {test.features}, are not those of train")
+    if not (len(train) and len(test)):
+        raise DataError(f"{where} has {len(train)} training and {len(test)} test pictures: both need some")
+    return train, test
+
+
+def image_column(table: Any, wanted: str | None, usual: str | None) -> str:
+    """Return the name of the column with pictures: as wanted, as usual, or the only one of that type."""
+    from datasets import Image
+
+    return _column(table, wanted, usual, Image, "pictures", "data.image_column")
+
+
+def label_column(table: Any, wanted: str | None, usual: str | None) -> str:
+    """Return the name of the column with labels: as wanted, as usual, or the only one of that type."""
+    from datasets import ClassLabel
+
+    return _column(table, wanted, usual, ClassLabel, "class labels", "data.label_column")
+
+
+def _column(table: Any, wanted: str | None, usual: str | None, kind: type, what: str, setting: str) -> str:
+    columns = ", ".join(table.features)
+    if wanted is not None:
+        if wanted not in table.features:
+            raise DataError(
+                f"{setting} is {wanted!r}: no such column{did_you_mean(wanted, table.features)}, only "
+                f"{columns}"
+            )
+        return wanted
+    if usual in table.features:
+        return str(usual)
+    found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        among = (
+            f"the columns {', '.join(found)} all hold {what}" if found else f"no column is marked as {what}"
+        )
+        raise DataError(f"{among}: name the right one in {setting}; the columns are {columns}")
+    return str(found[0])
+
+
+def class_names(table: Any, column: str) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of their numbers.
+
+    A column of plain numbers or text, which does not know its classes, has the values that occur in it,
+    sorted.
+    """
+    feature = table.features[column]
+    if hasattr(feature, "names"):
+        return tuple(feature.names)
+    values = table.unique(column)
+    if not all(isinstance(value, int | str) for value in values):
+        raise DataError(f"data.label_column {column!r} holds {feature}: labels must be whole numbers or text")
+    return tuple(map(str, sorted(values)))
+
+
+def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the class numbers, int64 (N,).
+
+    Raises
+    ------
+    DataError
+        Where a picture has no label, or one that is not among ``names``.
+    """
+    values = table[column][:]
+    if not hasattr(table.features[column], "names"):
+        number_of = {name: number for number, name in enumerate(names)}
+        values = [number_of.get(str(value), -1) for value in values]
+    numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.int64)
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
+    if len(wrong):
+        raise DataError(
+            f"{len(wrong)} pictures have no label of the {len(names)} classes in column {column!r}, "
+            "the first of "
+            f"them is picture {wrong[0]}: leave out a split without labels"
+        )
+    return numbers
+
+
+def pixels(table: Any, column: str) -> NDArray[np.uint8]:
+    """Decode a column to uint8 (N, C, H, W): C = 1 where all pictures are grey, else 3 (red, green, blue).
+
+    Raises
+    ------
+    DataError
+        Where a picture can't be decoded, has more than 8 bits, or another size than the first.
+    """
+    decoded = np.empty((len(table), 1, 0, 0), dtype=np.uint8)
+    for number, picture in enumerate(_decoded(table, column)):
+        if picture.mode in _DEEP_MODES:
+            raise DataError(
+                f"picture {number} has more than 8 bits a channel ({picture.mode}): convert it first"
+            )
+        if number == 0:
+            decoded = np.empty((len(table), 1, picture.height, picture.width), dtype=np.uint8)
+        if (picture.height, picture.width) != decoded.shape[2:]:
+            height, width = decoded.shape[2:]
+            raise DataError(
+                f"picture {number} is {picture.height}x{picture.width} and the first is {height}x{width}: "
+                "all must have one size; resize them before, for instance with PIL.Image.resize"
+            )
+        if picture.mode not in _GREY_MODES and decoded.shape[1] == 1:
+            decoded = np.repeat(decoded, 3, axis=1)
+        mode = "L" if decoded.shape[1] == 1 else "RGB"
+        array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        decoded[number] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+    return decoded
+
+
+def _decoded(table: Any, column: str) -> Iterator[Any]:
+    """Yield the pictures of a column as PIL pictures."""
+    from datasets import Image
+
+    try:
+        pictures = table.select_columns([column]).cast_column(column, Image())
+        for slice_ in pictures.iter(_DECODED_AT_ONCE):
+            yield from slice_[column]
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(
+            f"column {column!r} holds something that is no picture: {_first_line(error)}"
+        ) from error
+
+
+def same_shape(
+    train: NDArray[np.uint8], test: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return both with three channels where one of them has three.
+
+    Raises
+    ------
+    DataError
+        Where their heights or widths differ.
+    """
+    if train.shape[2:] != test.shape[2:]:
+        sizes = " and ".join("x".join(map(str, pictures.shape[2:])) for pictures in (train, test))
+        raise DataError(
+            f"training and test pictures must have one size, and these are {sizes}: resize them before"
+        )
+    channels = max(train.shape[1], test.shape[1])
+    return tuple(
+        np.repeat(pictures, channels, axis=1) if pictures.shape[1] < channels else pictures
+        for pictures in (train, test)
+    )  # type: ignore[return-value]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,426 @@
+"""``RayGrid``: Flower's ``Grid`` over Ray actors. It carries messages; it knows no strategy.
+
+Any Flower app runs on it: a ``ServerApp``'s strategy is given the grid, each worker process
+builds the ``ClientApp``. Three things make it fast: one shared copy of what many clients
+receive, several small tasks in one Ray call, and no polling. Three make it predictable: replies
+come in the order of the messages, the number of replies that wait is bounded, and a task whose
+worker died is run once more, alone, on a fresh worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedprune.engine.records import INLINE_BYTES, pack_arrays, pack_values, unpack_content
+from fedprune.engine.worker import Outcome, Task, Worker, one_line
+from fedprune.errors import RunError
+
+#: A Ray call is filled with tasks until it should last this long, or reply with this much, ...
+CHUNK_SECONDS = 0.02
+CHUNK_BYTES = 2 * 2**20
+CHUNK_TASKS = 64
+#: ... and a worker is given its next call while it runs one.
+CALLS_PER_WORKER = 2
+#: How many shared records stay in the object store; a strategy sends one or two at a time.
+SHARED_KEPT = 4
+
+_RUN_ID = 1
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """A Ray actor and how many calls it has been given and not answered."""
+
+    actor: Any
+    calls: int = 0
+    alone: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A Ray call that runs: its worker and the messages it carries, by their position."""
+
+    worker: _Worker
+    positions: list[int]
+    retry: bool
+
+
+@dataclass(eq=False, slots=True)
+class _Exchange:
+    """Messages on their way and the replies that wait for their turn."""
+
+    source: Iterator[Message]
+    exhausted: bool = False
+    sent: dict[int, Message] = field(default_factory=dict)
+    fresh: deque[int] = field(default_factory=deque)
+    retries: deque[int] = field(default_factory=deque)
+    calls: dict[Any, _Call] = field(default_factory=dict)
+    replies: dict[int, Message] = field(default_factory=dict)
+    next_position: int = 0
+    next_reply: int = 0
+
+    def take(self) -> int | None:
+        """Return the position of the next message from the source, or None at its end."""
+        if self.exhausted:
+            return None
+        message = next(self.source, None)
+        if message is None:
+            self.exhausted = True
+            return None
+        position = self.next_position
+        self.sent[position] = message
+        self.next_position += 1
+        return position
+
+    @property
+    def open(self) -> bool:
+        return bool(not self.exhausted or self.retries or self.calls or self.replies)
+
+
+class RayGrid(Grid):
+    """Flower's grid on Ray actors, for ``nodes`` that run the app that ``make_app`` returns.
+
+    Parameters
+    ----------
+    make_app : Callable[..., ClientApp]
+        Called once in every worker, with ``resources`` as keyword arguments.
+    nodes : Sequence[Mapping]
+        The node config of each node; Flower's key ``partition-id`` is added where it is missing.
+    workers : int
+        Worker processes; results do not depend on it.
+    resources : Mapping[str, object]
+        What every worker needs, put into Ray's object store once. NumPy arrays in it are read
+        by all workers without a copy.
+    run_config : Mapping
+        The app's run config, as in ``Context.run_config``.
+    gpus_per_worker : float
+        Share of a GPU that each worker asks Ray for.
+    same_shapes : bool
+        Refuse a reply whose array has another shape than the array of that name in the message.
+        Strategies that average arrays by name rely on it.
+
+    Ray must have been initialised. Use it as a context manager: its workers end with it.
+    """
+
+    def __init__(
+        self,
+        make_app: Callable[..., ClientApp],
+        nodes: Sequence[Mapping[str, Any]],
+        *,
+        workers: int,
+        resources: Mapping[str, Any] | None = None,
+        run_config: Mapping[str, Any] | None = None,
+        gpus_per_worker: float = 0.0,
+        same_shapes: bool = True,
+    ) -> None:
+        resources = dict(resources or {})
+        first = SUPERLINK_NODE_ID + 1
+        self._node_configs = {
+            first + number: {"partition-id": number, "num-partitions": len(nodes), **config}
+            for number, config in enumerate(nodes)
+        }
+        self._states: dict[int, bytes] = {}
+        self._state_pool: dict[bytes, bytes] = {}
+        self._run = Run.create_empty(_RUN_ID)
+        self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, max_restarts=0)(Worker)
+        self._actor_arguments = (
+            make_app,
+            _RUN_ID,
+            dict(run_config or {}),
+            same_shapes,
+            tuple(resources),
+            *(ray.put(value) for value in resources.values()),
+        )
+        self._shared: OrderedDict[int, tuple[ArrayRecord, Any]] = OrderedDict()
+        self._messages_sent = 0
+        self._task_seconds = CHUNK_SECONDS  # Until it is known better, a call carries one task.
+        self._task_bytes = 0.0
+        self._pushed: list[_Exchange] = []
+        TaskIdentity.task_id, TaskIdentity.run_id = 1, _RUN_ID
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self._workers = [self._new_worker() for _ in range(workers)]
+        self._await_workers()
+
+    def _new_worker(self) -> _Worker:
+        return _Worker(self._actor_class.remote(*self._actor_arguments))
+
+    def _await_workers(self) -> None:
+        """Wait until every worker has built its app; an app that cannot be built ends the run."""
+        try:
+            self.worker_pids = ray.get([worker.actor.ready.remote() for worker in self._workers])
+        except ray.exceptions.RayActorError as error:
+            self.close()
+            cause = error.cause if getattr(error, "cause", None) is not None else error
+            raise RunError(f"the workers could not start: {one_line(cause)}") from error
+
+    def __enter__(self) -> RayGrid:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers = []
+
+    # Flower's interface ------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run whose messages the grid carries."""
+        self._run = run
+        TaskIdentity.run_id = run.run_id
+
+    @property
+    def run(self) -> Run:
+        """Information about the run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message; Flower deprecates this in favour of ``Message(...)``."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes, in the order of their numbers."""
+        return list(self._node_configs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Start the messages on their way and return their ids."""
+        exchange = _Exchange(iter(list(messages)))
+        self._shared.clear()
+        while exchange.take() is not None:
+            exchange.fresh.append(exchange.next_position - 1)
+        for message in exchange.sent.values():
+            self._give_id(message)
+        ids = [message.metadata.message_id for message in exchange.sent.values()]
+        self._pushed.append(exchange)
+        self._pump(exchange, timeout=0.0, bounded=False)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to pushed messages that are there by now; never waits for others."""
+        wanted = set(message_ids)
+        found = []
+        for exchange in list(self._pushed):
+            self._pump(exchange, timeout=0.0, bounded=False)
+            for position, reply in sorted(exchange.replies.items()):
+                if reply.metadata.reply_to_message_id in wanted:
+                    found.append(exchange.replies.pop(position))
+            if not exchange.open:
+                self._pushed.remove(exchange)
+        return found
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send the messages; yield each reply once all earlier ones, in their order, are in.
+
+        Messages are taken from the iterable as workers become free, and no new work starts while
+        more replies wait than the workers can produce in a moment. So memory is bounded by the
+        number of workers, whatever the number of messages. After ``timeout`` seconds the workers
+        that still run are ended, and the messages they had get no reply, as in Flower.
+        """
+        exchange = _Exchange(iter(messages))
+        self._shared.clear()  # A strategy may have changed a record of the last exchange in place.
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while True:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._pump(exchange, timeout=left, bounded=True)
+                while exchange.next_reply in exchange.replies:
+                    reply = exchange.replies.pop(exchange.next_reply)
+                    exchange.next_reply += 1
+                    yield reply
+                    del reply
+                if not exchange.open:
+                    return
+            for position in sorted(exchange.replies):
+                yield exchange.replies.pop(position)
+        finally:
+            self._abandon(exchange)
+
+    def map(self, function: Callable[..., Any], common: Any, items: Sequence[Any]) -> list[Any]:
+        """Return ``function(resources, common, item)`` for every item, computed on the workers.
+
+        ``function`` must be importable; ``common`` is put into the object store once. The order
+        is that of the items, whichever worker computed them.
+        """
+        common = ray.put(common)
+        for attempt in (1, 2):
+            share = -(-len(items) // max(1, len(self._workers)))
+            calls = [
+                worker.actor.call.remote(function, common, list(items[start : start + share]))
+                for worker, start in zip(self._workers, range(0, len(items), share), strict=False)
+            ]
+            try:
+                return [value for values in ray.get(calls) for value in values]
+            except ray.exceptions.RayActorError as error:
+                if attempt == 2:
+                    raise RunError(f"a worker died twice: {one_line(error)}") from error
+                for worker in list(self._workers):
+                    self._replace(worker)
+        raise AssertionError("unreachable")
+
+    # The mechanism ----------------------------------------------------------------------
+
+    def _pump(self, exchange: _Exchange, *, timeout: float | None, bounded: bool) -> None:
+        """Give work to free workers, then wait (at most ``timeout``) until a call has ended."""
+        self._dispatch(exchange, bounded)
+        if not exchange.calls:
+            return
+        done, _ = ray.wait(list(exchange.calls), num_returns=1, timeout=timeout)
+        if done:
+            # What else has ended by now costs no further wait.
+            more, _ = ray.wait(list(exchange.calls), num_returns=len(exchange.calls), timeout=0)
+            done = more or done
+        for reference in done:
+            self._collect(exchange, reference)
+        if done:
+            self._dispatch(exchange, bounded)
+
+    def _dispatch(self, exchange: _Exchange, bounded: bool) -> None:
+        chunk = self._chunk_size()
+        limit = 2 * CALLS_PER_WORKER * len(self._workers) * chunk
+        while exchange.retries:
+            # A message whose worker died runs alone, so that only the guilty one can fail twice.
+            worker = next((w for w in self._workers if w.calls == 0), None)
+            if worker is None:
+                break
+            self._call(exchange, worker, [exchange.retries.popleft()], retry=True)
+        while not exchange.retries:
+            if bounded and exchange.next_position - exchange.next_reply >= limit:
+                break
+            free = [w for w in self._workers if w.calls < CALLS_PER_WORKER and not w.alone]
+            if not free:
+                break
+            positions: list[int] = []
+            while len(positions) < chunk:
+                position = exchange.fresh.popleft() if exchange.fresh else exchange.take()
+                if position is None:
+                    break
+                positions.append(position)
+            if not positions:
+                break
+            self._call(exchange, min(free, key=lambda w: w.calls), positions, retry=False)
+
+    def _chunk_size(self) -> int:
+        by_time = CHUNK_SECONDS / max(self._task_seconds, 1e-6)
+        by_bytes = CHUNK_BYTES / max(self._task_bytes, 1.0)
+        return max(1, min(CHUNK_TASKS, int(by_time), int(by_bytes)))
+
+    def _call(self, exchange: _Exchange, worker: _Worker, positions: list[int], *, retry: bool) -> None:
+        shared: dict[str, Any] = {}
+        tasks = [self._task(exchange.sent[position], shared) for position in positions]
+        reference = worker.actor.run.remote(tasks, list(shared), *shared.values())
+        worker.calls += 1
+        worker.alone = retry
+        exchange.calls[reference] = _Call(worker, positions, retry)
+
+    def _give_id(self, message: Message) -> None:
+        if not message.metadata.message_id:
+            self._messages_sent += 1
+            message.metadata.__dict__["_message_id"] = f"{_RUN_ID}-{self._messages_sent}"
+
+    def _task(self, message: Message, shared: dict[str, Any]) -> Task:
+        self._give_id(message)
+        node_id = message.metadata.dst_node_id
+        content: list[tuple[str, str, Any]] = []
+        for key, record in message.content.items():
+            if not isinstance(record, ArrayRecord):
+                content.append((key, *pack_values(record)))
+                continue
+            reference = self._share(record)
+            if reference is None:
+                content.append((key, "arrays", pack_arrays(record)))
+            else:
+                name = reference.hex()
+                shared[name] = reference
+                content.append((key, "shared", list(shared).index(name)))
+        return Task(message.metadata, content, self._node_configs[node_id], self._states.get(node_id, b""))
+
+    def _share(self, record: ArrayRecord) -> Any:
+        """Put a large record into the object store once for all messages that carry it."""
+        if sum(len(array.data) for array in record.values()) < INLINE_BYTES:
+            return None
+        entry = self._shared.pop(id(record), None)
+        if entry is None:
+            entry = (record, ray.put(pack_arrays(record)))
+        self._shared[id(record)] = entry  # Holding the record keeps its id its own.
+        while len(self._shared) > SHARED_KEPT:
+            self._shared.popitem(last=False)
+        return entry[1]
+
+    def _collect(self, exchange: _Exchange, reference: Any) -> None:
+        call = exchange.calls.pop(reference)
+        call.worker.calls -= 1
+        call.worker.alone = False
+        try:
+            outcomes, seconds = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._replace(call.worker)
+            if not call.retry:
+                exchange.retries.extend(call.positions)
+                return
+            reason = f"the worker died twice: {one_line(error)}"
+            outcomes = [Outcome(None, ErrorCode.UNKNOWN, reason, None) for _ in call.positions]
+        else:
+            self._learn(outcomes, seconds)
+        for position, outcome in zip(call.positions, outcomes, strict=True):
+            exchange.replies[position] = self._reply(exchange.sent.pop(position), outcome)
+
+    def _learn(self, outcomes: list[Outcome], seconds: float) -> None:
+        """Keep running means of a task's time and reply size; they set the size of a call."""
+        size = sum(
+            len(data)
+            for outcome in outcomes
+            for _, kind, record in outcome.content or ()
+            if kind == "arrays"
+            for *_, data in record
+        )
+        self._task_seconds += 0.5 * (seconds / len(outcomes) - self._task_seconds)
+        self._task_bytes += 0.5 * (size / len(outcomes) - self._task_bytes)
+
+    def _reply(self, message: Message, outcome: Outcome) -> Message:
+        if outcome.state is not None:
+            # Clients often keep the same thing, a mask for instance: hold it once.
+            state = self._state_pool.setdefault(outcome.state, outcome.state)
+            self._states[message.metadata.dst_node_id] = state
+            if len(self._state_pool) > 2 * len(self._states) + 16:
+                self._state_pool = {held: held for held in self._states.values()}
+        if outcome.content is None:
+            return Message(Error(outcome.code, outcome.reason), reply_to=message)
+        return Message(unpack_content(outcome.content), reply_to=message)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Put a fresh worker in the place of one that failed or hangs."""
+        if worker in self._workers:
+            ray.kill(worker.actor)
+            self._workers[self._workers.index(worker)] = self._new_worker()
+
+    def _abandon(self, exchange: _Exchange) -> None:
+        """End the workers of calls that nobody waits for any more, and start fresh ones."""
+        for worker in {call.worker for call in exchange.calls.values()}:
+            self._replace(worker)
+        exchange.calls.clear()

@@ -1,0 +1,144 @@
+"""What runs in a Ray worker process: Flower's ``ClientApp``, one message after another.
+
+A worker knows nothing of strategies, rounds or scenarios. It is given tasks, runs the app that
+it built at its start, and hands back outcomes; a task that raises is an outcome like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedprune.engine.records import (
+    PackedArrays,
+    content_fault,
+    pack_content,
+    pack_state,
+    unpack_arrays,
+    unpack_state,
+    unpack_values,
+)
+
+#: How many shared records a worker keeps unpacked: the global model, with and without its mask,
+#: of this round and the last.
+SHARED_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One message for one node. In ``content`` a shared record is the index of its reference."""
+
+    metadata: Metadata
+    content: list[tuple[str, str, Any]]
+    node_config: dict[str, Any]
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a task: content, or an error code and a reason; the state if it changed."""
+
+    content: list[tuple[str, str, Any]] | None
+    code: int
+    reason: str
+    state: bytes | None
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception as one line: its type and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+class Worker:
+    """A process that runs one app; ``RayGrid`` turns this class into a Ray actor."""
+
+    def __init__(
+        self,
+        make_app: Callable[..., ClientApp],
+        run_id: int,
+        run_config: dict[str, Any],
+        same_shapes: bool,
+        names: tuple[str, ...],
+        *resources: Any,
+    ) -> None:
+        import torch  # Here: the engine runs any Flower app, but a thread count must be set first.
+
+        torch.set_num_threads(1)
+        self._resources: Mapping[str, Any] = dict(zip(names, resources, strict=True))
+        self._app = make_app(**self._resources)
+        self._run_config = run_config
+        self._same_shapes = same_shapes
+        self._shared: OrderedDict[str, ArrayRecord] = OrderedDict()
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = run_id
+
+    def ready(self) -> int:
+        """Return the process id, once the app has been built."""
+        return os.getpid()
+
+    def call(self, function: Callable[..., Any], common: Any, items: list[Any]) -> list[Any]:
+        """Return ``function(resources, common, item)`` for each item."""
+        return [function(self._resources, common, item) for item in items]
+
+    def run(
+        self, tasks: list[Task], shared_ids: list[str], *shared: PackedArrays
+    ) -> tuple[list[Outcome], float]:
+        """Run the tasks in order; return their outcomes and the seconds they took together."""
+        started = time.perf_counter()
+        records = [self._unpacked(name, packed) for name, packed in zip(shared_ids, shared, strict=True)]
+        outcomes = [self._outcome(task, records) for task in tasks]
+        return outcomes, time.perf_counter() - started
+
+    def _unpacked(self, name: str, packed: PackedArrays) -> ArrayRecord:
+        """Unpack a shared record once for all tasks that use it."""
+        record = self._shared.pop(name, None)
+        if record is None:
+            record = ArrayRecord(unpack_arrays(packed))
+        self._shared[name] = record
+        while len(self._shared) > SHARED_KEPT:
+            self._shared.popitem(last=False)
+        return record
+
+    def _outcome(self, task: Task, shared: list[ArrayRecord]) -> Outcome:
+        node_id = TaskIdentity.node_id = task.metadata.dst_node_id
+        try:
+            content = RecordDict()
+            for key, kind, record in task.content:
+                if kind == "shared":
+                    # A record of its own, so that an app may empty it; the arrays are shared.
+                    content[key] = ArrayRecord(dict(shared[record]))
+                elif kind == "arrays":
+                    content[key] = ArrayRecord(unpack_arrays(record))
+                else:
+                    content[key] = unpack_values(kind, record)
+            message = Message(metadata=task.metadata, content=content)  # type: ignore[call-overload]
+            sent = RecordDict(dict(content)) if self._same_shapes else None
+            context = Context(
+                run_id=TaskIdentity.run_id,
+                node_id=node_id,
+                node_config=task.node_config,
+                state=unpack_state(task.state),
+                run_config=self._run_config,
+            )
+            reply = self._app(message, context)
+            state = pack_state(context.state)
+            changed = state if state != task.state else None
+            if reply.has_error():
+                return Outcome(None, reply.error.code, reply.error.reason or "", changed)
+            fault = content_fault(reply.content, sent)
+            if fault is not None:
+                return Outcome(None, ErrorCode.UNKNOWN, f"unusable reply: {fault}", changed)
+            return Outcome(pack_content(reply.content), 0, "", changed)
+        except Exception as error:
+            return Outcome(None, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, one_line(error), None)

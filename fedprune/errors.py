@@ -1,0 +1,40 @@
+"""The errors that fedprune raises on purpose.
+
+A ``UserError`` is a mistake that a person made in a scenario, a command or a path: the
+command line prints its message alone, without a traceback, and ends with exit status 2.
+Every other ``FedpruneError`` is a fault of a run or of a message: exit status 1.
+"""
+
+from __future__ import annotations
+
+
+class FedpruneError(Exception):
+    """Base of every error that fedprune raises on purpose."""
+
+    exit_status = 1
+
+
+class UserError(FedpruneError):
+    """A mistake in what a person wrote; the message says what would be right."""
+
+    exit_status = 2
+
+
+class ScenarioError(UserError):
+    """A scenario that cannot be read or does not describe a federation."""
+
+
+class PluginError(UserError):
+    """A strategy, client, model, data set or criterion that cannot be found or loaded."""
+
+
+class DataError(UserError):
+    """A data set that cannot be read or cannot be split as asked."""
+
+
+class WireError(FedpruneError):
+    """A message whose content is not what the format allows; names the tensor and the fault."""
+
+
+class RunError(FedpruneError):
+    """A run that cannot go on."""

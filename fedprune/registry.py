@@ -1,0 +1,283 @@
+"""One way to find a plug-in: a built-in name, an entry point, "package.module:Name" or "file.py:Name".
+
+A strategy, client, model, data set, criterion, layer distribution or schedule is looked up here by its
+kind and name; a built-in one has no privilege but its short name. This module imports a plug-in when it
+is asked for, and knows nothing about what it does. A process that needs one that another process has
+loaded loads it by the same kind, name and directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedprune.errors import PluginError
+from fedprune.mistakes import did_you_mean
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Where the plug-ins of one kind are found.
+
+    ``home`` is a package with one file a plug-in where ``table`` is None, else the module whose dictionary
+    ``table`` has them by name. ``base`` is the "module:Class" that a plug-in must be a subclass of, None
+    where any callable will do.
+    """
+
+    what: str
+    group: str
+    home: str
+    table: str | None = None
+    base: str | None = None
+
+
+_KINDS = {
+    "strategy": _Kind(
+        "strategy", "fedprune.strategies", "fedprune.strategies", base="flwr.serverapp.strategy:Strategy"
+    ),
+    "client": _Kind("client", "fedprune.clients", "fedprune.clients", base="fedprune.client:Client"),
+    "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS"),
+    "data": _Kind("data set", "fedprune.data", "fedprune.data.sources", table="SOURCES"),
+    "criterion": _Kind("criterion", "fedprune.criteria", "fedprune.sparsity.criteria", table="CRITERIA"),
+    "distribution": _Kind(
+        "distribution", "fedprune.distributions", "fedprune.sparsity.distributions", table="DISTRIBUTIONS"
+    ),
+    "schedule": _Kind("schedule", "fedprune.schedules", "fedprune.sparsity.schedules", table="SCHEDULES"),
+}
+
+
+def load(kind: str, name: str, directory: Path | None = None) -> Any:
+    """Return the plug-in of a kind that a name stands for.
+
+    Parameters
+    ----------
+    kind : str
+        "strategy", "client", "model", "data", "criterion", "distribution" or "schedule".
+    name : str
+        A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
+        "package.module:Name", "package.module.Name", or "file.py:Name".
+    directory : Path, optional
+        The folder that a relative "file.py" starts from; the working directory where not given.
+
+    Returns
+    -------
+    Any
+        The class or function: for a strategy a subclass of Flower's ``Strategy``, for a client one of
+        `fedprune.client.Client`, else a callable.
+
+    Raises
+    ------
+    PluginError
+        Where nothing has that name, two things have it, it cannot be imported, or it is something else.
+    """
+    spec = _spec(kind)
+    return _checked(spec, name, _find(spec, name, directory or Path.cwd()))
+
+
+def names(kind: str) -> list[str]:
+    """Return what can be named without a file or a module, sorted; nothing is loaded."""
+    return _names(_spec(kind))
+
+
+def available(kind: str) -> dict[str, str]:
+    """Return what can be named without a file or a module: name -> one line of what it is, sorted.
+
+    What cannot be loaded, such as a broken plug-in of another package, is listed with the reason.
+    """
+    lines = {}
+    for name in names(kind):
+        try:
+            lines[name] = _first_line(load(kind, name))
+        except PluginError as error:
+            lines[name] = f"(cannot be loaded: {error})"
+    return lines
+
+
+def _spec(kind: str) -> _Kind:
+    try:
+        return _KINDS[kind]
+    except KeyError:
+        raise PluginError(f"no kind of plug-in {kind!r}{did_you_mean(kind, _KINDS)}") from None
+
+
+def _names(spec: _Kind) -> list[str]:
+    return sorted({*_builtin_names(spec), *_entry_points(spec)})
+
+
+def _find(spec: _Kind, name: str, directory: Path) -> Any:
+    """Return what a name stands for, not yet checked to be of the right kind."""
+    place, colon, attribute = name.rpartition(":")
+    if colon and place.endswith(".py"):
+        return _attribute(_module_of_file(directory / Path(place).expanduser()), attribute)
+    if colon:
+        return _attribute(_module(place, f"{spec.what} {name!r}"), attribute)
+    candidates = _candidates(spec, name)
+    if len(candidates) > 1:
+        raise PluginError(
+            f"{spec.what} {name!r} is ambiguous: it is {' and '.join(candidates)}; write the one that you "
+            "mean as 'package.module:Name'"
+        )
+    for found in candidates.values():
+        return found()
+    place, dot, attribute = name.rpartition(".")
+    if dot and re.fullmatch(r"\w+(\.\w+)+", name):
+        return _attribute(_module(place, f"{spec.what} {name!r}"), attribute)
+    known = _names(spec)
+    raise PluginError(
+        f"no {spec.what} {name!r}{did_you_mean(name, known)} (known here: {', '.join(known) or 'none'}; "
+        "or write 'package.module:Name' or './file.py:Name')"
+    )
+
+
+def _candidates(spec: _Kind, name: str) -> dict[str, Callable[[], Any]]:
+    """Return everything that a short name stands for: what it is, in words, -> how to load it."""
+    candidates: dict[str, Callable[[], Any]] = {}
+    if name in _builtin_names(spec):
+        candidates[f"fedprune's own (in {_home_of(spec, name)})"] = partial(_builtin, spec, name)
+    for point in _entry_points(spec).get(name, ()):
+        candidates[_described(point)] = partial(_of_entry_point, spec, point)
+    return candidates
+
+
+def _builtin_names(spec: _Kind) -> Iterable[str]:
+    home = importlib.import_module(spec.home)
+    if spec.table is not None:
+        table: Mapping[str, Any] = getattr(home, spec.table)
+        return table.keys()
+    return {module.name for module in pkgutil.iter_modules(home.__path__) if not module.name.startswith("_")}
+
+
+def _home_of(spec: _Kind, name: str) -> str:
+    return spec.home if spec.table is not None else f"{spec.home}.{name}"
+
+
+def _builtin(spec: _Kind, name: str) -> Any:
+    """Return a built-in plug-in: an entry of its kind's table, or the one public class of its own file."""
+    home = _home_of(spec, name)
+    if spec.table is not None:
+        return getattr(importlib.import_module(home), spec.table)[name]
+    module = _module(home, f"{spec.what} {name!r}")
+    base = _base(spec)
+    classes = [
+        value
+        for own, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and value.__module__ == home
+        and not own.startswith("_")
+    ]
+    if len(classes) != 1:
+        raise PluginError(f"{home} defines {len(classes)} classes that are a {spec.what}, it must define one")
+    return classes[0]
+
+
+def _entry_points(spec: _Kind) -> dict[str, list[EntryPoint]]:
+    """Return the entry points of a kind by name; one found twice, say in a checkout too, counts once."""
+    points: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=spec.group):
+        same_name = points.setdefault(point.name, [])
+        if point.value not in [other.value for other in same_name]:
+            same_name.append(point)
+    return points
+
+
+def _described(point: EntryPoint) -> str:
+    package = f"package {point.dist.name}" if point.dist else "an installed package"
+    return f"an entry point of {package} ({point.value})"
+
+
+def _of_entry_point(spec: _Kind, point: EntryPoint) -> Any:
+    wanted = f"{spec.what} {point.name!r}, {_described(point)},"
+    if not point.attr:
+        raise PluginError(f"{wanted} names a module: it must be 'package.module:Name'")
+    return _attribute(_module(point.module, wanted), point.attr)
+
+
+def _module(name: str, wanted: str) -> ModuleType:
+    """Import a module; ``wanted`` says what for."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise PluginError(f"{wanted} cannot be imported: {_import_fault(error)}") from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """Import a file once a process, under a name of its own, so that no two files collide."""
+    path = path.resolve()
+    name = f"fedprune_plugin_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.py")))
+        raise PluginError(f"no file {path}{near}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses and pydantic look their own module up there.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"{path} cannot be imported: {_import_fault(error)}") from error
+    return module
+
+
+def _import_fault(error: Exception) -> str:
+    """Return, in one line, why an import failed and where."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if last.filename.startswith("<frozen") else f" ({last.filename}:{last.lineno})"
+    if isinstance(error, ModuleNotFoundError):
+        return f"there is no module {error.name!r}: install it or correct its name{place}"
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _attribute(module: ModuleType, name: str) -> Any:
+    """Return what a module calls by a name, or by a dotted name inside a class."""
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            public = [known for known in vars(value) if not known.startswith("_")]
+            where = module.__file__ or module.__name__
+            raise PluginError(f"{where} has no {name!r}{did_you_mean(part, public)}")
+        value = getattr(value, part)
+    return value
+
+
+def _base(spec: _Kind) -> type:
+    assert spec.base is not None
+    module, _, name = spec.base.partition(":")
+    base: type = getattr(importlib.import_module(module), name)
+    return base
+
+
+def _checked(spec: _Kind, name: str, found: Any) -> Any:
+    """Return what was found; refuse what cannot be a plug-in of its kind."""
+    if spec.base is None:
+        if not callable(found):
+            raise PluginError(f"{spec.what} {name!r} is {found!r}: it must be a function or a class")
+    elif not (inspect.isclass(found) and issubclass(found, _base(spec))):
+        raise PluginError(
+            f"{spec.what} {name!r} is {found!r}: it must be a subclass of {spec.base.replace(':', '.')}"
+        )
+    return found
+
+
+def _first_line(plugin: Any) -> str:
+    return (inspect.getdoc(plugin) or "(no description)").splitlines()[0]

@@ -1,0 +1,260 @@
+"""The run folder as it is written: plain files, line by line, while the run goes on.
+
+A ``RunFolder`` listens to the ledger. What a killed run leaves behind is readable up to its
+last round. Reading a folder back is the matter of `fedprune.results.run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+import fedprune
+from fedprune.costs.ledger import RoundRecord, TaskRecord
+from fedprune.errors import UserError
+from fedprune.results import records
+from fedprune.sparsity.masks import Masks
+
+if TYPE_CHECKING:
+    from fedprune.data import DataInfo
+    from fedprune.scenario import Scenario
+
+SCENARIO = "scenario.yaml"
+ROUNDS = "rounds.jsonl"
+CLIENTS = "clients.jsonl"
+SUMMARY = "summary.json"
+MODEL = "model.safetensors"
+PICTURES = ("accuracy.png", "costs.png", "density.png")
+CHECKPOINTS = "checkpoints"
+
+# The first line of a run's scenario.yaml: it tells a run folder from a person's own folder.
+_SIGNATURE = "# A run of fedprune: the scenario as it was resolved. It can be run again as it is."
+
+
+def is_run_folder(directory: Path) -> bool:
+    """Say whether fedprune wrote this folder: whether its scenario.yaml is that of a run."""
+    try:
+        with (directory / SCENARIO).open(encoding="utf-8") as file:
+            return file.readline().rstrip("\n") == _SIGNATURE
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or none of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+class RunFolder:
+    """Writes one run into its folder; a `fedprune.costs.ledger.Listener`.
+
+    Made by `create` or, to go on after a checkpoint, by `reopen`.
+    """
+
+    def __init__(self, directory: Path, scenario: Scenario) -> None:
+        self.directory = directory
+        self.scenario = scenario
+        self._rounds = (directory / ROUNDS).open("a", encoding="utf-8")
+        self._clients = (directory / CLIENTS).open("a", encoding="utf-8")
+
+    @classmethod
+    def create(cls, directory: Path, scenario: Scenario, *, overwrite: bool = False) -> RunFolder:
+        """Make the folder of a new run, with its ``scenario.yaml``.
+
+        A folder that holds the records of a run is refused; with ``overwrite`` the files of
+        that run are removed, and only those. A folder with other files in it that is not a
+        run's is always refused.
+
+        Raises
+        ------
+        UserError
+            Where the folder is refused or cannot be made.
+        """
+        _make_room(directory, overwrite=overwrite)
+        write_atomically(directory / SCENARIO, scenario_text(scenario).encode())
+        return cls(directory, scenario)
+
+    @classmethod
+    def reopen(cls, directory: Path, scenario: Scenario, *, last_round: int) -> RunFolder:
+        """Go on with a run that was broken off: keep its records up to ``last_round``, drop later ones.
+
+        Raises
+        ------
+        UserError
+            Where the folder is not a run's, or its records end before ``last_round``.
+        """
+        if not is_run_folder(directory):
+            raise UserError(f"{directory}: not a run folder, so there is no run to resume")
+        rounds = records.read_lines(directory / ROUNDS)
+        if not any(record["round"] == last_round for record in rounds):
+            raise UserError(f"{directory / ROUNDS}: holds no round {last_round} to resume after")
+        (directory / SUMMARY).unlink(missing_ok=True)
+        for name in (ROUNDS, CLIENTS):
+            kept = [r for r in records.read_lines(directory / name) if r["round"] <= last_round]
+            write_atomically(directory / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        return cls(directory, scenario)
+
+    def on_task(self, task: TaskRecord) -> None:
+        """Write one line of ``clients.jsonl``."""
+        self._clients.write(records.to_line(task))
+
+    def on_round(self, round: RoundRecord) -> None:
+        """Write one line of ``rounds.jsonl``, and everything so far to disk."""
+        # Clients first: a round that can be read then has all its clients.
+        self._clients.flush()
+        self._rounds.write(records.to_line(round))
+        self._rounds.flush()
+
+    def finish(
+        self,
+        *,
+        status: Literal["complete", "interrupted", "failed"],
+        reason: str | None,
+        state: Mapping[str, Tensor],
+        masks: Masks,
+        info: DataInfo,
+        dense: Mapping[str, float] | None,
+    ) -> Path:
+        """Write the model, the pictures and, last, the summary; return the folder.
+
+        Parameters
+        ----------
+        status, reason
+            How the run ended, and why where it did not complete.
+        state, masks
+            The final global model: float tensors by name, and which of their weights are kept.
+        info
+            What the model was trained on; stored with it.
+        dense
+            What dense FedAvg would have cost under the same scenario (total of each of
+            `fedprune.results.records.COSTS`), or None where the cost model does not give it.
+
+        Pictures need matplotlib, which a device install does without; they are left out there.
+        """
+        self.close()
+        rounds = records.read_lines(self.directory / ROUNDS)
+        model = self._write_model(state, masks, info)
+        if rounds and util.find_spec("matplotlib") is not None:
+            from fedprune.results import pictures
+
+            pictures.draw(rounds, self.directory, title=self.scenario.name)
+        summary = records.summarise(
+            rounds,
+            records.read_lines(self.directory / CLIENTS),
+            name=self.scenario.name,
+            strategy=self.scenario.strategy.name,
+            seed=self.scenario.seed,
+            planned_rounds=self.scenario.rounds,
+            status=status,
+            reason=reason,
+            dense=dense,
+            model=model,
+        )
+        text = json.dumps(records.strict(summary), indent=2, allow_nan=False)
+        write_atomically(self.directory / SUMMARY, f"{text}\n".encode())
+        return self.directory
+
+    def close(self) -> None:
+        """Close the files; may be called again."""
+        self._clients.close()
+        self._rounds.close()
+
+    def _write_model(self, state: Mapping[str, Tensor], masks: Masks, info: DataInfo) -> dict[str, float]:
+        """Write ``model.safetensors``; return the model's size and densities for the summary."""
+        from fedprune.results import modelfile
+
+        sizes = modelfile.save_model(
+            self.directory / MODEL,
+            state,
+            masks,
+            model=self.scenario.model.model_dump(mode="json"),
+            input_shape=info.input_shape,
+            classes=info.classes,
+            class_names=info.class_names,
+            mean=info.mean,
+            std=info.std,
+        )
+        kept = sum(masks.kept.get(name, size) for name, size in sizes.items())
+        parameters = sum(sizes.values())
+        return {
+            "density": masks.density,
+            "density_all_weights": kept / parameters,
+            "parameters": parameters,
+        }
+
+
+def _make_room(directory: Path, *, overwrite: bool) -> None:
+    """Make the folder, empty of any earlier run, or say why not."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        present = {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be a run folder: {error.strerror}") from None
+    if not present:
+        return
+    if not is_run_folder(directory):
+        raise UserError(
+            f"{directory}: holds files that are not a run's ({', '.join(sorted(present)[:3])}); "
+            "give an empty or new folder with --out"
+        )
+    if _holds_records(directory) and not overwrite:
+        raise UserError(
+            f"{directory}: holds a run already; give another folder with --out, or --overwrite to replace it"
+        )
+    for path in _own_files(directory):
+        path.unlink()
+
+
+def _holds_records(directory: Path) -> bool:
+    rounds = directory / ROUNDS
+    return (directory / SUMMARY).exists() or (rounds.exists() and rounds.stat().st_size > 0)
+
+
+def _own_files(directory: Path) -> Iterator[Path]:
+    """Yield the files of a run, but for its scenario.yaml, which the next run replaces."""
+    names = (SUMMARY, ROUNDS, CLIENTS, MODEL, *PICTURES)
+    own = [*names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
+    yield from (directory / name for name in own if (directory / name).is_file())
+    yield from (path for path in (directory / CHECKPOINTS).glob("round-*") if path.is_file())
+
+
+def scenario_text(scenario: Scenario) -> str:
+    """Return ``scenario.yaml``: the versions as comments, then a scenario that can be run again."""
+    comments = "".join(f"#   {name}: {version}\n" for name, version in versions().items())
+    return f"{_SIGNATURE}\n# versions:\n{comments}{scenario.to_yaml()}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on; what is not installed is left out."""
+    found = {"fedprune": fedprune.__version__, "python": platform.python_version()}
+    for package in ("flwr", "torch", "ray", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _git_commit(Path(fedprune.__file__).resolve().parent.parent)
+    return found | ({"git commit": commit} if commit else {})
+
+
+def _git_commit(checkout: Path) -> str | None:
+    """Return the commit of a checkout, marked "-dirty" where files differ from it; None without one."""
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line a round elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+from fedprune.costs.ledger import RoundRecord, TaskRecord
+from fedprune.results.measures import format_share
+from fedprune.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Shows how far a run is; a `fedprune.costs.ledger.Listener` and a context manager.
+
+    Parameters
+    ----------
+    rounds
+        How many rounds are planned.
+    stream
+        Where to write, standard error by default: standard output is for results.
+    """
+
+    def __init__(self, rounds: int, stream: TextIO | None = None) -> None:
+        self._rounds = rounds
+        self._stream = stream or sys.stderr
+        self._bar: Bar | None = None
+        self._accuracy: float | None = None
+        self._traffic = 0
+        self._replies = 0
+
+    def __enter__(self) -> Self:
+        """Start the bar where the stream is a terminal."""
+        if self._stream.isatty():
+            self._bar = _bar(self._rounds, self._stream)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_task(self, task: TaskRecord) -> None:
+        """Count the replies of the round that goes on."""
+        self._replies += 1
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], replies=f"{self._replies} replies")
+
+    def on_round(self, round: RoundRecord) -> None:
+        """Show the round's numbers."""
+        self._replies = 0
+        self._traffic += round.bytes_down + round.bytes_up
+        self._accuracy = round.accuracy if round.accuracy is not None else self._accuracy
+        if self._bar is None:
+            print(line_of(round, self._rounds), file=self._stream, flush=True)
+            return
+        self._bar.update(
+            self._bar.task_ids[0],
+            completed=round.round,
+            accuracy=format_share(self._accuracy) if self._accuracy is not None else "-",
+            density=format_share(round.density),
+            traffic=format_bytes(self._traffic),
+            replies="",
+        )
+
+
+def line_of(round: RoundRecord, rounds: int) -> str:
+    """Return one round as one line of plain text."""
+    parts = [
+        f"accuracy {format_share(round.accuracy)}" if round.accuracy is not None else None,
+        f"density {format_share(round.density)}",
+        f"down {format_bytes(round.bytes_down)}",
+        f"up {format_bytes(round.bytes_up)}",
+        f"{round.clients_ok} clients",
+        f"{round.clients_failed} failed" if round.clients_failed else None,
+        format_seconds(round.wall_seconds),
+    ]
+    return f"round {round.round}/{rounds}: " + ", ".join(part for part in parts if part)
+
+
+def _bar(rounds: int, stream: TextIO) -> Bar:
+    """Return a bar that is not yet shown."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TextColumn("accuracy {task.fields[accuracy]}"),
+        TextColumn("density {task.fields[density]}"),
+        TextColumn("traffic {task.fields[traffic]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[replies]}"),
+        console=Console(file=stream),
+    )
+    bar.add_task("run", total=rounds, accuracy="-", density="-", traffic="-", replies="")
+    return bar

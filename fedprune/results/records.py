@@ -1,0 +1,139 @@
+"""Records as lines of strict JSON, and the summary that follows from them.
+
+What stands here works on plain dictionaries, so that a run can be read and summarised without
+PyTorch, and a column that the ledger gains is written, read and kept without a change here.
+Where the files lie is the matter of `fedprune.results.folder`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedprune.costs.ledger import RoundRecord, TaskRecord
+from fedprune.errors import UserError
+
+Record = dict[str, Any]
+
+# What a run costs: column of `rounds.jsonl` -> how the rounds' values make the run's.
+COSTS: dict[str, Callable[[Iterable[float]], float]] = {
+    "bytes_down": sum,
+    "bytes_up": sum,
+    "flops": sum,
+    "device_seconds": sum,
+    "wall_seconds": sum,
+    "peak_memory_bytes": max,
+}
+
+
+def strict(value: Any) -> Any:
+    """Return the value as strict JSON can hold it: NaN and infinities become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value
+
+
+def to_line(record: TaskRecord | RoundRecord) -> str:
+    """Return the record as one line of JSON, with exactly the fields of its class."""
+    return json.dumps(strict(asdict(record)), allow_nan=False) + "\n"
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Read a file of one JSON object a line; a file that does not exist has no lines.
+
+    A last line without its end is what a killed process leaves, and is left out. Any other
+    line that is not a JSON object raises ``UserError`` with its number.
+    """
+    if not path.exists():
+        return []
+    *lines, _cut_off = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: expected an object, found {line[:40]!r}")
+        records.append(record)
+    return records
+
+
+def total_costs(rounds: Sequence[Record]) -> dict[str, float]:
+    """Return what all rounds together cost: sums, and for peak memory the largest."""
+    return {cost: total([record.get(cost) or 0 for record in rounds] or [0]) for cost, total in COSTS.items()}
+
+
+def relative_costs(costs: Mapping[str, float], dense: Mapping[str, float] | None) -> Record | None:
+    """Return each cost divided by that of the dense run; None where there is nothing to divide by."""
+    if dense is None:
+        return None
+    return {cost: value / dense[cost] if dense.get(cost) else None for cost, value in costs.items()}
+
+
+def count_failures(clients: Iterable[Record]) -> dict[str, int]:
+    """Return how many tasks failed for each reason, the most frequent first."""
+    failed = (record for record in clients if record.get("status") == "failed")
+    return dict(Counter(record.get("reason") or "no reason given" for record in failed).most_common())
+
+
+def summarise(
+    rounds: Sequence[Record],
+    clients: Sequence[Record],
+    *,
+    name: str,
+    strategy: str,
+    seed: int,
+    planned_rounds: int,
+    status: str,
+    reason: str | None = None,
+    dense: Mapping[str, float] | None = None,
+    model: Mapping[str, float | None] | None = None,
+) -> Record:
+    """Return the summary of a run, from its records.
+
+    Parameters
+    ----------
+    rounds, clients
+        The records of ``rounds.jsonl`` and ``clients.jsonl``. Round 0, what came before
+        training, counts in every total.
+    status, reason
+        How the run ended: "complete", "interrupted", "failed" or "unfinished".
+    dense
+        What dense FedAvg would have cost under the same scenario, by the names of ``COSTS``.
+    model
+        ``density``, ``density_all_weights`` and ``parameters`` of the final model. Without it
+        the density is that of the last round and the others are None.
+    """
+    accuracies = [record["accuracy"] for record in rounds if record.get("accuracy") is not None]
+    last = rounds[-1] if rounds else {}
+    model = model or {"density": last.get("density")}
+    costs = total_costs(rounds)
+    return {
+        "name": name,
+        "strategy": strategy,
+        "seed": seed,
+        "rounds": last.get("round", 0),
+        "planned_rounds": planned_rounds,
+        "status": status,
+        "reason": reason,
+        "final_accuracy": accuracies[-1] if accuracies else None,
+        "best_accuracy": max(accuracies, default=None),
+        "density": model.get("density"),
+        "density_all_weights": model.get("density_all_weights"),
+        "parameters": model.get("parameters"),
+        **costs,
+        "clients_ok": sum(record.get("clients_ok") or 0 for record in rounds),
+        "clients_failed": sum(record.get("clients_failed") or 0 for record in rounds),
+        "failures": count_failures(clients),
+        "relative": relative_costs(costs, dense),
+    }

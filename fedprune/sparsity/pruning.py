@@ -1,0 +1,169 @@
+"""Pruning: masks from a criterion, a distribution and a density, by the one function `prune`.
+
+Here is also decided which tensors of a model can be pruned at all. Training under the masks, and
+changing them while training goes on, is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from fedprune.errors import UserError
+from fedprune.sparsity.criteria import Batches, Criterion, default_iterations, needs_data
+from fedprune.sparsity.distributions import Distribution, kept_counts, total_kept
+from fedprune.sparsity.masks import Masks, keep_highest
+
+KEEP = ("first", "last")
+"""Layers that are not pruned unless a person says otherwise."""
+
+
+def prunable(module: nn.Module, keep: Sequence[str] = KEEP) -> list[str]:
+    """Return the names of the weights that may be pruned, in the order of their registration.
+
+    Those are the weights of convolutions and linear layers, one name for a weight that two layers
+    share. Biases and normalisation are never pruned.
+
+    Parameters
+    ----------
+    module
+        The model.
+    keep
+        What stays dense: patterns (``fnmatch``) on the name of a layer (``features.0``) or of its
+        weight (``features.0.weight``), and the words ``first`` and ``last`` for the first and the
+        last layer registered.
+
+    Raises
+    ------
+    UserError
+        If a pattern matches no layer (names the nearest ones), or if nothing is left to prune.
+
+    Examples
+    --------
+    >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> prunable(mlp), prunable(mlp, keep=["0"])
+    (['2.weight'], ['2.weight', '4.weight'])
+    """
+    weights = _weights(module)
+    kept: set[str] = set()
+    for pattern in keep:
+        matched = _matches(pattern, weights)
+        if not matched:
+            layers = [name.removesuffix(".weight") for name in weights]
+            near = difflib.get_close_matches(pattern, [*layers, *weights, *KEEP], n=3) or layers[:3]
+            raise UserError(
+                f"keep: {pattern!r} matches no layer that could be pruned; near: {', '.join(near)}"
+            )
+        kept.update(matched)
+    names = [name for name in weights if name not in kept]
+    if not names:
+        raise UserError(f"nothing is left to prune: keep {list(keep)} matches all of {weights}")
+    return names
+
+
+def _weights(module: nn.Module) -> list[str]:
+    first_names: dict[int, str] = {}  # by identity: layers may share a weight
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, _ConvNd | nn.Linear):
+            first_names.setdefault(id(layer.weight), f"{prefix}.weight" if prefix else "weight")
+    return list(first_names.values())
+
+
+def _matches(pattern: str, weights: Sequence[str]) -> list[str]:
+    if pattern == "first":
+        return list(weights[:1])
+    if pattern == "last":
+        return list(weights[-1:])
+    return [
+        name
+        for name in weights
+        if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+    ]
+
+
+def prune(
+    module: nn.Module,
+    names: Sequence[str],
+    *,
+    criterion: Criterion,
+    distribution: Distribution,
+    density: float,
+    input_shape: tuple[int, ...],
+    iterations: int | None = None,
+    batches: Batches = (),
+    generator: torch.Generator | None = None,
+) -> Masks:
+    """Return masks that keep ``round(density * N)`` of the N named weights, at least one a layer.
+
+    With n iterations the density at step i is ``density ** (i / n)``, and the scores are those of
+    the model as pruned so far (Tanaka et al., NeurIPS 2020, algorithm 1). The module is not changed.
+
+    Parameters
+    ----------
+    module
+        The model.
+    names
+        Its prunable weights; see `prunable`.
+    criterion, distribution
+        Which weights are kept, and how many in each layer.
+    density
+        Share of the named weights to keep, in (0, 1].
+    input_shape
+        Shape of one example.
+    iterations
+        Number of steps; None for the criterion's own default.
+    batches
+        Data for criteria that need it.
+    generator
+        Source of the draws of criteria that are random.
+
+    Raises
+    ------
+    UserError
+        If the density is outside (0, 1], if the criterion needs data and there is none, or if the
+        densities or scores are not what they must be.
+    ValueError
+        If there are fewer than one iterations, or scores that are not a number.
+    """
+    steps = default_iterations(criterion) if iterations is None else iterations
+    if steps < 1:
+        raise ValueError(f"iterations is {steps}, expected at least 1")
+    if needs_data(criterion) and not batches:
+        raise UserError(
+            f"the criterion {getattr(criterion, '__name__', criterion)!r} needs data on the server: "
+            "set data.server_fraction above 0, or take a criterion that needs none"
+        )
+    network = copy.deepcopy(module)
+    weights = {name: network.get_parameter(name).detach() for name in names}
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    total_kept(shapes, density)  # refuses an impossible density before any work
+    masks = Masks({name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()})
+    for step in range(1, steps + 1):
+        reached = density ** (step / steps)
+        scores = _scores_of_kept(
+            criterion(network, names, input_shape=input_shape, batches=batches, generator=generator), masks
+        )
+        masks = keep_highest(scores, kept_counts(distribution(shapes, reached, scores), shapes, reached))
+        for name, weight in weights.items():
+            weight.masked_fill_(~masks[name].to(weight.device), 0)
+    return masks
+
+
+def _scores_of_kept(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    """Return the scores with those of pruned weights below all others, so that none comes back."""
+    for name, mask in masks.items():
+        if name not in scores or scores[name].shape != mask.shape:
+            found = tuple(scores[name].shape) if name in scores else "none"
+            raise UserError(
+                f"the criterion gave scores of shape {found} for {name!r}, expected {tuple(mask.shape)}"
+            )
+    return {
+        name: scores[name].detach().masked_fill(~mask.to(scores[name].device), -torch.inf)
+        for name, mask in masks.items()
+    }

@@ -1,0 +1,30 @@
+"""The wire format: sparse state <-> ``ArrayRecord``, masks <-> bytes, and how long they are.
+
+`layout` says what a state is, `values` packs states into arrays, `masks` and `bits` code masks and
+sign masks, `size` counts the bytes of a message. When to send what is for the strategy and client.
+"""
+
+from __future__ import annotations
+
+from fedprune.wire.bits import decode_bits, encode_bits
+from fedprune.wire.layout import Layout, get_state, set_state
+from fedprune.wire.masks import decode_masks, encode_masks
+from fedprune.wire.size import content_bytes
+from fedprune.wire.values import CODEC, StateCodec, ValueType, mask_bytes, take_masks, with_masks
+
+__all__ = [
+    "CODEC",
+    "Layout",
+    "StateCodec",
+    "ValueType",
+    "content_bytes",
+    "decode_bits",
+    "decode_masks",
+    "encode_bits",
+    "encode_masks",
+    "get_state",
+    "mask_bytes",
+    "set_state",
+    "take_masks",
+    "with_masks",
+]

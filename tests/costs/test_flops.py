@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedprune.costs.flops import ModelCost, Work
+from fedprune.sparsity.masks import Masks
+
+from .nets import NETS, SHAPE
+
+
+def counted(module: nn.Module, shape: tuple[int, ...], examples: int) -> Work:
+    """What PyTorch's own counter says of a real training step."""
+    x, y = torch.randn(examples, *shape), torch.zeros(examples, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        loss = functional.cross_entropy(module(x), y)
+        forward = counter.get_total_flops()
+        loss.backward()
+    module.zero_grad()
+    return Work(forward, counter.get_total_flops() - forward)
+
+
+def full_masks(cost: ModelCost, module: nn.Module) -> Masks:
+    parameters = dict(module.named_parameters())
+    return Masks({layer.weight: torch.ones_like(parameters[layer.weight]).bool() for layer in cost.layers})
+
+
+@pytest.mark.parametrize("examples", [2, 3])
+def test_dense_products_are_those_of_flop_counter_mode(case, examples):
+    module, cost = case
+    expected = counted(module, cost.input_shape, examples)
+    assert cost.matmul_flops(Masks(), examples) == expected
+    assert cost.matmul_flops(full_masks(cost, module), examples) == expected
+
+
+def test_every_weight_matrix_of_the_model_is_a_layer(case):
+    module, cost = case
+    matrices = {name for name, parameter in module.named_parameters() if parameter.ndim > 1}
+    assert {layer.weight for layer in cost.layers} == matrices
+
+
+@given(seed=st.integers(0, 2**32), density=st.floats(0, 1))
+@settings(max_examples=20, deadline=None)
+def test_a_mask_and_its_complement_share_the_dense_cost(seed, density):
+    module = NETS["shared"]()
+    cost = _cost_of_shared()
+    draw = torch.Generator().manual_seed(seed)
+    weights = {name: p for name, p in module.named_parameters() if p.ndim > 1}
+    some = {name: torch.rand(p.shape, generator=draw) < density for name, p in weights.items()}
+    kept = cost.matmul_flops(Masks(some), 3)
+    pruned = cost.matmul_flops(Masks({name: ~mask for name, mask in some.items()}), 3)
+    dense = cost.matmul_flops(Masks(), 3)
+    assert (kept.forward + pruned.forward, kept.backward + pruned.backward) == (dense.forward, dense.backward)
+    # What an adjustment adds for all layers is the pruned weights' share of the weight gradient,
+    # which is as large as their share of the forward pass.
+    assert cost.dense_gradient_flops(Masks(some), weights, 3) == pruned.forward
+
+
+_shared: list[ModelCost] = []
+
+
+def _cost_of_shared() -> ModelCost:
+    if not _shared:
+        _shared.append(ModelCost.of(NETS["shared"](), SHAPE))
+    return _shared[0]
+
+
+@pytest.mark.parametrize(("groups", "stride", "padding"), [(1, 1, 0), (1, 2, 1), (2, 1, 1), (4, 2, 0)])
+def test_masked_convolution_against_a_loop_over_its_multiplications(groups, stride, padding):
+    conv = nn.Conv2d(4, 8, 3, stride=stride, padding=padding, groups=groups, bias=False)
+    module = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    mask = torch.rand(conv.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    masks = Masks({"1.weight": mask})
+    cost = ModelCost.of(module, (1, 7, 7))
+
+    side = (7 + 2 * padding - 3) // stride + 1
+    multiplications = 0
+    for out, place_y, place_x in itertools.product(range(8), range(side), range(side)):
+        del place_y, place_x  # every position uses the filter once, those at the border as well
+        for index in itertools.product(range(4 // groups), range(3), range(3)):
+            multiplications += bool(mask[(out, *index)])
+    first = 4 * 7 * 7  # the 1x1 convolution below: multiplications per example, one per output
+
+    examples = 5
+    expected = Work(
+        forward=2 * examples * (first + multiplications),
+        backward=2 * examples * (first + 2 * multiplications),  # the first layer has no input gradient
+    )
+    assert cost.matmul_flops(masks, examples) == expected
+    assert [layer.first for layer in cost.layers] == [True, False]
+
+
+def test_grouped_convolution_costs_what_its_groups_cost_apart():
+    """Guards what FlopCounterMode gets wrong: it counts every group's weight gradient over all channels."""
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.parts = nn.ModuleList(nn.Conv2d(2, 4, 3) for _ in range(4))
+
+        def forward(self, x):
+            pieces = zip(self.parts, self.stem(x).chunk(4, dim=1), strict=True)
+            return torch.cat([part(piece) for part, piece in pieces], dim=1).mean((2, 3))
+
+    together = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    cost = ModelCost.of(together, SHAPE)
+    assert cost.matmul_flops(Masks(), 3) == counted(Apart(), SHAPE, 3)
+
+
+def test_biases_activations_and_loss_by_hand():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    cost = ModelCost.of(module, (3,))
+    forward = 4 + 4 + 2 + 5 * 2 + 1  # bias, ReLU, bias, log-softmax, picking the label's term
+    backward = 1 + 4 * 2 + 2 + 4 + 4  # the same the other way
+    assert cost.elementwise == Work(forward, backward)
+    products = Work(2 * (12 + 8), 2 * (12 + 2 * 8))
+    assert cost.matmul_flops(Masks(), 1) == products
+    assert cost.forward_flops(Masks(), 7) == 7 * (forward + products.forward)
+    assert cost.training_flops(Masks(), 7) == 7 * (forward + backward + products.total)
+
+
+def test_normalisation_and_pooling_by_hand():
+    head = ModelCost.of(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), (2, 2, 2)).elementwise
+    normed = ModelCost.of(
+        nn.Sequential(nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)), (2, 4, 4)
+    ).elementwise
+    assert normed.forward - head.forward == 8 * 32 + 4 * 8  # 32 values normalised, 8 windows of 4
+    assert normed.backward - head.backward == 9 * 32 + 8
+
+
+def test_masks_leave_everything_but_products_alone():
+    cost = _cost_of_shared()
+    nothing = Masks({layer.weight: torch.zeros(layer.weights, dtype=torch.bool) for layer in cost.layers})
+    assert cost.matmul_flops(nothing, 4).total == 0
+    assert cost.training_flops(nothing, 4) == 4 * cost.elementwise.total > 0
+
+
+def test_a_weight_used_twice_counts_twice():
+    conv, head = _cost_of_shared().layers
+    assert (conv.positions, conv.input_gradient_positions) == (2 * 256, 256)
+    assert (head.positions, head.input_gradient_positions) == (1, 1)
+
+
+def test_frozen_weights_have_no_gradient():
+    stem, head = ModelCost.of(NETS["frozen"](), SHAPE).layers
+    assert stem.work(1, 1) == Work(2 * 14 * 14, 0)
+    assert head.work(1, 1) == Work(2, 2)  # nothing below is trained: the weight gradient alone
+
+
+def test_measuring_a_model_does_not_disturb_it(case):
+    module, cost = case
+    module.eval()
+    next(module.parameters()).grad = torch.ones_like(next(module.parameters()))
+    before = copy.deepcopy(module.state_dict())
+    drawn = torch.get_rng_state()
+    with torch.inference_mode():
+        ModelCost.of(module, cost.input_shape)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not any(part.training for part in module.modules())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert [p.grad is not None for p in module.parameters()].count(True) == 1
+    module.zero_grad()
+    module.train()
+
+
+def test_only_layers_have_a_dense_gradient():
+    with pytest.raises(KeyError, match=r"head\.bias"):
+        _cost_of_shared().dense_gradient_flops(Masks(), ["head.bias"], 1)
+
+
+def test_a_model_that_cannot_run_says_why():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ModelCost.of(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), SHAPE)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from fedprune.costs.flops import ModelCost
+from fedprune.costs.memory import (
+    MemoryBreakdown,
+    forward_memory,
+    optimizer_slots,
+    step_memory,
+    step_tensors,
+    stored_bytes,
+)
+from fedprune.models import MODELS
+from fedprune.sparsity.masks import Masks
+
+from .nets import NETS, SHAPE
+
+
+def saved_bytes(module: nn.Module, shape: tuple[int, ...], batch: int) -> int:
+    """What autograd saves in a real step on the CPU: every storage once, but for the model's own."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    kept: list[torch.Tensor] = []  # holding them keeps addresses from being used again
+    x, y = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        functional.cross_entropy(module(x), y)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for address, size in storages.items() if address not in own)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_activations_are_what_autograd_saves_to_the_byte(case, batch):
+    module, cost = case
+    assert step_memory(cost, Masks(), batch).activations == saved_bytes(module, cost.input_shape, batch)
+
+
+def traced_peak(step, path) -> int:
+    """The most bytes that PyTorch's CPU allocator held during a step, above what it held before."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    profile.export_chrome_trace(str(path))
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    return int(np.cumsum(changes).max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predicted_peak_bounds_the_allocator_s(name, tmp_path):
+    """The prediction is dense here, as PyTorch is; the measured peak has the kernels' scratch space too."""
+    shape, batch = (3, 32, 32), 8
+    module = MODELS[name](shape, 10, width=0.5)
+
+    def step():
+        x, y = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
+        functional.cross_entropy(module(x), y).backward()
+
+    memory = step_memory(ModelCost.of(module, shape), Masks(), batch)
+    predicted = memory.gradients + memory.activations + memory.workspace
+    measured = traced_peak(step, tmp_path / "trace.json")
+    assert measured <= predicted <= 1.35 * measured
+
+
+def test_forward_workspace_is_what_the_allocator_holds(tmp_path):
+    """To the byte where kernels need no scratch space: linear layers."""
+    module = MODELS["mlp"]((1, 8, 8), 10).eval()
+    predicted = forward_memory(ModelCost.of(module, (1, 8, 8)), Masks(), 16)
+
+    def step():
+        with torch.no_grad():
+            x, y = torch.randn(16, 1, 8, 8), torch.zeros(16, dtype=torch.long)
+            functional.cross_entropy(module(x), y)
+
+    assert predicted.workspace == traced_peak(step, tmp_path / "trace.json")
+    assert (predicted.gradients, predicted.activations, predicted.optimizer) == (0, 0, 0)
+
+
+def test_forward_memory_is_that_of_evaluation_mode():
+    """A batch norm over one value refuses to train, and evaluates."""
+    cost = ModelCost.of(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3)), (1, 2, 2))
+    assert forward_memory(cost, Masks(), 1).workspace > 0
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        step_memory(cost, Masks(), 1)
+
+
+@pytest.mark.parametrize(
+    ("elements", "kept", "expected"),
+    [
+        (1000, 1000, 4000),  # dense
+        (1000, 500, 125 + 2000),  # bitmap and values
+        (1000, 10, 10 * (2 + 4)),  # 16-bit index and value
+        (256, 1, 1 + 4),  # 8-bit index
+        (70_000, 3, 3 * (4 + 4)),  # 32-bit index
+        (1000, 0, 0),
+    ],
+)
+def test_smallest_representation_by_hand(elements, kept, expected):
+    assert stored_bytes(elements, kept, 4) == expected
+
+
+@given(data=st.data(), elements=st.integers(1, 5000))
+def test_smallest_representation_against_real_arrays(data, elements):
+    kept = data.draw(st.integers(0, elements))
+    values = np.zeros(kept, np.float32)
+    mask = np.arange(elements) < kept
+    index = np.flatnonzero(mask).astype(np.min_scalar_type(elements - 1))
+    encodings = [4 * elements, np.packbits(mask).nbytes + values.nbytes, index.nbytes + values.nbytes]
+    assert stored_bytes(elements, kept, 4) == min(encodings)
+
+
+def test_breakdown_by_hand():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(100, 10), nn.BatchNorm1d(10))
+    masks = Masks({"1.weight": torch.arange(1000).reshape(10, 100) < 50})
+    memory = step_memory(ModelCost.of(module, (1, 10, 10)), masks, 4, slots=2, buffers=123)
+    assert memory.weights == 50 * (2 + 4) + (10 + 10 + 10) * 4
+    assert memory.gradients == (50 + 10 + 10 + 10) * 4
+    assert memory.optimizer == 2 * memory.gradients
+    assert memory.batch_norm == 2 * 10 * 4 + 8  # running mean and variance, and the step count
+    # the batch, the normed layer's input, both batch statistics, log-softmax, labels, the loss's weight
+    assert memory.activations == 4 * (4 * 100 + 4 * 10 + 2 * 10 + 4 * 10) + 4 * 8 + 4
+    assert memory.buffers == 123
+    parts = [memory.weights, memory.gradients, memory.optimizer, memory.batch_norm]
+    assert memory.total == sum(parts) + memory.activations + memory.workspace + 123
+
+
+def test_masks_shrink_what_is_kept_of_weights_and_nothing_else():
+    cost = ModelCost.of(NETS["assorted"](), SHAPE)
+    dense = step_memory(cost, Masks(), 8, slots=1)
+    half = Masks({layer.weight: torch.arange(layer.weights) % 2 == 0 for layer in cost.layers})
+    sparse = step_memory(cost, half, 8, slots=1)
+    pruned = 4 * sum(layer.weights // 2 for layer in cost.layers)
+    assert (dense.gradients - sparse.gradients, dense.optimizer - sparse.optimizer) == (pruned, pruned)
+    assert sparse.weights < dense.weights
+    for part in ("batch_norm", "activations", "workspace", "buffers"):
+        assert getattr(sparse, part) == getattr(dense, part)
+
+
+def test_frozen_weights_have_neither_gradient_nor_optimizer_state():
+    memory = step_memory(ModelCost.of(NETS["frozen"](), SHAPE), Masks(), 2, slots=1)
+    assert memory.gradients == memory.optimizer == 4 * (4 * 14 * 14 * 10 + 10)
+
+
+def test_bytes_follow_the_dtype():
+    single = step_memory(ModelCost.of(NETS["assorted"](), SHAPE), Masks(), 4)
+    double = step_memory(ModelCost.of(NETS["assorted"]().double(), SHAPE), Masks(), 4)
+    assert (double.weights, double.gradients) == (2 * single.weights, 2 * single.gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum", "make"),
+    [
+        ("sgd", 0.0, lambda p: torch.optim.SGD(p, lr=0.1)),
+        ("sgd", 0.9, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        ("adam", 0.0, lambda p: torch.optim.Adam(p)),
+    ],
+)
+def test_optimizer_slots_are_those_of_pytorch(name, momentum, make):
+    weight = nn.Parameter(torch.ones(3, 5))
+    optimizer = make([weight])
+    weight.sum().backward()
+    optimizer.step()
+    state = optimizer.state[weight].values()
+    slots = [value for value in state if isinstance(value, torch.Tensor) and value.shape == weight.shape]
+    assert optimizer_slots(name, momentum) == len(slots)
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="'lion' is unknown"):
+        optimizer_slots("lion")
+
+
+def test_a_step_is_traced_once_for_a_batch_size():
+    cost = ModelCost.of(NETS["assorted"](), SHAPE)
+    assert step_tensors(cost, 4) is step_tensors(cost, 4)
+    assert step_tensors(cost, 8).activations > step_tensors(cost, 4).activations
+
+
+def test_total_is_the_sum_of_the_parts():
+    assert MemoryBreakdown(1, 2, 4, 8, 16, 32, 64).total == 127

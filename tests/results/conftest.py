@@ -1,0 +1,103 @@
+"""Runs made by hand: a scenario, records with known totals, and a model of each kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedprune.costs.ledger import RoundRecord, TaskRecord
+from fedprune.data import DataInfo
+from fedprune.models import build
+from fedprune.results.folder import RunFolder
+from fedprune.results.run import Run, load_run
+from fedprune.scenario import Scenario
+from fedprune.sparsity.masks import Masks
+
+INFO = DataInfo("digits", (1, 8, 8), 10, tuple("0123456789"), (0.3,), (0.35,))
+
+
+def scenario(**changes: Any) -> Scenario:
+    plan = {
+        "name": "tiny",
+        "seed": 7,
+        "rounds": 3,
+        "model": {"name": "cnn"},
+        "clients": {"count": 4},
+        "strategy": {"name": "fedavg"},
+    }
+    return Scenario.from_mapping(plan).override(**changes)
+
+
+def task(**changes: Any) -> TaskRecord:
+    values = {
+        "round": 1,
+        "type": "train",
+        "client": 3,
+        "device": "raspberry-pi-4",
+        "examples": 50,
+        "bytes_down": 1000,
+        "bytes_up": 900,
+        "mask_bytes_down": 10,
+        "mask_bytes_up": 0,
+        "flops": 10**6,
+        "peak_memory_bytes": 4096,
+        "device_seconds": 1.5,
+        "wall_seconds": 0.1,
+        "status": "ok",
+        "reason": None,
+    }
+    return TaskRecord(**(values | changes))
+
+
+def round_of(number: int, **changes: Any) -> RoundRecord:
+    values = {
+        "round": number,
+        "accuracy": 0.5 + number / 10,
+        "loss": 1.25,
+        "train_loss": 1.5,
+        "density": 0.25,
+        "layer_densities": {"stem.conv.weight": 0.5, "head.weight": 0.2},
+        "bytes_down": 1000,
+        "bytes_up": 100,
+        "flops": 2 * 10**9,
+        "peak_memory_bytes": 5 * 2**20 + number,
+        "device_seconds": 2.5,
+        "wall_seconds": 0.5,
+        "clients_ok": 4,
+        "clients_failed": 1,
+    }
+    return RoundRecord(**(values | changes))
+
+
+def pruned_state(density: float, name: str = "cnn") -> tuple[dict[str, Tensor], Masks]:
+    """Return a model's float state and random masks of its matrices and kernels."""
+    module = build(name, INFO.input_shape, INFO.classes, seed=0)
+    state = {k: v.clone() for k, v in module.state_dict().items() if v.is_floating_point()}
+    generator = torch.Generator().manual_seed(0)
+    masks = Masks(
+        {k: torch.rand(v.shape, generator=generator) < density for k, v in state.items() if v.dim() > 1}
+    )
+    return state, masks if density < 1 else Masks()
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """Return a function that writes a finished run into a folder and reads it back."""
+
+    def make(
+        directory: str, *, density: float = 1.0, changes: dict[str, Any] | None = None, **of_rounds: Any
+    ) -> Run:
+        folder = RunFolder.create(tmp_path / directory, scenario(**(changes or {})))
+        for number in range(4):
+            folder.on_round(round_of(number, **of_rounds))
+        state, masks = pruned_state(density)
+        return load_run(
+            folder.finish(status="complete", reason=None, state=state, masks=masks, info=INFO, dense=None)
+        )
+
+    return make
