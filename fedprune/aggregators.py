@@ -40,6 +40,8 @@ class TrainReply:
         Client number.
     weight : int
         Examples the client trained on: its weight in the mean.
+    loss : float
+        Its mean training loss.
     values : Tensor
         float32, shape (codec.size,): the state, flat under the codec's masks.
     codec : StateCodec
@@ -50,6 +52,7 @@ class TrainReply:
 
     client: int
     weight: int
+    loss: float
     values: Tensor
     codec: StateCodec
     message: Message
@@ -90,7 +93,8 @@ class WeightedMean:
 
     def finish(self) -> State:
         """Return the mean."""
-        assert self._sum is not None and self._codec is not None, "finish needs a reply"
+        assert self._sum is not None
+        assert self._codec is not None
         return self._codec.unflatten((self._sum / self._weight).float())
 
 
@@ -187,15 +191,15 @@ class FlowerAggregator:
 @contextmanager
 def _seeded(seed: int, server_round: int, purpose: str) -> Iterator[None]:
     """Seed the global generators that stock strategies draw from, and put them back afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     value = seeds.derive(seed, f"aggregator {purpose}", server_round)
     random.seed(value)
-    np.random.seed(value % 2**32)  # noqa: NPY002
+    np.random.seed(value % 2**32)
     try:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)
 
 
 class _SampledNodes(Grid):

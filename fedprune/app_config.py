@@ -24,7 +24,9 @@ def scenario_of(run_config: UserConfig) -> Scenario:
     """
     name = str(run_config.get("scenario", ""))
     if not name:
-        raise ScenarioError("""the run config names no scenario: --run-config 'scenario="scenarios/x.yaml"'""")
+        raise ScenarioError(
+            """the run config names no scenario: --run-config 'scenario="scenarios/x.yaml"'"""
+        )
     overrides = {}
     for assignment in shlex.split(str(run_config.get("set", ""))):
         key, equals, value = assignment.partition("=")

@@ -19,7 +19,7 @@ from fedprune.mistakes import did_you_mean, explain, show
 from fedprune.scenario import Scenario
 
 _Mistake = tuple[KeyPath, str]
-_FROM = ": correct it (a relative path starts from the scenario's folder)"
+_FROM = ": correct it (a relative path starts from the scenario's folder, or from the working directory)"
 
 
 def check(scenario: Scenario) -> None:

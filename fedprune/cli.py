@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fedprune.results.run import Run
     from fedprune.scenario import Scenario
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Run federated pruning from one YAML file, and know what it costs every client.",
     add_completion=False,
@@ -80,8 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: this needs {error.name}: pip install 'fedprune[sim]' adds it", file=sys.stderr)
         return UserError.exit_status
     except (KeyboardInterrupt, click.Abort):
+        status = _INTERRUPTED
+    # Some versions of typer turn Ctrl-C into this status themselves.
+    if status == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
-        return 130
     return status if isinstance(status, int) else 0
 
 
@@ -109,12 +113,12 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Run SCENARIO, a YAML file, and write its run folder."""
-    import fedprune
+    from fedprune.engine.simulation import run as run_scenario
     from fedprune.results.progress import Progress
 
     plan = _load(scenario, settings, {} if seed is None else {"seed": seed})
     with nullcontext() if quiet else Progress(plan.rounds) as progress:
-        done = fedprune.run(
+        done = run_scenario(
             plan, out=out, overwrite=overwrite, listeners=[] if progress is None else [progress]
         )
     print_summary(done, _console())
@@ -173,7 +177,9 @@ def compare(
     from fedprune.results.run import load_run
 
     comparison = compare_runs([load_run(directory) for directory in directories])
-    _console().print(comparison.table())
+    console = _console()
+    console.print(comparison.table())
+    console.print(comparison.notes(), markup=False)
     if csv is not None:
         comparison.write_csv(csv)
     if picture is not None:

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from fedprune import models, registry, seeds
 from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.memory import optimizer_slots, step_memory
+from fedprune.costs.memory import forward_memory, optimizer_slots, step_memory
 from fedprune.data import ClientData, FederatedData
 from fedprune.errors import FedpruneError, WireError
 from fedprune.evaluation import score
+from fedprune.messages import arrays_of, config_of, payload, text, whole
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import CODEC, Layout, StateCodec, decode_masks, set_state, take_masks
@@ -226,15 +227,14 @@ class Client(ABC):
         result = score(
             self.site.module, self.data.pictures, self.data.test, self.site.data.info, batch_size=size
         )
-        memory = step_memory(self.site.cost, order.masks, min(size, max(examples, 1)))
+        memory = forward_memory(self.site.cost, order.masks, min(size, max(examples, 1)))
         metrics = MetricRecord(
             {
                 "num-examples": examples,
                 "loss": result.loss,
                 "accuracy": result.accuracy,
                 "flops": self.site.cost.forward_flops(order.masks, examples),
-                # Without gradients nothing is saved: weights, statistics, a layer's input and output.
-                "peak-memory-bytes": memory.weights + memory.batch_norm + memory.workspace,
+                "peak-memory-bytes": memory.total,
                 "train-seconds": time.perf_counter() - began,
             }
         )
@@ -242,28 +242,28 @@ class Client(ABC):
 
     def _receive(self, content: RecordDict, state: RecordDict) -> Order:
         """Agree on the mask, decode the values and load them into the model."""
-        config, arrays = content["config"], content["arrays"]
-        if config["codec"] != CODEC:
-            raise WireError(f"the server speaks codec {config['codec']!r}, this client {CODEC!r}")
-        masks = self._agree(str(config["mask-version"]), take_masks(arrays), state)
+        config, arrays = config_of(content), arrays_of(content)
+        if config.get("codec") != CODEC:
+            raise WireError(f"the server speaks codec {config.get('codec')!r}, this client {CODEC!r}")
+        masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
         codec = self.site.codec(masks)
         values = codec.decode(arrays)
         set_state(self.site.module, codec.unflatten(values))
-        return Order(int(config["round"]), config, masks, codec, values)
+        return Order(whole(config, "round"), config, masks, codec, values)
 
-    def _agree(self, version: str, payload: bytes | None, state: RecordDict) -> Masks:
+    def _agree(self, version: str, sent: bytes | None, state: RecordDict) -> Masks:
         """Return the masks of a version: those just sent, or those kept; never any others."""
         if not version:
             return Masks()
-        if payload is not None:
-            masks = self.site.masks(payload, version)
-            state["mask"] = ConfigRecord({"version": version, "payload": payload})
+        if sent is not None:
+            masks = self.site.masks(sent, version)
+            state["mask"] = ConfigRecord({"version": version, "payload": sent})
             return masks
-        held = state.get("mask")
-        if held is None or held["version"] != version:
-            have = held["version"] if held is not None else "none"
+        held = state.config_records.get("mask")
+        have = text(held, "version") if held is not None else "none"
+        if held is None or have != version:
             raise UnknownMaskError(f"client {self.number} holds mask {have}, the message names {version}")
-        return self.site.masks(held["payload"], version)
+        return self.site.masks(payload(held, "payload"), version)
 
 
 class FederatedClientApp(ClientApp):

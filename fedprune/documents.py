@@ -60,7 +60,8 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(str(loader.construct_scalar(node)).replace(".inf", "inf").replace(".nan", "nan"))
+    text = str(loader.construct_scalar(node)).lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -160,8 +161,8 @@ def _near_files(path: Path) -> str:
 
 def _compose(text: str, name: str, lines: dict[KeyPath, int]) -> Any:
     """Return the value of a YAML text, and note the line of every key."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else _Composer(loader, name, lines).value(node)
     except yaml.MarkedYAMLError as error:
@@ -172,8 +173,6 @@ def _compose(text: str, name: str, lines: dict[KeyPath, int]) -> Any:
         raise ScenarioError(f"{place}: not valid YAML: {problem}{hint}") from error
     except yaml.YAMLError as error:
         raise ScenarioError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def score(
 def chunks(examples: int) -> list[np.ndarray]:
     """Return the indices of each chunk of a test set."""
     return [
-        np.arange(start, min(start + CHUNK_EXAMPLES, examples)) for start in range(0, examples, CHUNK_EXAMPLES)
+        np.arange(start, min(start + CHUNK_EXAMPLES, examples))
+        for start in range(0, examples, CHUNK_EXAMPLES)
     ]
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -46,7 +45,13 @@ def _directory(info: ValidationInfo) -> Path:
 
 
 def _absolute_path(path: Path, info: ValidationInfo) -> Path:
-    return Path(os.path.abspath(_directory(info) / path.expanduser()))
+    """Start a relative path from the scenario's folder or, where nothing is there, from the working one.
+
+    The second is what a person means who types a path after ``--set``.
+    """
+    beside = Path(os.path.abspath(_directory(info) / path.expanduser()))
+    here = Path(os.path.abspath(path.expanduser()))
+    return here if here.exists() and not beside.exists() else beside
 
 
 def _absolute_plugins(value: Any, info: ValidationInfo) -> Any:
@@ -77,7 +82,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class _Spec(BaseModel):
     """What all parts of a scenario share: no unknown keys, no silent conversions, no changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class _PluginSpec(_Spec):
@@ -186,7 +193,8 @@ class DataSpec(_Spec):
     path: Annotated[Path, AfterValidator(_absolute_path)] | None = Field(
         default=None,
         strict=False,
-        description="Where the data set lies, a file or a folder; relative to the scenario's folder.",
+        description="Where the data set lies, a file or a folder; relative to the scenario's folder, or else to "
+        "the working directory.",
     )
     partition: PartitionSpec = Field(
         default=PartitionSpec(), description="How the training pictures are split over the clients."
@@ -536,7 +544,7 @@ class Scenario(_Spec):
         """Return one line that says where in which file the value at a key path stands, and the message."""
         return self._origin.complaint(key, message)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of all values, defaults included; the same in every process."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

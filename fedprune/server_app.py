@@ -17,7 +17,7 @@ from fedprune.check import check
 from fedprune.determinism import make_deterministic
 from fedprune.engine.simulation import score_locally, serve
 from fedprune.results.folder import RunFolder
-from fedprune.results.progress import PlainProgress
+from fedprune.results.progress import Progress
 
 app = ServerApp()
 
@@ -31,4 +31,5 @@ def main(grid: Grid, context: Context) -> None:
     data = datasets.load(scenario)
     out = Path(str(context.run_config.get("out", "") or f"runs/{scenario.name}"))
     folder = RunFolder.create(out, scenario, overwrite=bool(context.run_config.get("overwrite", False)))
-    serve(scenario, data, grid, score_locally(scenario, data), folder, [PlainProgress(scenario.rounds)])
+    with Progress(scenario.rounds) as progress:
+        serve(scenario, data, grid, score_locally(scenario, data), folder, [progress])

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -42,6 +43,7 @@ from fedprune.costs.memory import optimizer_slots, step_memory
 from fedprune.data import DataInfo, Pictures, batches
 from fedprune.errors import PluginError, RunError, WireError
 from fedprune.evaluation import Score
+from fedprune.messages import arrays_of, config_of, metrics_of, real, text, whole
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.wire import (
@@ -165,6 +167,7 @@ class PruningStrategy(Strategy):
         self._sent: dict[int, _Sent] = {}
         self._dense_down: int | None = None
         self._mask_payload = b""
+        self._again: Callable[[list[int]], list[Message]] = lambda numbers: []
         self._start_round()
 
     def _named_aggregator(self) -> Aggregator:
@@ -177,7 +180,9 @@ class PruningStrategy(Strategy):
             raise PluginError("strategy.aggregator: give the dotted name of a Flower strategy as 'name'")
         stock = registry.load("strategy", name, self.scenario.directory)
         if issubclass(stock, PruningStrategy):
-            raise PluginError(f"strategy.aggregator: {name} is a pruning strategy, expected a stock Flower one")
+            raise PluginError(
+                f"strategy.aggregator: {name} is a pruning strategy, expected a stock Flower one"
+            )
         return flower_aggregator(self.federation, stock, options)
 
     # Hooks -------------------------------------------------------------------------------
@@ -186,7 +191,7 @@ class PruningStrategy(Strategy):
         """Choose the first masks, with ``set_masks``; may exchange messages through ``exchange``."""
 
     def sample(self, server_round: int) -> list[int]:
-        """Return the client numbers of a round, ascending; each as likely as any other."""
+        """Return the client numbers of a round, ascending."""
         generator = seeds.numpy_generator(self.scenario.seed, "sample", server_round)
         numbers = sorted(self.clients)
         count = min(self.scenario.clients.per_round, len(numbers))
@@ -244,8 +249,8 @@ class PruningStrategy(Strategy):
             else:
                 try:
                     result.append(read(reply))
-                except (WireError, KeyError, TypeError, ValueError) as error:
-                    reason = f"{type(error).__name__}: {error}"
+                except WireError as error:
+                    reason = f"WireError: {error}"
             self._settle(server_round, reply, reason)
             yield from result
         self._tally.end_phase()
@@ -266,7 +271,7 @@ class PruningStrategy(Strategy):
         """
         if arrays is None:
             arrays = self.encode_state(server_round)
-        own = {"round": server_round, "mask-version": self.masks.version, "codec": CODEC}
+        own: dict[str, Any] = {"round": server_round, "mask-version": self.masks.version, "codec": CODEC}
         bare = RecordDict({"arrays": arrays, "config": ConfigRecord({**config, **own})})
         full = bare
         if self._mask_payload:
@@ -301,7 +306,7 @@ class PruningStrategy(Strategy):
             self.aggregator.add(reply)
             self.observe(server_round, reply)
             weight += reply.weight
-            loss += reply.weight * float(reply.message.content["metrics"]["loss"])
+            loss += reply.weight * reply.loss
         if weight == 0:
             return None, None
         # An aggregator that knows no masks may move a pruned weight: it is put back to 0.
@@ -318,10 +323,14 @@ class PruningStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the clients' mean accuracy, weighted by held-out examples."""
-        correct, examples = 0.0, 0
-        for metrics in self.accept(server_round, replies, lambda reply: reply.content["metrics"]):
-            examples += int(metrics["num-examples"])
-            correct += float(metrics["accuracy"]) * int(metrics["num-examples"])
+
+        def read(reply: Message) -> tuple[int, float]:
+            metrics = metrics_of(reply.content)
+            return whole(metrics, "num-examples"), real(metrics, "accuracy")
+
+        scores = list(self.accept(server_round, replies, read))
+        examples = sum(count for count, _ in scores)
+        correct = sum((count * accuracy for count, accuracy in scores), 0.0)
         return MetricRecord({"accuracy": correct / examples}) if examples else None
 
     def summary(self) -> None:
@@ -391,38 +400,27 @@ class PruningStrategy(Strategy):
         deadline = time.monotonic() + self._timeout
         while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
             time.sleep(0.2)
-        self._numbers = {node_id: node_id for node_id in nodes}
         content = RecordDict({"config": ConfigRecord({"codec": CODEC})})
-        found: dict[int, tuple[int, ConfigRecord]] = {}
-        replies = [
-            reply
-            for reply in self._ordered(
-                grid, self._noted(Message(content, node, "query.facts", group_id="0") for node in nodes)
-            )
-        ]
+        questions = (Message(content, node, "query.facts", group_id="0") for node in nodes)
+        replies = list(self._ordered(grid, self._noted(questions)))
+        unusable = Counter[str]()
         for reply in replies:
-            if not reply.has_error():
-                facts = reply.content["facts"]
-                found[reply.metadata.src_node_id] = (int(facts["client"]), facts)
-        numbers = [number for number, _ in found.values()]
-        twice = sorted(number for number, count in Counter(numbers).items() if count > 1)
-        if twice:
-            raise RunError(f"several nodes say that they are client {twice[0]}; give each its own number")
-        if not found:
-            raise RunError(f"none of {len(nodes)} nodes answered: {self._reasons(replies)}")
-        for node_id, (number, facts) in found.items():
-            profile = DeviceProfile(
-                name=str(facts["device"]),
-                memory=int(facts["memory"]),
-                compute=float(facts["compute"]),
-                downlink=float(facts["downlink"]),
-                uplink=float(facts["uplink"]),
-            )
-            self.clients[number] = Facts(number, node_id, int(facts["examples"]), profile)
+            try:
+                facts = _read_facts(reply)
+            except WireError as error:
+                unusable[str(error)] += 1
+                continue
+            if facts.number in self.clients:
+                raise RunError(
+                    f"two nodes say that they are client {facts.number}; each needs its own number"
+                )
+            self.clients[facts.number] = facts
+        if not self.clients:
+            raise RunError(f"none of {len(nodes)} nodes says who it is: {_listed(unusable)}")
         self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
-        replies = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
-        replies.sort(key=lambda reply: self._numbers[reply.metadata.src_node_id])
-        for _ in self.accept(0, replies, lambda reply: None):
+        known = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
+        known.sort(key=lambda reply: self._numbers[reply.metadata.src_node_id])
+        for _ in self.accept(0, known, _read_facts):
             pass
 
     def _state_messages(
@@ -450,7 +448,7 @@ class PruningStrategy(Strategy):
             before = self._sent.get(node_id)
             if before is not None:  # Sent again: the client paid for both.
                 length, of_mask = length + before.bytes_down, of_mask + before.mask_bytes
-            config = content.config_records.get("config", {})
+            config = content.config_records.get("config", ConfigRecord())
             self._sent[node_id] = _Sent(
                 message.metadata.message_type,
                 time.perf_counter(),
@@ -462,11 +460,11 @@ class PruningStrategy(Strategy):
 
     def _ordered(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         """Yield the replies in the order of client numbers, whatever order the grid has them in."""
-        waiting: list[Message] = []
+        waiting: list[Metadata] = []  # Not the messages: their contents may be large.
 
         def taken() -> Iterator[Message]:
             for message in messages:
-                waiting.append(message)
+                waiting.append(message.metadata)
                 yield message
 
         arrived: dict[int, Message] = {}
@@ -474,48 +472,53 @@ class PruningStrategy(Strategy):
         for reply in grid.send_and_receive(taken(), timeout=self._timeout):
             arrived[reply.metadata.src_node_id] = reply
             del reply
-            while position < len(waiting) and waiting[position].metadata.dst_node_id in arrived:
-                yield arrived.pop(waiting[position].metadata.dst_node_id)
+            while position < len(waiting) and waiting[position].dst_node_id in arrived:
+                yield arrived.pop(waiting[position].dst_node_id)
                 position += 1
-        for message in waiting[position:]:
-            late = arrived.pop(message.metadata.dst_node_id, None)
+        for metadata in waiting[position:]:
+            late = arrived.pop(metadata.dst_node_id, None)
             if late is None:
+                asked = Message(metadata=metadata, content=RecordDict())  # type: ignore[call-overload]
                 reason = f"no reply within {self._timeout:g} s"
-                late = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=message)
+                late = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=asked)
             yield late
 
     def _read_train(self, reply: Message) -> TrainReply:
-        content = reply.content
-        metrics = content["metrics"]
-        number = self._numbers[reply.metadata.src_node_id]
-        weight = int(metrics["num-examples"])
-        if weight < 1:
-            raise WireError(f"num-examples is {weight}, expected at least 1")
-        values = self.codec.decode(content["arrays"])
-        return TrainReply(number, weight, values, self.codec, reply)
+        metrics = metrics_of(reply.content)
+        return TrainReply(
+            client=self._numbers[reply.metadata.src_node_id],
+            weight=whole(metrics, "num-examples", least=1),
+            loss=real(metrics, "loss"),
+            values=self.codec.decode(arrays_of(reply.content)),
+            codec=self.codec,
+            message=reply,
+        )
 
     def _settle(self, server_round: int, reply: Message, reason: str | None) -> None:
         """Enter a reply, good or not, into the ledger."""
         facts = self.clients[self._numbers[reply.metadata.src_node_id]]
         sent = self._sent[facts.node_id]
-        metrics: Mapping[str, Any] = {}
+        metrics = MetricRecord()
         bytes_up = mask_up = 0
         if reply.has_content():
             bytes_up, mask_up = content_bytes(reply.content), mask_bytes(reply.content)
             if reason is None:
-                metrics = reply.content.metric_records.get("metrics", {})
+                metrics = reply.content.metric_records.get("metrics", metrics)
         if reason is None:
             self._held[facts.number] = sent.mask_version or self._held.get(facts.number, "")
             self._ok += 1
         else:
             self._failures[reason] += 1
-        flops, peak = int(metrics.get("flops", 0)), int(metrics.get("peak-memory-bytes", 0))
+        flops, peak, examples = (
+            whole(metrics, key) if key in metrics else 0
+            for key in ("flops", "peak-memory-bytes", "num-examples")
+        )
         record = TaskRecord(
             round=server_round,
             type=sent.kind,
             client=facts.number,
             device=facts.profile.name,
-            examples=int(metrics.get("num-examples", 0)),
+            examples=examples,
             bytes_down=sent.bytes_down,
             bytes_up=bytes_up,
             mask_bytes_down=sent.mask_bytes,
@@ -544,14 +547,13 @@ class PruningStrategy(Strategy):
         down, up, flops, peak = record.bytes_down, record.bytes_up, record.flops, record.peak_memory_bytes
         metrics = reply.content.metric_records.get("metrics")
         if record.type in (MessageType.TRAIN, MessageType.EVALUATE) and metrics is not None:
-            examples = int(metrics.get("examples-seen", record.examples))
             spec = self.scenario.clients.training
             down = self._dense_down_bytes(record.round)
             if record.type == MessageType.TRAIN:
                 slots = optimizer_slots(spec.optimizer.name, spec.optimizer.momentum)
                 slots += int(spec.proximal_mu > 0)
                 batch = min(spec.batch_size, facts.examples)
-                flops = self.cost.training_flops(Masks(), examples)
+                flops = self.cost.training_flops(Masks(), whole(metrics, "examples-seen"))
                 peak = step_memory(self.cost, Masks(), batch, slots=slots).total
                 up = content_bytes(RecordDict({"arrays": self._dense_arrays, "metrics": metrics}))
         elif record.type != "query.facts":
@@ -586,14 +588,18 @@ class PruningStrategy(Strategy):
             round=server_round,
             accuracy=score.accuracy if score else None,
             loss=score.loss if score else None,
-            train_loss=float(train["train-loss"]) if train else None,
-            client_accuracy=float(clients["accuracy"]) if clients else None,
+            train_loss=real(train, "train-loss") if train else None,
+            client_accuracy=real(clients, "accuracy") if clients else None,
             density=self.masks.density,
             layer_densities=self.masks.densities(),
             wall_seconds=time.perf_counter() - self._began,
             clients_ok=self._ok,
             clients_failed=sum(self._failures.values()),
-            **self._tally.totals(),
+            bytes_down=self._tally.bytes_down,
+            bytes_up=self._tally.bytes_up,
+            flops=self._tally.flops,
+            peak_memory_bytes=self._tally.peak_memory_bytes,
+            device_seconds=self._tally.device_seconds,
         )
         for listener in self.federation.listeners:
             listener.on_round(record)
@@ -601,13 +607,26 @@ class PruningStrategy(Strategy):
 
     def _no_reply(self, server_round: int) -> str:
         total = sum(self._failures.values())
-        listed = "; ".join(f"{count} x {reason}" for reason, count in self._failures.most_common(3))
-        return f"round {server_round}: none of {total} clients gave a usable reply ({listed})"
+        return f"round {server_round}: none of {total} clients gave a usable reply: {_listed(self._failures)}"
 
-    @staticmethod
-    def _reasons(replies: Sequence[Message]) -> str:
-        counted = Counter(reply.error.reason for reply in replies if reply.has_error())
-        return "; ".join(f"{count} x {reason}" for reason, count in counted.most_common(3)) or "no replies"
+
+def _read_facts(reply: Message) -> Facts:
+    if reply.has_error():
+        raise WireError(reply.error.reason or f"error {reply.error.code}")
+    facts = config_of(reply.content, "facts")
+    profile = DeviceProfile(
+        name=text(facts, "device"),
+        memory=whole(facts, "memory"),
+        compute=real(facts, "compute"),
+        downlink=real(facts, "downlink"),
+        uplink=real(facts, "uplink"),
+    )
+    number, examples = whole(facts, "client"), whole(facts, "examples", least=1)
+    return Facts(number, reply.metadata.src_node_id, examples, profile)
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3)) or "no reply"
 
 
 def flower_aggregator(
@@ -623,6 +642,7 @@ def build_strategy(federation: Federation) -> PruningStrategy:
     spec = federation.scenario.strategy
     kind = registry.load("strategy", spec.name, federation.scenario.directory)
     if issubclass(kind, PruningStrategy):
-        return kind(federation, kind.Options(**spec.options))
+        strategy: PruningStrategy = kind(federation, kind.Options(**spec.options))
+        return strategy
     aggregator = flower_aggregator(federation, kind, spec.options)
     return PruningStrategy(federation, PruningStrategy.Options(), aggregator=aggregator)

@@ -52,7 +52,8 @@ class LayerCost:
         Its number of elements, pruned ones included.
     positions
         Output positions, each of which uses every weight once: 1 for a linear layer, height times
-        width of the output for a convolution, summed over the uses of a weight that is used twice.
+        width of the output for a convolution (of the input for a transposed one), summed over the
+        uses of a weight that is used twice.
     input_gradient_positions
         Of these, the positions through which a gradient flows on to the layer's input.
     trained

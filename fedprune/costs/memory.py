@@ -157,7 +157,7 @@ class StepTensors:
 @lru_cache(maxsize=256)
 def step_tensors(cost: ModelCost, batch: int) -> StepTensors:
     """Return the bytes of the tensors that one training step on ``batch`` examples makes."""
-    model = cost.skeleton
+    model = cost.skeleton.train()
     trace = _Storages(model)
     with leaves_no_trace(model), trace, saved_tensors_hooks(trace.save, lambda tensor: tensor):
         forward_loss(model, cost.input_shape, batch).backward()  # type: ignore[no-untyped-call]
@@ -174,7 +174,6 @@ def _forward_workspace(cost: ModelCost, batch: int) -> int:
     trace = _Storages(model)
     with torch.inference_mode(False), torch.no_grad(), trace:
         forward_loss(model, cost.input_shape, batch)
-    model.train()
     return trace.peak_without(set())
 
 

@@ -20,7 +20,7 @@ TRACE_EXAMPLES = 2  # batch norm refuses one example at a single position
 
 
 def skeleton(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """Return a copy of the module in training mode, on the meta device where its code can run there.
+    """Return a copy of the module, in training mode, on the meta device where its code can run there.
 
     A model whose code looks at values (``tensor.item()``, a branch on data) or that keeps tensors
     which are neither parameters nor buffers cannot run without data: it is copied as it is and runs
@@ -68,9 +68,10 @@ def leaves_no_trace(model: nn.Module) -> Iterator[None]:
 
 def _copy_to(module: nn.Module, device: str) -> nn.Module:
     # Handing deepcopy its tensors keeps it from copying the data of a large model first.
-    tensors: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
-        for parameter in module.parameters()
-    }
-    tensors |= {id(buffer): buffer.detach().to(device, copy=True) for buffer in module.buffers()}
-    return copy.deepcopy(module, tensors).train()
+    with torch.inference_mode(False):
+        tensors: dict[int, object] = {
+            id(parameter): nn.Parameter(parameter.detach().to(device, copy=True), parameter.requires_grad)
+            for parameter in module.parameters()
+        }
+        tensors |= {id(buffer): buffer.detach().to(device, copy=True) for buffer in module.buffers()}
+        return copy.deepcopy(module, tensors).train()

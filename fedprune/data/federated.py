@@ -63,15 +63,14 @@ def _fault(pictures: Pictures, classes: int) -> str | None:
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         return f"{pixels.dtype} pixels of shape {pixels.shape}: expected uint8 (N, C, H, W)"
     if labels.dtype != np.int64 or labels.shape != (len(pixels),) or not len(labels):
-        return f"{labels.dtype} labels of shape {labels.shape} for {len(pixels)} pictures: expected int64 (N,), N > 0"
+        return f"{labels.dtype} labels of shape {labels.shape} for {len(pixels)} pictures: expected int64"
     if labels.min() < 0 or labels.max() >= classes:
         return f"labels from {labels.min()} to {labels.max()}: expected 0 to {classes - 1}"
     return None
 
 
 def _public_part(examples: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Return the server's part of the training pictures, at least one if ``fraction`` is not 0, and "
-    "the rest."""
+    """Return the server's part, at least one picture where ``fraction`` is above 0, and the rest."""
     order = seeds.numpy_generator(seed, "server data").permutation(examples)
     public = max(1, round(examples * fraction)) if fraction > 0 else 0
     return np.sort(order[:public]), np.sort(order[public:])
@@ -93,8 +92,7 @@ def _info(spec: DataSpec, source: Source) -> DataInfo:
 def _per_channel(what: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) != channels:
         raise DataError(
-            f"the {what} of the pixels is given for {len(values)} channels, and the pictures have "
-            f"{channels}: "
+            f"the {what} of pixels is given for {len(values)} channels, and the pictures have {channels}: "
             f"write data.{what} with one number a channel"
         )
     return tuple(values)

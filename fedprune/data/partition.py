@@ -27,8 +27,7 @@ Flags = NDArray[np.bool_]
 # of flwr-datasets stop after 11; here a draw takes milliseconds.
 DRAWS = 100
 
-# Part of a data set without a test split of its own that is taken for testing, the same part whatever the
-# seed.
+# Part of a data set without a test split that is taken for testing, the same part whatever the seed.
 TEST_PART = 1 / 6
 
 
@@ -44,8 +43,7 @@ def choose(candidates: Indices, wanted: int | None, seed: int, split: str) -> In
         return np.sort(candidates)
     if wanted > len(candidates):
         raise DataError(
-            f"data.{split}_examples is {wanted}: there are {len(candidates)} {split} pictures, ask "
-            "for no more"
+            f"data.{split}_examples is {wanted}: there are no more than {len(candidates)} {split} pictures"
         )
     return np.sort(seeds.numpy_generator(seed, f"{split} examples").choice(candidates, wanted, replace=False))
 
@@ -84,28 +82,28 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     """
     if clients * smallest > len(labels):
         raise DataError(
-            f"{len(labels)} training pictures can't give {clients} clients {smallest} each, one batch "
-            "and its "
-            "held-out part: take fewer clients, a smaller clients.training.batch_size, or more pictures"
+            f"{len(labels)} training pictures can't give {clients} clients {smallest} each, one batch and "
+            "its held-out part: take fewer clients, a smaller clients.training.batch_size, or more pictures"
         )
     generator = seeds.numpy_generator(seed, "partition")
     # The schemes take pictures of a class in the order in which they come; that order must mean nothing.
     order = generator.permutation(len(labels))
-    shuffled = labels[order]
-    fewest = np.zeros(clients, dtype=np.int64)
+    owners = np.empty(len(labels), dtype=np.int64)
+    draws = []
     for _ in range(DRAWS):
-        owners = np.empty(len(labels), dtype=np.int64)
-        owners[order] = _SCHEMES[spec.scheme](shuffled, clients, spec, generator)
-        sizes = np.bincount(owners, minlength=clients)
-        if sizes.min() >= smallest:
+        owners[order] = _SCHEMES[spec.scheme](labels[order], clients, spec, generator)
+        draws.append(np.bincount(owners, minlength=clients))
+        if draws[-1].min() >= smallest:
             return _shares(owners, clients)
-        fewest = max(fewest, sizes, key=np.min)
-    poorest = int(fewest.argmin())
-    raise DataError(
-        f"the {spec.scheme} partition leaves client {poorest} with {fewest[poorest]} pictures, and it needs "
-        f"{smallest}, one batch and its held-out part ({np.sum(fewest < smallest)} of {clients} "
-        "clients have too "
-        f"few, in the best of {DRAWS} draws): take {_REMEDIES[spec.scheme]}fewer clients or a smaller "
+    raise _too_small(min(draws, key=lambda sizes: np.sum(sizes < smallest)), smallest, spec.scheme)
+
+
+def _too_small(sizes: Indices, smallest: int, scheme: str) -> DataError:
+    poorest = int(sizes.argmin())
+    return DataError(
+        f"the {scheme} partition leaves client {poorest} with {sizes[poorest]} pictures, and it needs "
+        f"{smallest}, one batch and its held-out part ({np.sum(sizes < smallest)} of {len(sizes)} clients "
+        f"have too few, in the best of {DRAWS} draws): take {_REMEDIES[scheme]}fewer clients or a smaller "
         "clients.training.batch_size"
     )
 
@@ -113,8 +111,7 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
 def hold_out(shares: Shares, fraction: float, seed: int) -> tuple[Shares, Shares]:
     """Return each client's share in two: what it trains on, and a random ``fraction`` that it tests on.
 
-    A client holds out the whole number below its fraction, but at least one picture where ``fraction`` is
-    above 0.
+    A client holds out its fraction, rounded down, but at least one picture where ``fraction`` is above 0.
     """
     owners = np.repeat(np.arange(len(shares)), shares.sizes)
     keys = seeds.numpy_generator(seed, "client test").random(len(owners))
@@ -183,9 +180,8 @@ def _pathological(
     if scarce := np.flatnonzero(held.sum(axis=0) > counts).tolist():
         label = scarce[0]
         raise DataError(
-            f"the pathological partition gives class {present[label]} to {held[:, label].sum()} "
-            "clients, and has "
-            f"{counts[label]} pictures of it: take fewer clients or fewer partition.classes_per_client"
+            f"the pathological partition gives class {present[label]} to {held[:, label].sum()} clients, and "
+            f"has {counts[label]} pictures of it: take fewer clients or fewer partition.classes_per_client"
         )
     owners = np.empty(len(labels), dtype=np.int64)
     for label, count in enumerate(counts):
@@ -204,9 +200,8 @@ def _classes_of_clients(classes: int, clients: int, each: int, generator: np.ran
         )
     if clients * each < classes:
         raise DataError(
-            f"{clients} clients with {each} classes each can't hold all {classes} classes: take more "
-            "clients, or "
-            f"{math.ceil(classes / clients)} or more partition.classes_per_client"
+            f"{clients} clients with {each} classes each can't hold all {classes} classes: take more clients "
+            f"or {math.ceil(classes / clients)} or more partition.classes_per_client"
         )
     # A row's smallest keys are its classes: first those dealt in turn, then random ones.
     keys = generator.random((clients, classes))
@@ -226,9 +221,8 @@ def _shard(labels: Indices, clients: int, spec: PartitionSpec, generator: np.ran
     shards = clients * spec.shards_per_client
     if shards > len(labels):
         raise DataError(
-            f"{len(labels)} training pictures can't be cut into {shards} shards, "
-            f"{spec.shards_per_client} for each "
-            f"of {clients} clients: take fewer clients or fewer partition.shards_per_client"
+            f"{len(labels)} training pictures can't be cut into {shards} shards, {spec.shards_per_client} "
+            f"for each of {clients} clients: take fewer clients or fewer partition.shards_per_client"
         )
     owner_of_shard = generator.permutation(shards) // spec.shards_per_client
     owners = np.empty(len(labels), dtype=np.int64)

@@ -1,8 +1,7 @@
 """Labelled pictures out of Hugging Face ``datasets``: the hub, or local parquet, arrow and picture files.
 
 Not for knowing single data sets: their names and columns are in ``sources``. ``datasets`` is imported inside
-functions, since only the extra ``fedprune[sim]`` installs it; its tables are typed ``Any``, since it ships no
-types.
+functions, since only the extra ``fedprune[sim]`` installs it. Its tables are ``Any``: it ships no types.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from fedprune.mistakes import did_you_mean
 # Seconds that the hub may take to say that it is there.
 HUB_TIMEOUT = 5.0
 
-# Pictures decoded at a time: large enough to hide the cost of reading a slice, small enough to need no
-# memory.
+# Pictures decoded at a time: enough to hide the cost of reading a slice, few enough to need no memory.
 _DECODED_AT_ONCE = 256
 
 _GREY_MODES = {"1", "L", "LA"}
@@ -64,14 +62,16 @@ def read(name: str, hub_name: str, path: Path | None) -> tuple[Any, Any]:
         import datasets
     except ImportError as error:
         raise missing_extra(name, "datasets") from error
-    with _quiet(datasets):
+    with quiet():
         splits = _from_hub(datasets, name, hub_name) if path is None else _from_path(datasets, path)
     return _train_and_test(splits, path or hub_name)
 
 
 @contextmanager
-def _quiet(datasets: ModuleType) -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the progress bars of ``datasets``."""
+    import datasets
+
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -114,23 +114,21 @@ def _from_hub(datasets: ModuleType, name: str, hub_name: str) -> dict[str, Any]:
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise DataError(f"there is no public data set {hub_name!r} on the Hugging Face hub") from error
     except (OSError, httpx.HTTPError) as error:
-        with _offline(datasets):
-            return _load(
-                datasets,
-                name,
-                hub_name,
-                f"not loaded before, and the Hugging Face hub can't be reached: {_first_line(error)}",
-            )
-    return _load(datasets, name, hub_name, "the hub has it, but it can't be loaded")
-
-
-def _load(datasets: ModuleType, name: str, hub_name: str, trouble: str) -> dict[str, Any]:
+        return _from_cache(datasets, name, hub_name, _first_line(error))
     try:
         return dict(datasets.load_dataset(hub_name))
-    except Exception as error:  # of the hub's client, of a reader, of a data set's own making
+    except Exception as error:  # whatever the hub's client, a reader or the data set's own making raises
+        raise DataError(f"the hub's data set {hub_name!r} can't be loaded: {_first_line(error)}") from error
+
+
+def _from_cache(datasets: ModuleType, name: str, hub_name: str, trouble: str) -> dict[str, Any]:
+    try:
+        with _offline(datasets):
+            return dict(datasets.load_dataset(hub_name))
+    except Exception as error:
         raise DataError(
-            f"data set {name!r}: {trouble} ({_first_line(error)}). Give local files, "
-            f"`data: {{name: {name}, path: ...}}`: {_EXPECTED}"
+            f"data set {name!r} was not loaded before, and the Hugging Face hub can't be reached "
+            f"({trouble}). Give local files, `data: {{name: {name}, path: ...}}`: {_EXPECTED}"
         ) from error
 
 
@@ -180,27 +178,22 @@ def _column(table: Any, wanted: str | None, usual: str | None, kind: type, what:
     columns = ", ".join(table.features)
     if wanted is not None:
         if wanted not in table.features:
-            raise DataError(
-                f"{setting} is {wanted!r}: no such column{did_you_mean(wanted, table.features)}, only "
-                f"{columns}"
-            )
+            hint = did_you_mean(wanted, table.features)
+            raise DataError(f"{setting} is {wanted!r}: no such column{hint} (there are {columns})")
         return wanted
     if usual in table.features:
         return str(usual)
     found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
     if len(found) != 1:
-        among = (
-            f"the columns {', '.join(found)} all hold {what}" if found else f"no column is marked as {what}"
-        )
-        raise DataError(f"{among}: name the right one in {setting}; the columns are {columns}")
+        trouble = f"{', '.join(found)} all hold {what}" if found else f"no column is marked as {what}"
+        raise DataError(f"{trouble}: name the right one in {setting} (there are {columns})")
     return str(found[0])
 
 
 def class_names(table: Any, column: str) -> tuple[str, ...]:
     """Return the names of the classes, in the order of their numbers.
 
-    A column of plain numbers or text, which does not know its classes, has the values that occur in it,
-    sorted.
+    A column of plain numbers or text, which does not know its classes, has the values in it, sorted.
     """
     feature = table.features[column]
     if hasattr(feature, "names"):
@@ -227,9 +220,8 @@ def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
     if len(wrong):
         raise DataError(
-            f"{len(wrong)} pictures have no label of the {len(names)} classes in column {column!r}, "
-            "the first of "
-            f"them is picture {wrong[0]}: leave out a split without labels"
+            f"{len(wrong)} pictures, the first of them picture {wrong[0]}, have no label of the {len(names)} "
+            f"classes in column {column!r}: leave out a split without labels"
         )
     return numbers
 
@@ -269,7 +261,8 @@ def _decoded(table: Any, column: str) -> Iterator[Any]:
     from datasets import Image
 
     try:
-        pictures = table.select_columns([column]).cast_column(column, Image())
+        with quiet():
+            pictures = table.select_columns([column]).cast_column(column, Image())
         for slice_ in pictures.iter(_DECODED_AT_ONCE):
             yield from slice_[column]
     except (OSError, TypeError, ValueError) as error:
@@ -294,10 +287,12 @@ def same_shape(
             f"training and test pictures must have one size, and these are {sizes}: resize them before"
         )
     channels = max(train.shape[1], test.shape[1])
-    return tuple(
-        np.repeat(pictures, channels, axis=1) if pictures.shape[1] < channels else pictures
-        for pictures in (train, test)
-    )  # type: ignore[return-value]
+    return _with_channels(train, channels), _with_channels(test, channels)
+
+
+def _with_channels(pictures: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Return the pictures themselves, or grey ones with their channel repeated."""
+    return pictures if pictures.shape[1] == channels else np.repeat(pictures, channels, axis=1)
 
 
 def _first_line(error: BaseException) -> str:

@@ -162,7 +162,7 @@ class RayGrid(Grid):
             self.worker_pids = ray.get([worker.actor.ready.remote() for worker in self._workers])
         except ray.exceptions.RayActorError as error:
             self.close()
-            cause = error.cause if getattr(error, "cause", None) is not None else error
+            cause = getattr(error, "cause", None) or error
             raise RunError(f"the workers could not start: {one_line(cause)}") from error
 
     def __enter__(self) -> RayGrid:

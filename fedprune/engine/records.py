@@ -81,7 +81,8 @@ def pack_state(state: RecordDict) -> bytes:
     """Serialize a client's state; equal states give equal bytes, an empty one none."""
     if not state:
         return b""
-    return recorddict_to_proto(state).SerializeToString(deterministic=True)
+    packed: bytes = recorddict_to_proto(state).SerializeToString(deterministic=True)
+    return packed
 
 
 def unpack_state(packed: bytes) -> RecordDict:
@@ -116,8 +117,8 @@ def content_fault(content: RecordDict, sent: RecordDict | None) -> str | None:
                 return f"array {name!r} has shape {list(values.shape)}, expected {list(shapes[name])}"
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
                 return f"array {name!r} holds values that are not finite"
-    for record in content.metric_records.values():
-        for name, value in record.items():
+    for metrics in content.metric_records.values():
+        for name, value in metrics.items():
             numbers = value if isinstance(value, list) else [value]
             if not all(math.isfinite(number) for number in numbers):
                 return f"metric {name!r} is not finite"

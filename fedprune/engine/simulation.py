@@ -211,7 +211,7 @@ def ray_session(scenario: Scenario) -> Iterator[tuple[int, str]]:
     engine = scenario.engine
     started = not ray.is_initialized()
     if started:
-        quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
         try:
             if engine.ray_address is None:
                 count = None if engine.workers == "auto" else max(engine.workers, os.cpu_count() or 1)
@@ -223,7 +223,7 @@ def ray_session(scenario: Scenario) -> Iterator[tuple[int, str]]:
             message = f"engine.ray_address: no Ray cluster answers at {engine.ray_address!r}: {error}"
             raise RunError(message if engine.ray_address else f"Ray could not start: {error}") from error
     try:
-        yield _placement(scenario, ray.cluster_resources())
+        yield _placement(scenario, _cluster_resources())
     finally:
         if started:
             ray.shutdown()
@@ -245,6 +245,11 @@ def _placement(scenario: Scenario, resources: Mapping[str, float]) -> tuple[int,
 
 
 def _gpus_per_worker(workers: int) -> float:
+    return int(_cluster_resources().get("GPU", 0)) / workers
+
+
+def _cluster_resources() -> Mapping[str, float]:
     import ray
 
-    return float(int(ray.cluster_resources().get("GPU", 0))) / workers
+    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources

@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 def checked(factory: Callable[..., object], options: Mapping[str, object], model: str) -> dict[str, Any]:
     """Return ``options`` as arguments for ``factory(input_shape, classes, **options)``.
 
-    An option's type is that of its annotation; one without an annotation may be anything. Whole numbers pass
-    as floats, and lists as tuples; nothing else is converted.
+    An option's type is that of its annotation; one without an annotation may be anything. As in JSON, whole
+    numbers pass as floats and lists as any sequence; nothing else is converted.
 
     Raises
     ------
@@ -84,10 +85,18 @@ def _converted(value: object, annotation: Any, what: str) -> Any:
     except PydanticUserError:  # a type that pydantic has no check for
         return value
     try:
-        return adapter.validate_python(value)
+        return _validated(adapter, value)
     except ValidationError as error:
         expected = error.errors()[0]["msg"]
         raise UserError(f"{what} is {value!r}: {expected[0].lower()}{expected[1:]}") from error
+
+
+def _validated(adapter: TypeAdapter[Any], value: object) -> Any:
+    try:
+        text = json.dumps(value)
+    except TypeError:  # not from a scenario file but from a program, which may pass any object
+        return adapter.validate_python(value)
+    return adapter.validate_json(text)
 
 
 def _listed(known: Iterable[str]) -> str:

@@ -61,12 +61,12 @@ class Comparison:
         return rows
 
     def table(self) -> Table:
-        """Return the table for a terminal; below it, what the numbers in brackets relate to."""
+        """Return the table for a terminal; what a reader has to know besides is in `notes`."""
         from rich import box
         from rich.table import Table
 
         head, *rows = self.rows()
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.notes(), caption_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column(head[0], no_wrap=True)
         for label in head[1:]:
             table.add_column(label, overflow="fold", justify="right")

@@ -56,25 +56,29 @@ def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
 
 
 def accuracy_figure(rounds: Sequence[Record], title: str) -> Picture:
-    """Draw accuracy on the server's test data against rounds; rounds without evaluation are left out."""
+    """Draw accuracy against rounds, on the server's test data and, where known, on the clients'.
+
+    Rounds without evaluation are left out.
+    """
     figure, axes = _new(title, "accuracy")
-    points = [(r["round"], r["accuracy"]) for r in rounds if r.get("accuracy") is not None]
-    axes.set_ylabel("accuracy on the server's test data (%)")
+    points, of_clients = _known(rounds, "accuracy"), _known(rounds, "client_accuracy")
+    axes.set_ylabel("accuracy of the global model (%)")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     _round_axis(axes, rounds)
-    if not points:
+    if not points and not of_clients:
         axes.set_ylim(0, 1)
         axes.text(0.5, 0.5, "no round was evaluated", transform=axes.transAxes, ha="center")
         return figure
-    numbers, values = zip(*points, strict=True)
-    _line(axes, numbers, values, label="each evaluated round", color=COLOURS[0])
-    best = max(points, key=lambda point: point[1])
-    for name, marker, colour, (number, value) in (
-        ("best", "o", COLOURS[1], best),
-        ("last", "s", COLOURS[2], points[-1]),
+    for line, label, colour in (
+        (points, "on the server's test data", COLOURS[0]),
+        (of_clients, "on the clients' held-out data", COLOURS[3]),
     ):
-        label = f"{name}: {value:.2%} in round {number}"
-        axes.plot(number, value, marker, ms=9, mfc="none", mec=colour, label=label, ls="none")
+        if line:
+            _line(axes, *zip(*line, strict=True), label=label, color=colour)
+    if points:
+        _mark(axes, max(points, key=lambda point: point[1]), "best", marker="o", mec=COLOURS[1])
+        _mark(axes, points[-1], "last", marker="s", mec=COLOURS[2])
+    values = [value for _, value in points + of_clients]
     space = max(0.02, 0.08 * (max(values) - min(values)))
     axes.set_ylim(max(0.0, min(values) - space), min(1.0 + space / 2, max(values) + space))
     _legend_below(figure, axes)
@@ -118,7 +122,7 @@ def density_figure(rounds: Sequence[Record], title: str) -> Picture:
         points = [(number, value) for number, value in of_layer if value is not None]
         drawn += (value for _, value in points)
         _line(axes, *zip(*points, strict=True), label=name, color=colour, linewidth=1.2)
-    whole = [(r["round"], r["density"]) for r in rounds if r.get("density") is not None]
+    whole = _known(rounds, "density")
     if whole:
         drawn += (value for _, value in whole)
         _line(axes, *zip(*whole, strict=True), label="whole model", color="black", linewidth=2.6)
@@ -160,6 +164,11 @@ def _new(title: str, what: str) -> tuple[Picture, Axes]:
     return figure, axes
 
 
+def _known(rounds: Sequence[Record], column: str) -> list[tuple[int, float]]:
+    """Return (round, value) of every round that has a value in the column."""
+    return [(record["round"], record[column]) for record in rounds if record.get(column) is not None]
+
+
 def _cumulative(rounds: Sequence[Record], cost: str) -> list[float]:
     return list(accumulate(float(record[cost] or 0) for record in rounds))
 
@@ -169,6 +178,14 @@ def _line(axes: Axes, numbers: Iterable[float], values: Iterable[float], **style
     numbers = list(numbers)
     axes.plot(
         numbers, list(values), marker="o" if len(numbers) <= _MOST_MARKERS else None, markersize=3.5, **style
+    )
+
+
+def _mark(axes: Axes, point: tuple[int, float], name: str, **style: Any) -> None:
+    """Frame one point and say in the legend which it is."""
+    number, value = point
+    axes.plot(
+        number, value, ls="none", ms=9, mfc="none", label=f"{name}: {value:.2%} in round {number}", **style
     )
 
 
@@ -210,4 +227,6 @@ def _density_axis(axes: Axes, drawn: Sequence[float]) -> None:
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 3 if len(labels) <= 3 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

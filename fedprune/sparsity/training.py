@@ -35,8 +35,8 @@ def hold(module: nn.Module, masks: Masks) -> Iterator[None]:
     ``eps`` above 0, since it divides by its state).
 
     A gradient that is not finite is set to 0 as well: the bits are masked, not the number
-    multiplied, since NaN times 0 is NaN. That is also cheaper than `Tensor.masked_fill_`, by about
-    ten times, for one integer of the weight's width per weight.
+    multiplied, since NaN times 0 is NaN. In training steps of ResNet-18 that takes half to a
+    quarter of the time of `Tensor.masked_fill_`, for one integer per weight of its own width.
 
     Parameters
     ----------

@@ -256,11 +256,10 @@ def take_masks(record: ArrayRecord) -> bytes | None:
 
 def mask_bytes(content: RecordDict) -> int:
     """Return the length of the masks' payloads in a message, in bytes; part of ``content_bytes``."""
-    payloads = [bytes(record[MASK].data) for record in content.array_records.values() if MASK in record]
-    return sum(
-        max(0, len(data) - _NPY_PREFIX - int.from_bytes(data[_NPY_PREFIX - 2 : _NPY_PREFIX], "little"))
-        for data in payloads
+    arrays = (
+        record[MASK] for record in content.values() if isinstance(record, ArrayRecord) and MASK in record
     )
+    return sum(max(0, len(array.data) - _header_end(array.data)) for array in arrays)
 
 
 def to_array(values: NDArray[Any]) -> Array:
@@ -296,7 +295,7 @@ def from_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> N
         data = memoryview(array.data).cast("B")
     except (TypeError, ValueError) as error:
         raise WireError(f"array {name!r} has no readable data: {error}") from error
-    header_end = _NPY_PREFIX + int.from_bytes(data[len(_NPY_MAGIC) : _NPY_PREFIX], "little")
+    header_end = _header_end(data)
     header = _NPY_HEADER.fullmatch(data[_NPY_PREFIX:header_end])
     if data[: len(_NPY_MAGIC)] != _NPY_MAGIC or header is None:
         raise WireError(f"array {name!r} has a header that is not that of a plain array in .npy format")
@@ -309,6 +308,10 @@ def from_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> N
     length = written.itemsize * math.prod(shape)
     _check_same(name, "length in bytes", (len(data) - header_end,), (length,))
     return np.frombuffer(data[header_end:], dtype=written).reshape(shape)
+
+
+def _header_end(data: bytes | memoryview) -> int:
+    return _NPY_PREFIX + int.from_bytes(data[len(_NPY_MAGIC) : _NPY_PREFIX], "little")
 
 
 def _check_same(name: str, what: str, found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:

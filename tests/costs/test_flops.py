@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import cache
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ def full_masks(cost: ModelCost, module: nn.Module) -> Masks:
     return Masks({layer.weight: torch.ones_like(parameters[layer.weight]).bool() for layer in cost.layers})
 
 
+@cache
+def shared_weight_cost() -> ModelCost:
+    return ModelCost.of(NETS["shared"](), SHAPE)
+
+
 @pytest.mark.parametrize("examples", [2, 3])
 def test_dense_products_are_those_of_flop_counter_mode(case, examples):
     module, cost = case
@@ -51,7 +57,7 @@ def test_every_weight_matrix_of_the_model_is_a_layer(case):
 @settings(max_examples=20, deadline=None)
 def test_a_mask_and_its_complement_share_the_dense_cost(seed, density):
     module = NETS["shared"]()
-    cost = _cost_of_shared()
+    cost = shared_weight_cost()
     draw = torch.Generator().manual_seed(seed)
     weights = {name: p for name, p in module.named_parameters() if p.ndim > 1}
     some = {name: torch.rand(p.shape, generator=draw) < density for name, p in weights.items()}
@@ -64,15 +70,6 @@ def test_a_mask_and_its_complement_share_the_dense_cost(seed, density):
     assert cost.dense_gradient_flops(Masks(some), weights, 3) == pruned.forward
 
 
-_shared: list[ModelCost] = []
-
-
-def _cost_of_shared() -> ModelCost:
-    if not _shared:
-        _shared.append(ModelCost.of(NETS["shared"](), SHAPE))
-    return _shared[0]
-
-
 @pytest.mark.parametrize(("groups", "stride", "padding"), [(1, 1, 0), (1, 2, 1), (2, 1, 1), (4, 2, 0)])
 def test_masked_convolution_against_a_loop_over_its_multiplications(groups, stride, padding):
     conv = nn.Conv2d(4, 8, 3, stride=stride, padding=padding, groups=groups, bias=False)
@@ -81,12 +78,12 @@ def test_masked_convolution_against_a_loop_over_its_multiplications(groups, stri
     masks = Masks({"1.weight": mask})
     cost = ModelCost.of(module, (1, 7, 7))
 
-    side = (7 + 2 * padding - 3) // stride + 1
+    # Every place of the padded input where the filter is laid, and every weight of each filter.
+    places = range(0, 7 + 2 * padding - 2, stride)
     multiplications = 0
-    for out, place_y, place_x in itertools.product(range(8), range(side), range(side)):
-        del place_y, place_x  # every position uses the filter once, those at the border as well
+    for channel, _row, _column in itertools.product(range(8), places, places):
         for index in itertools.product(range(4 // groups), range(3), range(3)):
-            multiplications += bool(mask[(out, *index)])
+            multiplications += bool(mask[(channel, *index)])
     first = 4 * 7 * 7  # the 1x1 convolution below: multiplications per example, one per output
 
     examples = 5
@@ -140,14 +137,14 @@ def test_normalisation_and_pooling_by_hand():
 
 
 def test_masks_leave_everything_but_products_alone():
-    cost = _cost_of_shared()
+    cost = shared_weight_cost()
     nothing = Masks({layer.weight: torch.zeros(layer.weights, dtype=torch.bool) for layer in cost.layers})
     assert cost.matmul_flops(nothing, 4).total == 0
     assert cost.training_flops(nothing, 4) == 4 * cost.elementwise.total > 0
 
 
 def test_a_weight_used_twice_counts_twice():
-    conv, head = _cost_of_shared().layers
+    conv, head = shared_weight_cost().layers
     assert (conv.positions, conv.input_gradient_positions) == (2 * 256, 256)
     assert (head.positions, head.input_gradient_positions) == (1, 1)
 
@@ -158,25 +155,25 @@ def test_frozen_weights_have_no_gradient():
     assert head.work(1, 1) == Work(2, 2)  # nothing below is trained: the weight gradient alone
 
 
-def test_measuring_a_model_does_not_disturb_it(case):
-    module, cost = case
-    module.eval()
-    next(module.parameters()).grad = torch.ones_like(next(module.parameters()))
+def test_measuring_a_model_does_not_disturb_it(build):
+    make, shape = build
+    module = make().eval()
+    first = next(module.parameters())
+    first.grad = torch.ones_like(first)
     before = copy.deepcopy(module.state_dict())
     drawn = torch.get_rng_state()
-    with torch.inference_mode():
-        ModelCost.of(module, cost.input_shape)
+    with torch.inference_mode():  # nor does the caller's mode matter
+        ModelCost.of(module, shape)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert not any(part.training for part in module.modules())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert [p.grad is not None for p in module.parameters()].count(True) == 1
-    module.zero_grad()
-    module.train()
+    assert torch.equal(first.grad, torch.ones_like(first))
+    assert all(p.grad is None for p in module.parameters() if p is not first)
 
 
 def test_only_layers_have_a_dense_gradient():
     with pytest.raises(KeyError, match=r"head\.bias"):
-        _cost_of_shared().dense_gradient_flops(Masks(), ["head.bias"], 1)
+        shared_weight_cost().dense_gradient_flops(Masks(), ["head.bias"], 1)
 
 
 def test_a_model_that_cannot_run_says_why():

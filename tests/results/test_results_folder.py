@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import INFO, pruned_state, round_of, scenario, task
 
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.errors import UserError
@@ -18,6 +17,8 @@ from fedprune.results.folder import RunFolder
 from fedprune.results.run import load_run
 from fedprune.scenario import load_scenario
 from fedprune.sparsity.masks import apply_masks
+
+from .made_runs import INFO, pruned_state, round_of, scenario, task
 
 
 def strict_json(text: str) -> object:
@@ -113,8 +114,8 @@ def test_summary_totals_and_ratios(tmp_path):
         "peak_memory_bytes": 5 * 2**20 + 3,
         "clients_ok": 16,
         "clients_failed": 4,
-        "failures": {"timed out": 3, "lost": 1},
     }
+    assert summary["failures"] == {"timed out": 3, "lost": 1}
     assert {key: summary[key] for key in expected} == pytest.approx(expected)
     assert summary["relative"] == {
         "bytes_down": 0.1,
@@ -172,8 +173,8 @@ def test_finished_run_is_refused_and_replaced_when_asked(tmp_path):
 
 
 def test_a_killed_run_is_not_replaced_unasked_but_one_without_a_round_is(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", scenario())
     RunFolder.create(tmp_path / "run", scenario()).close()
+    folder = RunFolder.create(tmp_path / "run", scenario())
     folder.on_round(round_of(0))
     folder.close()
     with pytest.raises(UserError, match="holds a run already"):
@@ -237,11 +238,11 @@ def test_damaged_line_is_named(tmp_path):
         load_run(directory)
 
 
-@pytest.mark.parametrize("what", ["missing", "empty"])
-def test_what_is_not_a_run_is_refused(tmp_path, what):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=what if what == "none" else "no such folder|not a run folder"):
-        load_run(tmp_path / what)
+def test_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_run(tmp_path / "missing")
 
 
 def test_run_gives_scenario_model_pictures_and_a_table(tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import INFO, pruned_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -16,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from fedprune.errors import UserError
 from fedprune.results.modelfile import load_model, read_info, save_model
 from fedprune.sparsity.masks import Masks, apply_masks
+
+from .made_runs import INFO, pruned_state
 
 
 def save(path: Path, state, masks, model=None) -> dict[str, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import pytest
-from conftest import round_of
 from matplotlib.image import imread
 
 from fedprune.results import pictures
+
+from .made_runs import round_of
 
 
 def rounds(count: int, layers: int = 2, density: float = 0.3, **changes):
@@ -66,13 +67,22 @@ def test_costs_of_nothing_are_drawn():
 
 def test_accuracy_leaves_out_rounds_without_evaluation_and_names_the_best():
     records = rounds(4)
-    records[3]["accuracy"], records[1]["accuracy"] = None, 0.97
+    records[1]["accuracy"], records[3]["accuracy"], records[4]["accuracy"] = 0.97, None, 0.6
     axes = pictures.accuracy_figure(records, "tiny").axes[0]
     assert list(axes.lines[0].get_xdata()) == [0, 1, 2, 4]
     labels = axes.get_legend_handles_labels()[1]
-    assert labels[1:] == ["best: 97.00% in round 1", "last: 100.00% in round 4"] or "round 4" in labels[1]
+    assert labels[1:] == ["best: 97.00% in round 1", "last: 60.00% in round 4"]
     assert "(%)" in axes.get_ylabel()
     assert axes.get_xlabel() == "round"
+
+
+def test_accuracy_on_the_clients_own_data_is_a_line_of_its_own():
+    records = rounds(3)
+    for record in records[1:]:
+        record["client_accuracy"] = 0.4
+    axes = pictures.accuracy_figure(records, "tiny").axes[0]
+    line = next(line for line in axes.lines if line.get_label() == "on the clients' held-out data")
+    assert list(line.get_xdata()) == [1, 2, 3]
 
 
 def test_accuracy_of_a_run_without_evaluation_says_so():

@@ -70,8 +70,7 @@ def test_random_depends_on_the_generator_alone() -> None:
             parameter.add_(1)
     a, b = (scores("random", module, prunable(module)) for module in (first, second))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert all(0 <= float(score.min()) and float(score.max()) < 1 for score in a.values())
-    assert not torch.equal(*(score.reshape(-1)[:20] for score in list(a.values())[:1] * 2)) or len(a) == 1
+    assert all(float(score.min()) >= 0 and float(score.max()) < 1 for score in a.values())
 
 
 def test_random_needs_a_generator() -> None:
@@ -138,50 +137,45 @@ def test_grasp_keeps_the_weight_whose_removal_costs_most_gradient_flow() -> None
             assert change == pytest.approx(float(found[name][position]), rel=1e-2, abs=1e-12)
 
 
-def plain_synflow(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """SynFlow by its definition, with |w| dR/dw as the change of R when one weight at a time is doubled.
+def plain_synflow(module: nn.Module, name: str, positions: Sequence[tuple[int, ...]]) -> Tensor:
+    """SynFlow by its definition, with |w| dR/dw as what doubling that one weight adds to R.
 
-    R is linear in every single weight of a network without a weight used twice, so the difference
-    is exact up to rounding.
+    R is linear in every single weight where none is used twice on a path, so the difference is
+    exact up to rounding.
     """
     network = copy.deepcopy(module).double().eval()
     state = {key: value.abs() for key, value in network.state_dict().items()}
-    for key in state:
-        if key.endswith("running_mean"):
-            state[key] = torch.zeros_like(state[key])
-        if key.endswith("running_var"):
-            state[key] = torch.ones_like(state[key])
+    for key, value in state.items():
+        if key.endswith(("running_mean", "running_var")):
+            state[key] = torch.full_like(value, float(key.endswith("running_var")))
     network.load_state_dict(state)
     ones = torch.ones(1, *SHAPE, dtype=torch.float64)
-    found = {}
+    weight = network.get_parameter(name)
+    added = []
     with torch.no_grad():
         base = network(ones).sum()
-        for name in names:
-            weight = network.get_parameter(name)
-            found[name] = torch.empty_like(weight)
-            for position in np.ndindex(*weight.shape):
-                before = weight[position].clone()
-                weight[position] = 2 * before
-                found[name][position] = network(ones).sum() - base
-                weight[position] = before
-    return found
+        for position in positions:
+            before = weight[position].clone()
+            weight[position] = 2 * before
+            added.append(network(ones).sum() - base)
+            weight[position] = before
+    return torch.stack(added)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("mlp", {"width": 0.02}), ("cnn", {"width": 0.1, "hidden": 30}), ("resnet18", {"width": 1 / 32})],
+    [("mlp", {"width": 0.1}), ("cnn", {"width": 0.1}), ("resnet18", {"width": 1 / 16})],
 )
 def test_synflow_is_what_doubling_one_weight_at_a_time_adds(name: str, options: dict[str, float]) -> None:
     module = seeded(name, **options)
     module(batches()[0][0])  # running statistics that SynFlow must not use
-    names = [
-        weight for weight in prunable(module, keep=["last"]) if module.get_parameter(weight).numel() < 600
-    ]
-    found = scores("synflow", module, names)
-    assert len(names) >= 2
-    for weight, expected in plain_synflow(module, names).items():
-        assert found[weight].dtype == torch.float64
-        torch.testing.assert_close(found[weight], expected, rtol=1e-6, atol=1e-9 * float(expected.max()))
+    names = prunable(module, keep=[])
+    for weight, score in scores("synflow", module, names).items():
+        positions = [tuple(p) for p in np.argwhere(np.ones(score.shape))[:: score.numel() // 8 + 1].tolist()]
+        expected = plain_synflow(module, weight, positions)
+        found = torch.stack([score[position] for position in positions])
+        assert score.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8 * float(expected.max()))
 
 
 def test_synflow_ignores_batch_norm_that_would_take_the_statistics_of_the_input() -> None:
@@ -195,8 +189,7 @@ def test_synflow_ignores_batch_norm_that_would_take_the_statistics_of_the_input(
 
 @pytest.mark.parametrize("criterion", ["snip", "grasp"])
 def test_scores_of_data_do_not_depend_on_how_it_is_cut_into_batches(criterion: str) -> None:
-    module = seeded("lenet5") if min(SHAPE[1:]) >= 12 else seeded("mlp", width=0.05)
-    module = module.double()
+    module = seeded("mlp", width=0.05).double()
     whole = doubled(batches((16,)))
     inputs, labels = whole[0]
     cut = [(inputs[:3], labels[:3]), (inputs[3:], labels[3:])]

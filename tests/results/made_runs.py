@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -14,7 +13,8 @@ from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import DataInfo
 from fedprune.models import build
 from fedprune.results.folder import RunFolder
-from fedprune.results.run import Run, load_run
+from fedprune.results.records import summarise
+from fedprune.results.run import Run
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 
@@ -60,6 +60,7 @@ def round_of(number: int, **changes: Any) -> RoundRecord:
         "accuracy": 0.5 + number / 10,
         "loss": 1.25,
         "train_loss": 1.5,
+        "client_accuracy": None,
         "density": 0.25,
         "layer_densities": {"stem.conv.weight": 0.5, "head.weight": 0.2},
         "bytes_down": 1000,
@@ -85,19 +86,28 @@ def pruned_state(density: float, name: str = "cnn") -> tuple[dict[str, Tensor], 
     return state, masks if density < 1 else Masks()
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """Return a function that writes a finished run into a folder and reads it back."""
+def make_run(
+    directory: Path, *, density: float = 1.0, changes: dict[str, Any] | None = None, **of_rounds: Any
+) -> Run:
+    """Return a run of rounds 0 to 3, without writing it."""
+    plan = scenario(**(changes or {}))
+    rounds = [asdict(round_of(number, density=density, **of_rounds)) for number in range(4)]
+    summary = summarise(
+        rounds,
+        [],
+        name=plan.name,
+        strategy=plan.strategy.name,
+        seed=plan.seed,
+        planned_rounds=plan.rounds,
+        status="complete",
+    )
+    return Run(directory, rounds, [], summary, plan.model_dump(mode="json"))
 
-    def make(
-        directory: str, *, density: float = 1.0, changes: dict[str, Any] | None = None, **of_rounds: Any
-    ) -> Run:
-        folder = RunFolder.create(tmp_path / directory, scenario(**(changes or {})))
-        for number in range(4):
-            folder.on_round(round_of(number, **of_rounds))
-        state, masks = pruned_state(density)
-        return load_run(
-            folder.finish(status="complete", reason=None, state=state, masks=masks, info=INFO, dense=None)
-        )
 
-    return make
+def write_run(directory: Path, density: float, changes: dict[str, Any], **of_rounds: Any) -> None:
+    """Write a finished run of rounds 0 to 3 into a folder."""
+    folder = RunFolder.create(directory, scenario(**changes))
+    for number in range(4):
+        folder.on_round(round_of(number, density=density, **of_rounds))
+    state, masks = pruned_state(density)
+    folder.finish(status="complete", reason=None, state=state, masks=masks, info=INFO, dense=None)

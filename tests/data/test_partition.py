@@ -1,0 +1,251 @@
+"""Divisions over clients: what every scheme must hold, and each scheme against an independent computation."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedprune.data import Shares
+from fedprune.data.partition import (
+    choose,
+    held_out,
+    hold_out,
+    partition,
+    smallest_share,
+    split_without_test,
+)
+from fedprune.errors import DataError
+from fedprune.scenario import PartitionSpec
+
+CLASSES = 10
+LABELS = np.random.default_rng(0).integers(0, CLASSES, 5_000)
+
+
+def divide(clients: int, smallest: int = 1, seed: int = 0, labels: Any = LABELS, **spec: Any) -> Shares:
+    return partition(labels, clients, PartitionSpec(**spec), smallest, seed)
+
+
+def counts(shares: Shares, labels: Any = LABELS) -> np.ndarray:
+    """Return how many pictures of each class each client has."""
+    return np.stack(
+        [np.bincount(labels[shares.of(client)], minlength=CLASSES) for client in range(len(shares))]
+    )
+
+
+SPECS = st.one_of(
+    st.just({"scheme": "iid"}),
+    st.floats(0.3, 100).map(lambda alpha: {"scheme": "dirichlet", "alpha": alpha}),
+    st.integers(1, 4).map(lambda n: {"scheme": "pathological", "classes_per_client": n}),
+    st.integers(1, 4).map(lambda n: {"scheme": "shard", "shards_per_client": n}),
+)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=60, max_size=200),
+    st.integers(4, 8),
+    SPECS,
+    st.floats(0, 0.6),
+    st.data(),
+)
+def test_every_picture_is_held_by_one_client_for_one_purpose(
+    labels: list[int], clients: int, spec: dict[str, Any], fraction: float, data: st.DataObject
+) -> None:
+    present = [*labels, *range(4), *range(4), *range(4), *range(4)]  # no class too scarce for a scheme
+    array, seed = np.array(present), data.draw(st.integers(0, 5))
+    try:
+        shares = divide(clients, 2, seed, labels=array, **spec)
+    except DataError as error:
+        assert "take" in str(error)
+        return
+    train, test = hold_out(shares, fraction, seed)
+    assert sorted([*train.indices, *test.indices]) == list(range(len(array)))
+    for client in range(clients):
+        whole = shares.of(client)
+        assert len(whole) >= 2
+        assert (np.diff(whole) > 0).all()
+        assert sorted([*train.of(client), *test.of(client)]) == whole.tolist()
+        expected = max(1, int(len(whole) * fraction)) if fraction else 0
+        assert len(test.of(client)) == expected
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shard"])
+def test_division_depends_on_the_seed_alone(scheme: str) -> None:
+    first, again, other = (divide(20, seed=seed, scheme=scheme) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.indices, again.indices)
+    np.testing.assert_array_equal(first.offsets, again.offsets)
+    assert first.indices.tolist() != other.indices.tolist()
+
+
+def test_iid_shares_are_equal_in_size_and_alike_in_classes() -> None:
+    table = counts(divide(7, scheme="iid"))
+    assert np.ptp(table.sum(1)) <= 1
+    expected = np.bincount(LABELS) / 7
+    # Chi-squared with 9 degrees of freedom a client (hypergeometric, so a little less): 33.7 has p = 1e-4.
+    assert (((table - expected) ** 2 / expected).sum(1) < 33.7).all()
+
+
+def test_dirichlet_spread_of_a_class_is_that_of_the_distribution() -> None:
+    """A share's variance is (1/n)(1 - 1/n) / (n alpha + 1), over draws and over clients alike."""
+    clients = 10
+    for alpha in (0.1, 1.0, 10.0):
+        drawn = np.concatenate(
+            [
+                (counts(divide(clients, 0, seed, scheme="dirichlet", alpha=alpha)) / np.bincount(LABELS)).T
+                for seed in range(40)
+            ]
+        )
+        variance = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
+        assert drawn.mean() == pytest.approx(1 / clients)
+        assert drawn.var() == pytest.approx(variance, rel=0.15)
+
+
+def test_dirichlet_is_that_of_flwr_datasets_for_the_same_random_numbers() -> None:
+    datasets = pytest.importorskip("datasets")
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    from fedprune.data.partition import _dirichlet
+
+    theirs = DirichletPartitioner(6, "label", alpha=0.5, min_partition_size=0, shuffle=False, seed=3)
+    theirs.dataset = datasets.Dataset.from_dict({"label": LABELS, "index": np.arange(len(LABELS))})
+    owners = _dirichlet(LABELS, 6, PartitionSpec(scheme="dirichlet", alpha=0.5), np.random.default_rng(3))
+    for client in range(6):
+        assert sorted(theirs.load_partition(client)["index"]) == np.flatnonzero(owners == client).tolist()
+
+
+def test_pathological_is_that_of_flwr_datasets_with_one_class_a_client() -> None:
+    """With one class there is nothing random in theirs, only who gets which part of it."""
+    datasets = pytest.importorskip("datasets")
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    from fedprune.data.partition import _pathological
+
+    theirs = PathologicalPartitioner(23, "label", 1, "first-deterministic", shuffle=False)
+    theirs.dataset = datasets.Dataset.from_dict({"label": LABELS, "index": np.arange(len(LABELS))})
+    spec = PartitionSpec(scheme="pathological", classes_per_client=1)
+    owners = _pathological(LABELS, 23, spec, np.random.default_rng(0))
+    for client in range(23):
+        assert sorted(theirs.load_partition(client)["index"]) == np.flatnonzero(owners == client).tolist()
+
+
+def test_dirichlet_is_drawn_again_until_every_client_has_enough() -> None:
+    alone = min(divide(20, 0, seed, scheme="dirichlet", alpha=0.3).sizes.min() for seed in range(20))
+    assert alone < 40 <= divide(20, 40, scheme="dirichlet", alpha=0.3).sizes.min()
+
+
+@given(st.integers(1, 30), st.integers(1, CLASSES), st.integers(0, 3))
+def test_pathological_gives_each_client_so_many_classes_in_equal_parts(
+    clients: int, each: int, seed: int
+) -> None:
+    if clients * each < CLASSES:
+        with pytest.raises(DataError, match="can't hold all 10 classes: take more"):
+            divide(clients, seed=seed, scheme="pathological", classes_per_client=each)
+        return
+    table = counts(divide(clients, seed=seed, scheme="pathological", classes_per_client=each))
+    assert ((table > 0).sum(axis=1) == each).all()
+    for column in table.T:
+        assert np.ptp(column[column > 0]) <= 1
+    if clients >= CLASSES:
+        assert all(table[client, client % CLASSES] for client in range(clients))
+
+
+def test_pathological_chooses_the_other_classes_evenly() -> None:
+    pairs = Counter(
+        tuple(np.flatnonzero(row))
+        for seed in range(20)
+        for row in counts(divide(50, seed=seed, scheme="pathological", classes_per_client=2))
+    )
+    assert len(pairs) == 45  # all pairs of ten classes
+    assert min(pairs.values()) > 5  # of 22 each, on average
+    assert max(pairs.values()) < 50
+
+
+def test_shard_clients_have_runs_of_pictures_sorted_by_class() -> None:
+    shares = divide(100, scheme="shard", shards_per_client=2)
+    assert shares.sizes.tolist() == [50] * 100
+    table = counts(shares)
+    # A shard of 25 of about 500 pictures a class spans two classes at most.
+    assert (table > 0).sum(1).max() <= 4
+    assert (table > 0).sum(1).mean() < 2.5
+
+
+def test_uneven_shards_leave_nothing_out() -> None:
+    shares = divide(7, scheme="shard", shards_per_client=3)
+    assert shares.sizes.sum() == len(LABELS)
+    assert np.ptp(shares.sizes) <= 3
+
+
+@pytest.mark.parametrize(
+    ("clients", "smallest", "spec", "message"),
+    [
+        (200, 32, {"scheme": "iid"}, "5000 training pictures can't give 200 clients 32 each.*batch_size"),
+        (100, 32, {"scheme": "dirichlet", "alpha": 0.05}, r"leaves client \d+ with \d+ .*needs 32.*alpha"),
+        (20, 1, {"scheme": "pathological", "classes_per_client": 11}, "take 10 or fewer"),
+        (
+            4000,
+            1,
+            {"scheme": "pathological", "classes_per_client": 3},
+            "class . to .* clients.*fewer clients",
+        ),
+        (2000, 1, {"scheme": "shard", "shards_per_client": 3}, "into 6000 shards.*fewer clients"),
+    ],
+)
+def test_impossible_divisions_say_what_to_change(
+    clients: int, smallest: int, spec: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        divide(clients, smallest, **spec)
+
+
+def test_error_tells_how_many_clients_have_too_few() -> None:
+    """100 clients with a mean of 50 pictures: some, but not all, are below 30 in every draw."""
+    with pytest.raises(DataError) as raised:
+        divide(100, 30, scheme="dirichlet", alpha=0.1)
+    found = re.search(r"leaves client (\d+) with (\d+) pictures.*\((\d+) of 100 clients", str(raised.value))
+    assert found
+    client, size, lacking = map(int, found.groups())
+    assert 0 <= client < 100
+    assert 0 <= size < 30
+    assert 0 < lacking < 60
+
+
+def test_ten_thousand_clients_get_their_share() -> None:
+    labels = np.random.default_rng(1).integers(0, 10, 50_000)
+    for scheme in ("iid", "pathological", "shard"):
+        shares = divide(10_000, 1, labels=labels, scheme=scheme)
+        assert len(shares) == 10_000
+        assert shares.sizes.sum() == 50_000
+
+
+@given(st.integers(1, 300), st.floats(0, 0.95))
+def test_smallest_share_leaves_one_full_batch(batch_size: int, fraction: float) -> None:
+    size = smallest_share(batch_size, fraction)
+    assert size - held_out(np.array([size]), fraction)[0] >= batch_size
+
+
+def test_choice_is_a_seeded_subset() -> None:
+    candidates = np.arange(100, 200)
+    chosen = choose(candidates, 30, seed=1, split="train")
+    assert len(set(chosen)) == 30
+    assert set(chosen) <= set(candidates)
+    assert chosen.tolist() == choose(candidates, 30, seed=1, split="train").tolist()
+    assert chosen.tolist() != choose(candidates, 30, seed=2, split="train").tolist()
+    with pytest.raises(DataError, match="train_examples is 101: there are no more than 100"):
+        choose(candidates, 101, seed=1, split="train")
+
+
+@given(st.integers(2, 500))
+def test_split_without_test_takes_a_sixth(examples: int) -> None:
+    train, test = split_without_test(examples)
+    assert sorted([*train, *test]) == list(range(examples))
+    assert abs(len(test) - examples / 6) <= 0.5
+
+
+def test_there_is_no_client_beyond_the_last() -> None:
+    shares = divide(3, scheme="iid")
+    for wrong in (-1, 3):
+        with pytest.raises(IndexError, match="clients 0 to 2"):
+            shares.of(wrong)

@@ -1,0 +1,129 @@
+"""Runs side by side: the numbers are the runs', ratios are to the first dense one, names stay apart."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from fedprune.errors import UserError
+from fedprune.results.compare import compare
+
+from .made_runs import make_run
+
+
+@pytest.fixture
+def pair(tmp_path):
+    sparse = make_run(
+        tmp_path / "sparse",
+        density=0.25,
+        changes={"name": "sparse"},
+        bytes_down=2**18,
+        bytes_up=2**17,
+        flops=10**9,
+    )
+    dense = make_run(
+        tmp_path / "dense", changes={"name": "dense"}, bytes_down=2**20, bytes_up=2**20, flops=4 * 10**9
+    )
+    return [sparse, dense]
+
+
+def as_rows(comparison) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in comparison.rows()}
+
+
+def test_costs_are_relative_to_the_first_dense_run(pair):
+    rows = as_rows(compare(pair))
+    assert rows["run"] == ["sparse", "dense"]
+    assert rows["accuracy, final"] == ["80%", "80%"]
+    assert rows["bytes down"] == ["1 MiB (0.25x)", "4 MiB (1.00x)"]
+    assert rows["bytes up"] == ["512 KiB (0.12x)", "4 MiB (1.00x)"]
+    assert rows["FLOPs"] == ["4 GFLOP (0.25x)", "16 GFLOP (1.00x)"]
+    assert rows["density"][1] == "100%"
+    assert "relative to dense" in compare(pair).notes()
+
+
+def test_without_a_dense_run_there_are_no_ratios(pair):
+    comparison = compare(pair[:1])
+    assert as_rows(comparison)["bytes down"] == ["1 MiB"]
+    assert comparison.notes() == ""
+
+
+def test_csv_holds_the_raw_numbers(pair, tmp_path):
+    compare(pair).write_csv(tmp_path / "new" / "numbers.csv")
+    with (tmp_path / "new" / "numbers.csv").open(newline="") as file:
+        sparse, dense = csv.DictReader(file)
+    assert (sparse["run"], dense["run"]) == ("sparse", "dense")
+    for row, run in zip((sparse, dense), pair, strict=True):
+        for key in ("bytes_up", "bytes_down", "flops", "peak_memory_bytes", "final_accuracy", "density"):
+            assert float(row[key]) == run.summary[key]
+    assert float(sparse["relative_bytes_up"]) == 0.125
+    assert float(dense["relative_flops"]) == 1
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [make_run(tmp_path / folder) for folder in ("a/tiny", "b/tiny")]
+    assert compare(runs).labels == ("tiny (a/tiny)", "tiny (b/tiny)")
+    with pytest.raises(UserError, match="given 2 times"):
+        compare([runs[0], runs[0]])
+
+
+def test_unequal_conditions_are_said(tmp_path):
+    runs = [
+        make_run(tmp_path / "one", changes={"name": "one", "strategy__name": "other"}),
+        make_run(tmp_path / "two", changes={"name": "two", "seed": 3, "clients__training__batch_size": 8}),
+    ]
+    assert compare(runs).differences == ("seed", "clients.training.batch_size")
+    assert "seed, clients.training.batch_size" in compare(runs).notes()
+
+
+def test_no_run_is_refused():
+    with pytest.raises(UserError, match="no run"):
+        compare([])
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_the_table_fits_a_terminal_of_100_columns(tmp_path, count):
+    runs = [
+        make_run(tmp_path / str(n), density=1.0 if n == 0 else 0.1, changes={"name": f"fedtiny-cifar10-{n}"})
+        for n in range(count)
+    ]
+    screen = StringIO()
+    Console(file=screen, width=100).print(compare(runs).table())
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in screen.getvalue()
+    text = screen.getvalue().replace("\n", " ")
+    assert text.count("(1.00x)") >= 1
+
+
+def test_the_picture_shows_each_run_against_each_cost(pair):
+    figure = compare(pair).figure()
+    assert [axes.get_xscale() for axes in figure.axes] == ["log"] * 3
+    traffic, flops, memory = figure.axes
+    assert traffic.get_xlabel() == "total traffic, down and up (MiB)"
+    assert flops.get_xlabel() == "total computation (GFLOP)"
+    assert memory.get_xlabel() == "peak memory of the largest client (MiB)"
+    assert "accuracy" in traffic.get_ylabel()
+    curve, point = traffic.lines[:2]
+    assert list(curve.get_xdata()) == [0.375, 0.75, 1.125, 1.5]
+    assert (list(point.get_xdata()), list(point.get_ydata())) == ([1.5], [0.8])
+    assert list(flops.lines[3].get_xdata()) == [16]
+    assert [len(line.get_xdata()) for line in memory.lines] == [1, 1, 1, 1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sparse", "dense"]
+
+
+def test_a_run_that_was_never_evaluated_is_in_the_legend(tmp_path, pair):
+    blind = make_run(tmp_path / "blind", changes={"name": "blind"}, accuracy=None)
+    figure = compare([blind, *pair]).figure()
+    assert figure.legends[0].get_texts()[0].get_text() == "blind (never evaluated)"
+    assert as_rows(compare([blind]))["accuracy, final"] == ["-"]
+
+
+def test_files_that_cannot_be_written_are_refused(pair, tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        compare(pair).write_csv(tmp_path)
+    with pytest.raises(UserError, match="tiff2"):
+        compare(pair).save_picture(tmp_path / "a.tiff2")

@@ -1,0 +1,46 @@
+"""Progress is a line a round in a log, and a bar with the same numbers on a terminal."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from fedprune.results.progress import Progress
+
+from .made_runs import round_of, task
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(stream: StringIO) -> str:
+    with Progress(2, stream) as progress:
+        for number in range(3):
+            progress.on_task(task(round=number))
+            progress.on_round(round_of(number, bytes_down=2**20, bytes_up=2**19))
+    return stream.getvalue()
+
+
+def test_a_line_a_round_where_there_is_no_terminal():
+    lines = show(StringIO()).splitlines()
+    assert len(lines) == 3
+    assert lines[1] == (
+        "round 1/2: accuracy 60%, density 25%, down 1 MiB, up 512 KiB, 4 clients, 1 failed, 500 ms"
+    )
+
+
+def test_a_round_without_evaluation_says_no_accuracy():
+    stream = StringIO()
+    Progress(2, stream).on_round(round_of(1, accuracy=None, clients_failed=0))
+    assert "accuracy" not in stream.getvalue()
+    assert "failed" not in stream.getvalue()
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = show(Terminal())
+    for text in ("2/2", "accuracy 70%", "density 25%", "traffic 4.5 MiB"):
+        assert text in shown, text
+    assert "round 1/2:" not in shown
