@@ -48,6 +48,14 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # PyYAML folds Unicode's own line breaks in single quotes, and reads back a space.
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 for _tag, _pattern, _first in _RESOLVERS:
     for _class in (_Loader, _Dumper):

@@ -193,8 +193,8 @@ class DataSpec(_Spec):
     path: Annotated[Path, AfterValidator(_absolute_path)] | None = Field(
         default=None,
         strict=False,
-        description="Where the data set lies, a file or a folder; relative to the scenario's folder, or else to "
-        "the working directory.",
+        description="Where the data set lies, a file or a folder; relative to the scenario's folder, or else "
+        "to the working directory.",
     )
     partition: PartitionSpec = Field(
         default=PartitionSpec(), description="How the training pictures are split over the clients."

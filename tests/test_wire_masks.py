@@ -187,7 +187,7 @@ def gaps(low_bits: int, high: bytes, low: bytes = b"") -> bytes:
     ("payload", "fault"),
     [
         (gaps(0, bytes([50, 49])), "cover 101 positions, expected at most 100"),
-        (gaps(0, bytes([3, 255])), "the gaps cover"),
+        (gaps(0, bytes([3, 255])), "cover 259 positions"),
         (gaps(200, bytes([1])), "have 200 low bits"),
         (gaps(6, bytes([1, 1]), bytes([192] * 6)), "cover 256 positions"),
         (gaps(6, bytes([1, 1]), bytes(5)), "too early"),
@@ -197,6 +197,11 @@ def gaps(low_bits: int, high: bytes, low: bytes = b"") -> bytes:
 def test_a_bad_gap_is_named(payload: bytes, fault: str) -> None:
     with pytest.raises(WireError, match=fault):
         decode_bits(payload, 100)
+
+
+def test_a_gap_without_an_end_is_named() -> None:
+    with pytest.raises(WireError, match="the last gap has no end"):
+        decode_bits(gaps(0, bytes([1, 255])), 1_000)
 
 
 def test_the_last_position_can_be_reached_by_a_gap() -> None:

@@ -203,8 +203,10 @@ def _decode_gaps(reader: Reader, count: int, octave: int, k: int) -> Bits:
         low |= np.left_shift(plane, bit, dtype=low.dtype)
     # Checked before anything is added up in place, so that no sum below can overflow.
     covered = (int(stream.sum(dtype=np.int64)) << k) + int(low.sum(dtype=np.int64)) + ones
-    if covered > count or not is_last[-1]:
+    if covered > count:
         raise WireError(f"the gaps cover {covered} positions, expected at most {count}")
+    if not is_last[-1]:
+        raise WireError("the last gap has no end")
     low += 1
     positions = np.cumsum(low, out=low)
     positions += np.cumsum(stream, dtype=low.dtype)[is_last] << k

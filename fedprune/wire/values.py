@@ -292,9 +292,9 @@ def from_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> N
     if array.stype != "numpy.ndarray":
         raise WireError(f"array {name!r} has serialization type {array.stype!r}, expected 'numpy.ndarray'")
     try:
-        data = memoryview(array.data).cast("B")
+        data, said = memoryview(array.data).cast("B"), tuple(array.shape)
     except (TypeError, ValueError) as error:
-        raise WireError(f"array {name!r} has no readable data: {error}") from error
+        raise WireError(f"array {name!r} has no readable data or shape: {error}") from error
     header_end = _header_end(data)
     header = _NPY_HEADER.fullmatch(data[_NPY_PREFIX:header_end])
     if data[: len(_NPY_MAGIC)] != _NPY_MAGIC or header is None:
@@ -304,7 +304,7 @@ def from_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> N
     if shape == (-1,) and len(sizes) == 1:
         shape = sizes
     _check_same(name, "dtype", (array.dtype, header[1].decode()), (str(written), dtype))
-    _check_same(name, "shape", (list(array.shape), sizes), (list(shape), shape))
+    _check_same(name, "shape", (said, sizes), (shape, shape))
     length = written.itemsize * math.prod(shape)
     _check_same(name, "length in bytes", (len(data) - header_end,), (length,))
     return np.frombuffer(data[header_end:], dtype=written).reshape(shape)

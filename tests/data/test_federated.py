@@ -98,7 +98,7 @@ def test_subsets_have_the_sizes_asked_for(scenario: Make) -> None:
 
 def test_mean_and_std_have_one_number_a_channel(scenario: Make) -> None:
     with pytest.raises(DataError, match="mean of pixels is given for 2 channels, and the pictures have 1"):
-        load(scenario({"mean": [0.5, 0.5]}))
+        load(scenario({"mean": [0.5, 0.5], "std": [1.0, 1.0]}))
 
 
 def test_too_many_clients_are_refused(scenario: Make) -> None:

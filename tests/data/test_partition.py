@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from fedprune.data import Shares
@@ -58,9 +58,8 @@ def test_every_picture_is_held_by_one_client_for_one_purpose(
     array, seed = np.array(present), data.draw(st.integers(0, 5))
     try:
         shares = divide(clients, 2, seed, labels=array, **spec)
-    except DataError as error:
-        assert "take" in str(error)
-        return
+    except DataError:  # 100 draws of a skewed scheme may not do; what is said then is tested below
+        reject()
     train, test = hold_out(shares, fraction, seed)
     assert sorted([*train.indices, *test.indices]) == list(range(len(array)))
     for client in range(clients):

@@ -109,7 +109,7 @@ def test_model_of_a_file_is_built_reproducibly_and_its_options_are_checked(own: 
 
     assert equal(net(units=[1, 2]).state_dict(), net(units=[1, 2], anything={"a": object}).state_dict())
     assert net(units=[1, 2]).units == (1, 2)
-    with pytest.raises(UserError, match="needs the option 'units' .*units, scale, anything"):
+    with pytest.raises(UserError, match=r"needs the option 'units' .*units, scale, anything"):
         net()
     with pytest.raises(UserError, match="option 'units'"):
         net(units=[1, 2, 3])
