@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedprune.engine.cluster import return_freed_memory
 from fedprune.engine.records import INLINE_BYTES, pack_arrays, pack_values, unpack_content
 from fedprune.engine.worker import Outcome, Task, Worker, one_line
 from fedprune.errors import RunError
@@ -125,6 +126,7 @@ class RayGrid(Grid):
         gpus_per_worker: float = 0.0,
         same_shapes: bool = True,
     ) -> None:
+        return_freed_memory()
         resources = dict(resources or {})
         first = SUPERLINK_NODE_ID + 1
         self._node_configs = {

@@ -6,9 +6,7 @@ share: it builds the scenario's strategy, starts it on a grid and writes the run
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from fedprune.client import FederatedClientApp, Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
 from fedprune.determinism import make_deterministic
-from fedprune.errors import FedpruneError, RunError, UserError
+from fedprune.engine.cluster import cluster
+from fedprune.errors import FedpruneError
 from fedprune.evaluation import Score, chunks, combine, score
 from fedprune.results.folder import RunFolder
 from fedprune.results.run import Run, load_run
@@ -79,16 +78,16 @@ def run(
     check(plan)
     data = datasets.load(plan)
     directory = Path(out) if out is not None else Path("runs") / plan.name
-    with ray_session(plan) as (workers, device):
-        from fedprune.engine.grid import RayGrid
+    folder = RunFolder.create(directory, plan, overwrite=overwrite)
+    with cluster(plan.engine) as placement:
+        from fedprune.engine.grid import RayGrid  # Here: it needs Ray, which a device lacks.
 
-        folder = RunFolder.create(directory, plan, overwrite=overwrite)
         with RayGrid(
             build_client_app,
             [{}] * plan.clients.count,
-            workers=workers,
-            resources={"scenario": plan, "data": data, "device": device},
-            gpus_per_worker=_gpus_per_worker(workers) if device == "cuda" else 0.0,
+            workers=placement.workers,
+            resources={"scenario": plan, "data": data, "device": placement.device},
+            gpus_per_worker=placement.gpus_per_worker,
             same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
         ) as grid:
 
@@ -133,8 +132,9 @@ def serve(
     except KeyboardInterrupt:
         _finish(folder, strategy, data, "interrupted", "stopped by Ctrl-C")
         raise
-    except FedpruneError as error:
-        _finish(folder, strategy, data, "failed", str(error))
+    except Exception as error:
+        reason = str(error) if isinstance(error, FedpruneError) else f"{type(error).__name__}: {error}"
+        _finish(folder, strategy, data, "failed", reason)
         raise
     _finish(folder, strategy, data, "complete", None)
 
@@ -189,67 +189,3 @@ def _score_chunk(resources: Mapping[str, Any], common: tuple[int, dict[str, Tens
     batch_size, state = common
     set_state(site.module, state)
     return score(site.module, data.test, chunk, data.info, batch_size=batch_size)
-
-
-# Ray ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def ray_session(scenario: Scenario) -> Iterator[tuple[int, str]]:
-    """Have Ray ready; yield the number of workers and the device that they train on.
-
-    Joins the cluster of ``engine.ray_address``, uses a Ray that the process has initialised, or
-    starts one on this machine and ends it afterwards.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("running a simulation needs Ray: pip install 'fedprune[sim]'") from error
-
-    engine = scenario.engine
-    started = not ray.is_initialized()
-    if started:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-        try:
-            if engine.ray_address is None:
-                count = None if engine.workers == "auto" else max(engine.workers, os.cpu_count() or 1)
-                ray.init(address="local", num_cpus=count, **quiet)
-            else:
-                quiet.pop("include_dashboard")
-                ray.init(address=engine.ray_address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            message = f"engine.ray_address: no Ray cluster answers at {engine.ray_address!r}: {error}"
-            raise RunError(message if engine.ray_address else f"Ray could not start: {error}") from error
-    try:
-        yield _placement(scenario, _cluster_resources())
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _placement(scenario: Scenario, resources: Mapping[str, float]) -> tuple[int, str]:
-    """Choose device and workers from what the cluster has."""
-    engine, gpus = scenario.engine, int(resources.get("GPU", 0))
-    cores = max(1, int(resources.get("CPU", 1)))
-    if engine.device == "cuda" and not gpus:
-        raise UserError("engine.device is cuda, but the Ray cluster has no GPU: use auto or cpu")
-    device = "cuda" if gpus and engine.device != "cpu" else "cpu"
-    if engine.workers != "auto":
-        if engine.workers > cores:
-            raise UserError(f"engine.workers is {engine.workers}, but the Ray cluster has {cores} cores")
-        return engine.workers, device
-    # A GPU is shared by a few workers, so that it is not idle while one of them reads its data.
-    return (min(cores, 4 * gpus) if device == "cuda" else cores), device
-
-
-def _gpus_per_worker(workers: int) -> float:
-    return int(_cluster_resources().get("GPU", 0)) / workers
-
-
-def _cluster_resources() -> Mapping[str, float]:
-    import ray
-
-    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources

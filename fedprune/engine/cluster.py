@@ -1,0 +1,98 @@
+"""The Ray cluster that a run uses: joined, shared or started here, and what it has to offer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fedprune.errors import RunError, UserError
+from fedprune.scenario import EngineSpec
+
+#: Several workers share a GPU, so that it is not idle while one of them prepares its data.
+WORKERS_PER_GPU = 4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many workers a run has, what they compute on, and the share of a GPU of each."""
+
+    workers: int
+    device: str
+    gpus_per_worker: float
+
+
+@contextmanager
+def cluster(engine: EngineSpec) -> Iterator[Placement]:
+    """Have Ray ready for a run.
+
+    Joins the cluster at ``engine.ray_address``, or uses the Ray that this process has initialised,
+    or starts one on this machine and ends it afterwards.
+
+    Raises
+    ------
+    UserError
+        If Ray is not installed, or the cluster does not have what the scenario asks for.
+    RunError
+        If no cluster answers at the address, or Ray cannot start.
+    """
+    # Ray frees objects in batches, a second late; the replies of a second can be a gigabyte.
+    os.environ.setdefault("RAY_free_objects_batch_size", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("running a simulation needs Ray: pip install 'fedprune[sim]'") from error
+
+    started = not ray.is_initialized()
+    if started:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if engine.ray_address is None:
+            cores = os.cpu_count() or 1
+            count = cores if engine.workers == "auto" else max(engine.workers, cores)
+            options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
+        else:
+            options["address"] = engine.ray_address
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            at = engine.ray_address
+            message = f"engine.ray_address: no Ray cluster answers at {at!r}" if at else "Ray could not start"
+            raise RunError(f"{message}: {error}") from error
+    try:
+        yield _placement(engine, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _placement(engine: EngineSpec, resources: Mapping[str, float]) -> Placement:
+    cores, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+    if engine.device == "cuda" and not gpus:
+        raise UserError("engine.device is cuda, but the Ray cluster has no GPU: write auto or cpu")
+    device = "cuda" if gpus and engine.device != "cpu" else "cpu"
+    if engine.workers == "auto":
+        workers = min(cores, WORKERS_PER_GPU * gpus) if device == "cuda" else cores
+    elif engine.workers > cores:
+        raise UserError(f"engine.workers is {engine.workers}, but the Ray cluster has {cores} cores")
+    else:
+        workers = engine.workers
+    return Placement(workers, device, gpus / workers if device == "cuda" else 0.0)
+
+
+def return_freed_memory() -> None:
+    """Have this process give large blocks back to the system as soon as they are freed.
+
+    glibc raises the size from which it does so with every large block that is freed, and then
+    keeps replies of megabytes in fragments of its heap: measured, 1 GiB for 200 replies of 4 MB
+    that were dropped one by one. Elsewhere than on glibc this does nothing.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD in malloc.h; setting it ends its growth.
+    try:
+        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 2**20)
+    except (OSError, AttributeError):
+        return

@@ -1,0 +1,229 @@
+"""Federations within the test's own process: a Flower grid that runs the client app at once.
+
+What goes through the grid goes through Flower's own serialisation, is recorded, and can be
+shuffled, lost or tampered with. It knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedprune import data as datasets
+from fedprune import models
+from fedprune.costs.ledger import RoundRecord, TaskRecord
+from fedprune.data import FederatedData
+from fedprune.engine.simulation import build_client_app, score_locally
+from fedprune.scenario import Scenario
+from fedprune.strategy import Federation, PruningStrategy, build_strategy
+
+SERVER = 1
+
+PLAN: dict[str, Any] = {
+    "name": "test",
+    "seed": 3,
+    "rounds": 2,
+    "model": {"name": "cnn", "width": 0.25, "hidden": 64},
+    "data": {
+        "name": "digits",
+        "train_examples": 200,
+        "test_examples": 100,
+        "server_fraction": 0.2,
+        "partition": {"scheme": "dirichlet", "alpha": 1.0},
+    },
+    "clients": {
+        "count": 4,
+        "per_round": 3,
+        "training": {"batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}},
+    },
+    "strategy": {"name": "fedavg"},
+}
+
+Tamper = Callable[[Message, Message], Message | None]
+"""Given a message and its reply, what arrives instead of the reply; None: nothing does."""
+
+
+def plan(directory: Any = None, **changes: Any) -> Scenario:
+    """Return a small federation with some values replaced; ``strategy={...}`` replaces the whole of it."""
+    whole = {key: changes.pop(key) for key in ("strategy", "model") if key in changes}
+    return Scenario.from_mapping({**PLAN, **whole}, directory).override(**changes)
+
+
+def copied(content: RecordDict) -> RecordDict:
+    """Return what is left of a content when Flower has sent it."""
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+class InProcessGrid(Grid):
+    """Flower's grid around one client app that is called at once, node by node.
+
+    Parameters
+    ----------
+    app
+        What every node runs.
+    nodes
+        Node id to node config.
+    shuffle
+        Draws the order in which replies arrive; without it, that of the messages.
+    before
+        Called with each message and the context of its node before the node gets it.
+    tamper
+        What becomes of a reply.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        nodes: Mapping[int, Mapping[str, Any]],
+        *,
+        shuffle: random.Random | None = None,
+        before: Callable[[Message, Context], None] | None = None,
+        tamper: Tamper | None = None,
+    ) -> None:
+        self._app, self._shuffle, self._before, self._tamper = app, shuffle, before, tamper
+        self.contexts = {
+            node_id: Context(1, node_id, dict(config), RecordDict(), {}) for node_id, config in nodes.items()
+        }
+        self.exchanges: list[tuple[Message, Message | None]] = []
+        """Every message with what arrived as its reply."""
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        replies = [self._exchange(message) for message in messages]
+        if self._shuffle is not None:
+            self._shuffle.shuffle(replies)
+        yield from (reply for reply in replies if reply is not None)
+
+    def _exchange(self, message: Message) -> Message | None:
+        context = self.contexts[message.metadata.dst_node_id]
+        if self._before is not None:
+            self._before(message, context)
+        given = Message(metadata=message.metadata, content=copied(message.content))  # type: ignore[call-overload]
+        reply: Message | None = self._app(given, context)
+        assert reply is not None
+        if reply.has_content():
+            reply = Message(copied(reply.content), reply_to=message)
+        if self._tamper is not None:
+            reply = self._tamper(message, reply)
+        self.exchanges.append((message, reply))
+        return reply
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **options: Any) -> Message:
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+@dataclass
+class Federated:
+    """A federation in this process: what it consists of, and what its ledger holds."""
+
+    scenario: Scenario
+    data: FederatedData
+    strategy: PruningStrategy
+    grid: InProcessGrid
+    tasks: list[TaskRecord] = field(default_factory=list)
+    rounds: list[RoundRecord] = field(default_factory=list)
+    states: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    """What the server evaluated."""
+
+    def on_task(self, task: TaskRecord) -> None:
+        self.tasks.append(task)
+
+    def on_round(self, round: RoundRecord) -> None:
+        self.rounds.append(round)
+
+    def trained(self) -> list[tuple[Message, Message]]:
+        """Return the training messages with the replies that have content."""
+        return [
+            (message, reply)
+            for message, reply in self.grid.exchanges
+            if message.metadata.message_type == "train" and reply is not None and reply.has_content()
+        ]
+
+
+def assemble(
+    scenario: Scenario,
+    *,
+    node_ids: Iterable[int] | None = None,
+    numbers: Iterable[int] | None = None,
+    app: ClientApp | None = None,
+    **grid_options: Any,
+) -> Federated:
+    """Build a federation without running it.
+
+    ``node_ids`` are the nodes' ids, in an order in which the grid lists them, and ``numbers`` the
+    client number that each of them has; the options are those of `InProcessGrid`.
+    """
+    data = datasets.load(scenario)
+    numbers = list(numbers if numbers is not None else range(scenario.clients.count))
+    node_ids = node_ids if node_ids is not None else range(2, 2 + len(numbers))
+    nodes = {node_id: {"partition-id": n} for node_id, n in zip(node_ids, numbers, strict=True)}
+    grid = InProcessGrid(app or build_client_app(scenario, data, "cpu"), nodes, **grid_options)
+    local = score_locally(scenario, data)
+    module = models.build(
+        scenario.model.name,
+        data.info.input_shape,
+        data.info.classes,
+        seed=scenario.seed,
+        options=scenario.model.options,
+        directory=scenario.directory,
+    )
+
+    def evaluate(state, masks):
+        made.states.append({name: tensor.clone() for name, tensor in state.items()})
+        return local(state, masks)
+
+    listeners: list[Any] = []
+    strategy = build_strategy(
+        Federation(
+            scenario=scenario,
+            info=data.info,
+            module=module,
+            pictures=data.train,
+            public=data.server,
+            evaluate=evaluate,
+            listeners=listeners,
+        )
+    )
+    made = Federated(scenario, data, strategy, grid)
+    listeners.append(made)
+    return made
+
+
+def federate(scenario: Scenario, **options: Any) -> Federated:
+    """Run a federation; the options are those of `assemble`."""
+    made = assemble(scenario, **options)
+    made.strategy.start(made.grid)
+    return made
+
+
+def same_state(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether two states are the same bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,471 @@
+"""What every strategy does: messages and their bytes, masks that get lost, order, faulty replies."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from inprocess import assemble, federate, plan, same_state
+
+from fedprune.client import UNKNOWN_MASK, FederatedClientApp, Site
+from fedprune.clients.sparse import Sparse
+from fedprune.errors import RunError
+from fedprune.wire import mask_bytes
+
+STATIC = {"name": "static", "density": 0.2}
+MOVING = {"name": "moving:Moving"}
+CLIENTS_EVALUATE = {"evaluation__clients": True, "data__client_test_fraction": 0.3}
+
+
+def flower_bytes(content):
+    """What Flower itself serializes of a content."""
+    return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+
+
+def kind_of(message):
+    return message.metadata.message_type
+
+
+def tasks_of(made, kind):
+    return [task for task in made.tasks if task.type == kind]
+
+
+def untimed(records):
+    """Return the records without what a clock on the wall says."""
+    return [replace(record, wall_seconds=0.0) for record in records]
+
+
+def assert_same_run(one, other):
+    assert same_state(one.strategy.state, other.strategy.state)
+    assert untimed(one.rounds) == untimed(other.rounds)
+    assert untimed(one.tasks) == untimed(other.tasks)
+
+
+# Bytes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("strategy", [{"name": "fedavg"}, STATIC, MOVING], ids=lambda s: s["name"])
+def test_the_ledger_holds_what_flower_serializes(strategy, values):
+    made = federate(plan(strategy=strategy, wire__values=values, **CLIENTS_EVALUATE))
+    assert len(made.tasks) == len(made.grid.exchanges) == 4 + 2 * (3 + 3)
+    for task, (message, reply) in zip(made.tasks, made.grid.exchanges, strict=True):
+        assert task.type == kind_of(message)
+        assert task.bytes_down == flower_bytes(message.content)
+        assert task.bytes_up == flower_bytes(reply.content)
+    for record in made.rounds:
+        tasks = [task for task in made.tasks if task.round == record.round]
+        assert record.bytes_down == sum(task.bytes_down for task in tasks)
+        assert record.bytes_up == sum(task.bytes_up for task in tasks)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.01])
+def test_a_round_costs_the_kept_weights_and_little_else(density):
+    made = federate(plan(strategy={"name": "static", "density": density}, rounds=3))
+    masks, shapes = made.strategy.masks, made.strategy.layout.shapes
+    dense = sum(shape.numel() for name, shape in shapes.items() if name not in masks)
+    values = 4 * (round(density * masks.total) + dense)
+    for task in tasks_of(made, "train"):
+        assert values < task.bytes_down - task.mask_bytes_down <= values + 2048
+        assert values < task.bytes_up <= values + 2048
+        assert task.mask_bytes_up == 0
+
+
+@pytest.mark.parametrize("strategy", [STATIC, MOVING], ids=lambda s: s["name"])
+def test_a_client_is_sent_each_mask_once(strategy):
+    made = federate(plan(strategy=strategy, rounds=5, **CLIENTS_EVALUATE))
+    sent = {}
+    for message, _ in made.grid.exchanges:
+        if kind_of(message) == "query.facts":
+            continue
+        node, version = message.metadata.dst_node_id, message.content["config"]["mask-version"]
+        sent.setdefault((node, version), []).append(mask_bytes(message.content))
+    assert any(len(lengths) > 1 for lengths in sent.values())
+    for lengths in sent.values():
+        assert lengths[0] > 0
+        assert not any(lengths[1:])
+    by_message = [mask_bytes(message.content) for message, _ in made.grid.exchanges]
+    assert [task.mask_bytes_down for task in made.tasks] == by_message
+
+
+@pytest.mark.parametrize(("values", "itemsize"), [("float16", 2), ("bfloat16", 2), ("int8", 1)])
+def test_smaller_values_take_less(values, itemsize):
+    """The same messages, but for four bytes a value; int8 has two more numbers for each tensor."""
+
+    def lengths(chosen):
+        made = federate(plan(strategy=STATIC, rounds=1, wire__values=chosen))
+        tensors = len(made.strategy.layout.shapes)
+        return made.strategy.codec.size, tensors, [(t.bytes_down, t.bytes_up) for t in tasks_of(made, "train")]
+
+    size, tensors, full = lengths("float32")
+    _, _, small = lengths(values)
+    saved = (4 - itemsize) * size - (8 * tensors + 600 if values == "int8" else 0)
+    for (down, up), (small_down, small_up) in zip(full, small, strict=True):
+        assert down - small_down == pytest.approx(saved, abs=50 if values != "int8" else 150)
+        assert up - small_up == pytest.approx(saved, abs=50 if values != "int8" else 150)
+
+
+# A mask that the client does not hold ------------------------------------------------------------
+
+
+def forgetting(kind, server_round):
+    """Return a hook by which every node loses its state just before a kind of message in a round."""
+
+    def before(message, context):
+        if (kind_of(message), message.metadata.group_id) == (kind, str(server_round)):
+            context.state.clear()
+
+    return before
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_client_that_lost_its_state_is_sent_the_mask_again(kind):
+    scenario = plan(strategy=STATIC, rounds=3, clients__per_round=4, **CLIENTS_EVALUATE)
+    whole = federate(scenario)
+    made = federate(scenario, before=forgetting(kind, 2))
+    assert same_state(made.strategy.state, whole.strategy.state)
+    assert [r.client_accuracy for r in made.rounds] == [r.client_accuracy for r in whole.rounds]
+    assert [(r.clients_ok, r.clients_failed) for r in made.rounds] == [(4, 0), (8, 0), (8, 0), (8, 0)]
+    asked_twice = 0
+    for task in (t for t in made.tasks if (t.type, t.round) == (kind, 2)):
+        node = made.strategy.clients[task.client].node_id
+        exchanges = [
+            (message, reply)
+            for message, reply in made.grid.exchanges
+            if (kind_of(message), message.metadata.group_id, message.metadata.dst_node_id) == (kind, "2", node)
+        ]
+        (first, refusal), (second, answer) = exchanges
+        assert refusal.error.code == UNKNOWN_MASK
+        assert made.strategy.masks.version in refusal.error.reason
+        assert mask_bytes(first.content) == 0 < mask_bytes(second.content)
+        assert task.bytes_down == flower_bytes(first.content) + flower_bytes(second.content)
+        assert task.mask_bytes_down == mask_bytes(second.content)
+        assert task.bytes_up == flower_bytes(answer.content)
+        asked_twice += 1
+    assert asked_twice == 4
+
+
+def test_a_client_that_never_holds_the_mask_fails():
+    def tamper(message, reply):
+        if message.metadata.dst_node_id == 2 and kind_of(message) == "train":
+            return Message(Error(UNKNOWN_MASK, "none of mine"), reply_to=message)
+        return reply
+
+    made = federate(plan(strategy=STATIC, rounds=1, clients__per_round=4), tamper=tamper)
+    asked = [m for m, _ in made.grid.exchanges if m.metadata.dst_node_id == 2 and kind_of(m) == "train"]
+    assert len(asked) == 2
+    assert [t.reason for t in tasks_of(made, "train") if t.status == "failed"] == ["none of mine"]
+    assert made.rounds[1].clients_failed == 1
+
+
+# Order and grid ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{"name": "fedavg"}, MOVING, {**STATIC, "aggregator": "flwr.serverapp.strategy.Krum"}],
+    ids=["fedavg", "moving", "Krum"],
+)
+def test_neither_order_nor_node_ids_matter(strategy):
+    scenario = plan(strategy=strategy, rounds=3, clients__count=6, clients__per_round=4, **CLIENTS_EVALUATE)
+    plain = federate(scenario)
+    draw = random.Random(5)
+    numbers = draw.sample(range(6), 6)
+    node_ids = [draw.getrandbits(63) for _ in numbers]
+    other = federate(scenario, numbers=numbers, node_ids=node_ids, shuffle=random.Random(1))
+    assert_same_run(plain, other)
+
+
+def test_a_lost_mask_changes_no_order():
+    """Who is asked again is aggregated in its place all the same."""
+    scenario = plan(strategy=STATIC, rounds=3, clients__per_round=4)
+    seen = []
+
+    def run(**options):
+        made = assemble(scenario, **options)
+        made.strategy.observe = lambda server_round, reply: seen.append((server_round, reply.client))
+        made.strategy.start(made.grid)
+        return [seen.pop(0) for _ in range(len(seen))]
+
+    def before(message, context):
+        if context.node_config["partition-id"] == 1 and message.metadata.group_id == "2":
+            context.state.clear()
+
+    assert run(before=before) == run() == [(r, n) for r in (1, 2, 3) for n in range(4)]
+
+
+def test_sampling_depends_on_seed_and_round_alone():
+    def sampled(**changes):
+        made = federate(plan(rounds=6, clients__count=6, **changes))
+        return [(task.round, task.client) for task in tasks_of(made, "train")]
+
+    first = sampled()
+    assert first == sampled(strategy=STATIC) == sampled(wire__values="int8", clients__training__epochs=2)
+    assert first != sampled(seed=4)
+    by_round = [tuple(client for number, client in first if number == r) for r in range(1, 7)]
+    assert all(len(set(clients)) == 3 and list(clients) == sorted(clients) for clients in by_round)
+    assert len(set(by_round)) > 1
+    made = assemble(plan(rounds=6, clients__count=6))
+    made.strategy._meet(made.grid)
+    assert [tuple(made.strategy.sample(r)) for r in range(6, 0, -1)] == by_round[::-1]
+
+
+# Faulty replies ----------------------------------------------------------------------------------
+
+
+def values_of(content):
+    return content["arrays"]["values"].numpy().copy()
+
+
+def with_values(content, values, name="values"):
+    return RecordDict({**content, "arrays": ArrayRecord({name: Array(values)})})
+
+
+def with_metric(content, **changes):
+    metrics = {**content["metrics"], **{key.replace("_", "-"): value for key, value in changes.items()}}
+    return RecordDict(
+        {**content, "metrics": MetricRecord({k: v for k, v in metrics.items() if v is not None})}
+    )
+
+
+def with_one(content, value):
+    values = values_of(content)
+    values[7] = value
+    return with_values(content, values)
+
+
+def with_data(content, data):
+    array = content["arrays"]["values"]
+    return RecordDict(
+        {**content, "arrays": ArrayRecord({"values": Array(array.dtype, array.shape, array.stype, data)})}
+    )
+
+
+FAULTS = {
+    "NaN": lambda c: with_one(c, np.nan),
+    "infinity": lambda c: with_one(c, -np.inf),
+    "too short": lambda c: with_values(c, values_of(c)[:-1]),
+    "too long": lambda c: with_values(c, np.append(values_of(c), np.float32(0))),
+    "empty": lambda c: with_values(c, np.zeros(0, np.float32)),
+    "two dimensions": lambda c: with_values(c, values_of(c)[None]),
+    "float64": lambda c: with_values(c, values_of(c).astype(np.float64)),
+    "integers": lambda c: with_values(c, values_of(c).astype(np.int32)),
+    "pickled objects": lambda c: with_data(c, b"\x80\x04]q\x00."),
+    "cut off": lambda c: with_data(c, c["arrays"]["values"].data[:-5]),
+    "other name": lambda c: with_values(c, values_of(c), name="weights"),
+    "no arrays": lambda c: RecordDict({"metrics": c["metrics"]}),
+    "no metrics": lambda c: RecordDict({"arrays": c["arrays"]}),
+    "nothing": lambda c: RecordDict(),
+    "no num-examples": lambda c: with_metric(c, num_examples=None),
+    "0 examples": lambda c: with_metric(c, num_examples=0),
+    "negative examples": lambda c: with_metric(c, num_examples=-3),
+    "float examples": lambda c: with_metric(c, num_examples=20.0),
+    "listed examples": lambda c: with_metric(c, num_examples=[20]),
+    "huge examples": lambda c: with_metric(c, num_examples=2**64 - 1),
+    "no loss": lambda c: with_metric(c, loss=None),
+    "NaN loss": lambda c: with_metric(c, loss=float("nan")),
+    "no examples-seen": lambda c: with_metric(c, examples_seen=None),
+    "negative examples-seen": lambda c: with_metric(c, examples_seen=-1),
+    "negative flops": lambda c: with_metric(c, flops=-1),
+    "float flops": lambda c: with_metric(c, flops=1e9),
+    "huge flops": lambda c: with_metric(c, flops=2**64 - 1),
+    "negative memory": lambda c: with_metric(c, peak_memory_bytes=-1),
+}
+
+
+def replacing(client, change):
+    """Return a tamper by which one client's training replies are changed; None: they get lost."""
+
+    def tamper(message, reply):
+        if message.metadata.dst_node_id != client + 2 or kind_of(message) != "train":
+            return reply
+        return Message(change(reply.content), reply_to=message) if change else None
+
+    return tamper
+
+
+@pytest.fixture(scope="module", params=["fedavg", "static with FedAdam"])
+def strategy_and_rest(request):
+    """A strategy, and its run from which one client's replies are simply absent."""
+    strategy = {"name": "fedavg"}
+    if request.param != "fedavg":
+        strategy = {**STATIC, "aggregator": {"name": "flwr.serverapp.strategy.FedAdam", "eta": 0.01}}
+    return strategy, federate(plan(strategy=strategy, clients__per_round=4), tamper=replacing(1, None))
+
+
+def assert_failed(made, rest):
+    failed = [task for task in made.tasks if task.status == "failed"]
+    assert [(task.round, task.type, task.client) for task in failed] == [(1, "train", 1), (2, "train", 1)]
+    assert all(task.flops == task.peak_memory_bytes == task.examples == 0 for task in failed)
+    assert [(r.clients_ok, r.clients_failed) for r in made.rounds] == [(4, 0), (3, 1), (3, 1)]
+    assert same_state(made.strategy.state, rest.strategy.state)
+    assert [(r.accuracy, r.train_loss, r.flops) for r in made.rounds] == [
+        (r.accuracy, r.train_loss, r.flops) for r in rest.rounds
+    ]
+    return {task.reason for task in failed}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_faulty_reply_is_as_if_it_were_absent(fault, strategy_and_rest):
+    strategy, rest = strategy_and_rest
+    made = federate(plan(strategy=strategy, clients__per_round=4), tamper=replacing(1, fault))
+    (reason,) = assert_failed(made, rest)
+    assert reason.startswith("WireError: ")
+    assert "\n" not in reason
+    replies = [reply for _, reply in made.grid.exchanges if reply and reply.metadata.src_node_id == 3]
+    failed = [task for task in made.tasks if task.status == "failed"]
+    assert [task.bytes_up for task in failed] == [flower_bytes(reply.content) for reply in replies[1:]]
+
+
+def test_an_absent_reply_is_told(strategy_and_rest):
+    _, rest = strategy_and_rest
+    assert assert_failed(rest, rest) == {"no reply within 3600 s"}
+
+
+@pytest.mark.parametrize("strategy_and_rest", ["fedavg"], indirect=True)
+def test_a_client_that_raises_is_as_if_it_were_absent(strategy_and_rest, monkeypatch):
+    strategy, rest = strategy_and_rest
+    fit = Sparse.fit
+
+    def broken(self, order):
+        if self.number == 1:
+            raise ZeroDivisionError("the device is on fire\nand more")
+        return fit(self, order)
+
+    monkeypatch.setattr(Sparse, "fit", broken)
+    made = federate(plan(strategy=strategy, clients__per_round=4))
+    assert assert_failed(made, rest) == {"ZeroDivisionError: the device is on fire"}
+
+
+@pytest.mark.parametrize("strategy_and_rest", ["fedavg"], indirect=True)
+def test_a_client_that_diverges_is_as_if_it_were_absent(strategy_and_rest, monkeypatch):
+    strategy, rest = strategy_and_rest
+    fit = Sparse.fit
+
+    def diverging(self, order):
+        done = fit(self, order)
+        return replace(done, values=done.values / 0) if self.number == 1 else done
+
+    monkeypatch.setattr(Sparse, "fit", diverging)
+    (reason,) = assert_failed(federate(plan(strategy=strategy, clients__per_round=4)), rest)
+    assert "not finite" in reason
+
+
+@pytest.mark.parametrize("aggregator", [None, "flwr.serverapp.strategy.FedAvg"])
+def test_a_metric_of_ones_own_is_no_fault(aggregator):
+    """A client may report more than the others do."""
+    strategy = {**STATIC, "aggregator": aggregator}
+    plain = federate(plan(strategy=strategy, clients__per_round=4))
+    made = federate(
+        plan(strategy=strategy, clients__per_round=4),
+        tamper=replacing(1, lambda content: with_metric(content, temperature=[20.5, 21.0])),
+    )
+    assert [r.clients_failed for r in made.rounds] == [0, 0, 0]
+    assert same_state(made.strategy.state, plain.strategy.state)
+
+
+def test_a_round_without_a_good_reply_ends_the_run():
+    def tamper(message, reply):
+        if (kind_of(message), message.metadata.group_id) != ("train", "2"):
+            return reply
+        node = message.metadata.dst_node_id
+        if node == 2:
+            return Message(FAULTS["NaN"](reply.content), reply_to=message)
+        return Message(Error(ErrorCode.UNKNOWN, "out of battery"), reply_to=message)
+
+    made = assemble(plan(clients__per_round=4), tamper=tamper)
+    expected = r"round 2: none of 4 clients gave a usable reply: 3 x out of battery; 1 x WireError: .*finite"
+    with pytest.raises(RunError, match=expected):
+        made.strategy.start(made.grid)
+    assert [record.round for record in made.rounds] == [0, 1]
+    assert len([task for task in made.tasks if task.round == 2]) == 4
+
+
+# Who is there ------------------------------------------------------------------------------------
+
+
+def test_two_nodes_of_one_number_are_refused():
+    made = assemble(plan(), numbers=[0, 1, 1, 2])
+    with pytest.raises(RunError, match="two nodes say that they are client 1"):
+        made.strategy.start(made.grid)
+
+
+def test_without_an_answer_there_is_no_run():
+    def tamper(message, reply):
+        return Message(Error(ErrorCode.UNKNOWN, f"node {message.metadata.dst_node_id % 2}"), reply_to=message)
+
+    made = assemble(plan(), tamper=tamper)
+    expected = "none of 4 nodes says who it is: 2 x node [01]; 2 x node [01]"
+    with pytest.raises(RunError, match=expected):
+        made.strategy.start(made.grid)
+    lost = assemble(plan(), tamper=lambda message, reply: None)
+    with pytest.raises(RunError, match="none of 4 nodes says who it is: 4 x no reply within"):
+        lost.strategy.start(lost.grid)
+    alone = assemble(plan(engine__timeout=0.1), numbers=[])
+    with pytest.raises(RunError, match="none of 0 nodes"):
+        alone.strategy.start(alone.grid)
+
+
+def test_fewer_nodes_than_clients_train_without_the_others():
+    scenario = plan(engine__timeout=0.5, clients__per_round=3)
+    made = federate(scenario, numbers=[3, 0])
+    assert [(task.round, task.client) for task in made.tasks] == [(r, c) for r in (0, 1, 2) for c in (0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("compute", 0.0), ("downlink", -1.0), ("memory", 1.5), ("examples", 0), ("device", 3), ("client", -1)],
+)
+def test_a_node_with_impossible_facts_takes_no_part(key, value):
+    def tamper(message, reply):
+        if kind_of(message) == "query.facts" and message.metadata.dst_node_id == 3:
+            reply.content["facts"][key] = value
+        return reply
+
+    made = federate(plan(clients__per_round=4), tamper=tamper)
+    assert {task.client for task in made.tasks} == {0, 2, 3}
+
+
+def test_an_app_that_cannot_be_built_says_so():
+    def broken(context):
+        raise FileNotFoundError("no data here")
+
+    made = assemble(plan(), app=FederatedClientApp(broken))
+    with pytest.raises(RunError, match="4 x FileNotFoundError: no data here"):
+        made.strategy.start(made.grid)
+
+
+# Evaluation --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (9, [0, 5])])
+def test_evaluation_every_so_many_rounds_and_at_the_end(every, expected):
+    made = federate(plan(rounds=5, evaluation__every=every, **CLIENTS_EVALUATE))
+    assert [record.round for record in made.rounds] == [0, 1, 2, 3, 4, 5]
+    assert [r.round for r in made.rounds if r.accuracy is not None and r.loss is not None] == expected
+    assert [r.round for r in made.rounds if r.client_accuracy is not None] == expected[1:]
+    assert sorted({task.round for task in tasks_of(made, "evaluate")}) == expected[1:]
+    assert len(made.states) == len(expected)
+
+
+@pytest.mark.parametrize("strategy", [{"name": "fedavg"}, STATIC, MOVING], ids=lambda s: s["name"])
+def test_client_accuracy_is_that_of_the_state_that_the_server_has(strategy):
+    made = federate(plan(strategy=strategy, rounds=3, **CLIENTS_EVALUATE))
+    module = Site(made.scenario, made.data).module.eval()
+    for record, state in zip(made.rounds[1:], made.states[1:], strict=True):
+        module.load_state_dict(state, strict=False)
+        clients = [task.client for task in tasks_of(made, "evaluate") if task.round == record.round]
+        indices = np.concatenate([made.data.client_test.of(client) for client in clients])
+        mean, std = (
+            torch.tensor(v).view(-1, 1, 1) for v in (made.data.info.mean, made.data.info.std)
+        )
+        x = (torch.from_numpy(made.data.train.pixels[indices]) / 255 - mean) / std
+        with torch.no_grad():
+            right = module(x).argmax(dim=1).numpy() == made.data.train.labels[indices]
+        assert record.client_accuracy == pytest.approx(right.mean(), abs=1e-12)
