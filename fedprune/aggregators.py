@@ -157,14 +157,15 @@ class FlowerAggregator:
     def add(self, reply: TrainReply) -> None:
         """Keep a reply, dense, until the round ends: a stock strategy takes them all at once."""
         self._buffers.add(reply)
-        source = next(iter(reply.message.content.metric_records.values()))
-        metrics = MetricRecord({**source, "num-examples": reply.weight})
-        content = RecordDict({"arrays": self._dense(reply.codec.unflatten(reply.values)), "metrics": metrics})
+        arrays = self._dense(reply.codec.unflatten(reply.values))
+        metrics = reply.message.content.metric_records["metrics"]
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(metrics))})
         copy = Message(metadata=reply.message.metadata, content=content)  # type: ignore[call-overload]
         self._replies.append(copy)
 
     def finish(self) -> State:
         """Let the strategy aggregate; take its parameters and the averaged buffers."""
+        _keep_common_metrics([reply.content for reply in self._replies])
         with _seeded(self._seed, self._round, "aggregate"):
             arrays, _ = self.strategy.aggregate_train(self._round, self._replies)
         name = type(self.strategy).__name__
@@ -186,6 +187,15 @@ class FlowerAggregator:
         return ArrayRecord(
             {name: Array(tensor.numpy()) for name, tensor in state.items() if name in self._parameters}
         )
+
+
+def _keep_common_metrics(contents: list[RecordDict]) -> None:
+    """Leave each reply the plain numbers that all report: Flower refuses replies that differ in them."""
+    records = [content.metric_records["metrics"] for content in contents]
+    for name in {name for record in records for name in record}:
+        if any(isinstance(record.get(name, []), list) for record in records):
+            for record in records:
+                record.pop(name, None)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fedprune import registry
 from fedprune.documents import KeyPath
@@ -41,20 +41,20 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
     except PluginError as error:
         yield ("strategy", "name"), str(error)
         return
-    options = getattr(strategy, "Options", None)
-    if options is not None and issubclass(options, BaseModel):
-        yield from _against_model(options, scenario.strategy.options)
-    else:
-        yield from _against_signature(strategy, scenario.strategy.options)
+    from fedprune.strategy import PruningStrategy
 
-
-def _against_model(options: type[BaseModel], given: Mapping[str, Any]) -> Iterator[_Mistake]:
-    """Find mistakes in the options of a strategy of fedprune's kind, which has a model of them."""
+    given = scenario.strategy.options
+    if not issubclass(strategy, PruningStrategy):
+        yield from _against_signature(strategy, given)
+        return
     try:
-        options.model_validate(given)
+        options = strategy.Options.model_validate(given)
     except ValidationError as error:
-        for key, message in explain(error, options):
+        for key, message in explain(error, strategy.Options):
             yield ("strategy", *key), message
+        return
+    for name, message in strategy.mistakes(scenario, options):
+        yield ("strategy", name), message
 
 
 def _against_signature(strategy: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[_Mistake]:
@@ -90,15 +90,14 @@ def _model(scenario: Scenario) -> Iterator[_Mistake]:
 
 
 def _data(scenario: Scenario) -> Iterator[_Mistake]:
+    from fedprune.data import sources
+
     data = scenario.data
     if data.path is not None and not data.path.exists():
         near = did_you_mean(data.path.name, (file.name for file in data.path.parent.glob("*")))
         yield ("data", "path"), f"{data.path} does not exist{near or _FROM}"
-    # Local files may have any name; "owner/name" is on the Hugging Face hub, and only asking there can tell.
-    if ":" not in data.name and (data.path is not None or "/" in data.name):
-        return
     try:
-        registry.load("data", data.name, scenario.directory)
+        sources.find(data.name, data.path, scenario.directory)
     except PluginError as error:
         yield ("data", "name"), str(error)
 

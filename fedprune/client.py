@@ -81,6 +81,14 @@ class Site:
         return client_profiles(scenario.clients.devices, scenario.clients.count, scenario.seed)
 
     @cached_property
+    def client_class(self) -> type[Client]:
+        """The way of training that the scenario's strategy names; a look-up in all that is installed."""
+        directory = self.scenario.directory
+        strategy = registry.load("strategy", self.scenario.strategy.name, directory)
+        found: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), directory)
+        return found
+
+    @cached_property
     def masks(self) -> Callable[[bytes, str], Masks]:
         """Decode a mask payload; the clients of a site mostly hold the same few."""
 
@@ -283,9 +291,7 @@ class FederatedClientApp(ClientApp):
         """Answer a message; whatever goes wrong becomes an error reply with its reason."""
         try:
             site = self._find_site(context)
-            kind = registry.load("strategy", site.scenario.strategy.name, site.scenario.directory)
-            client_class = registry.load("client", getattr(kind, "client", "sparse"), site.scenario.directory)
-            client: Client = client_class(site, int(context.node_config["partition-id"]))
+            client = site.client_class(site, int(context.node_config["partition-id"]))
             content = client.handle(message, context.state)
             _check_finite(content)
         except UnknownMaskError as error:

@@ -12,6 +12,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedprune.errors import WireError
 
+#: The largest whole number that a message may hold; sums and means of such numbers stay in range.
+LARGEST = 2**63 - 1
+
 
 def arrays_of(content: RecordDict) -> ArrayRecord:
     """Return the record of arrays."""
@@ -38,10 +41,10 @@ def metrics_of(content: RecordDict) -> MetricRecord:
 
 
 def whole(record: ConfigRecord | MetricRecord, key: str, *, least: int = 0) -> int:
-    """Return a whole number of at least ``least``."""
+    """Return a whole number from ``least`` to ``LARGEST``."""
     value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise WireError(f"{key!r} is {value!r}, expected a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise WireError(f"{key!r} is {value!r}, expected a whole number from {least} to 2**63 - 1")
     return value
 
 

@@ -21,6 +21,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from heapq import merge
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -39,9 +41,9 @@ from fedprune.costs.clock import task_seconds
 from fedprune.costs.devices import DeviceProfile
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.ledger import Listener, RoundRecord, Tally, TaskRecord
-from fedprune.costs.memory import optimizer_slots, step_memory
+from fedprune.costs.memory import forward_memory, optimizer_slots, step_memory
 from fedprune.data import DataInfo, Pictures, batches
-from fedprune.errors import PluginError, RunError, WireError
+from fedprune.errors import PluginError, RunError, ScenarioError, WireError
 from fedprune.evaluation import Score
 from fedprune.messages import arrays_of, config_of, metrics_of, real, text, whole
 from fedprune.scenario import Scenario
@@ -58,6 +60,9 @@ from fedprune.wire import (
 )
 
 _logger = logging.getLogger(__name__)
+
+#: What a client may report of its costs.
+_COSTS = ("flops", "peak-memory-bytes", "num-examples")
 _T = TypeVar("_T")
 
 
@@ -158,32 +163,34 @@ class PruningStrategy(Strategy):
         self.state: dict[str, Tensor] = get_state(federation.module)
         self.masks = Masks()
         self.codec = StateCodec(self.layout, self.masks, self.scenario.wire.values)
-        self.aggregator = aggregator or self._named_aggregator()
+        self.aggregator = aggregator or self._make_aggregator(
+            stock_aggregator(self.scenario, options.aggregator)
+        )
         self.clients: dict[int, Facts] = {}
         self.dense_tally = Tally()
         self._dense = StateCodec(self.layout, Masks(), self.scenario.wire.values)
         self._held: dict[int, str] = {}
         self._numbers: dict[int, int] = {}
         self._sent: dict[int, _Sent] = {}
-        self._dense_down: int | None = None
         self._mask_payload = b""
         self._again: Callable[[list[int]], list[Message]] = lambda numbers: []
         self._start_round()
 
-    def _named_aggregator(self) -> Aggregator:
-        spec = getattr(self.options, "aggregator", None)
-        if spec is None:
+    def _make_aggregator(self, stock: tuple[type[Strategy], dict[str, Any]] | None) -> Aggregator:
+        if stock is None:
             return WeightedMean()
-        options = {"name": spec} if isinstance(spec, str) else dict(spec)
-        name = options.pop("name", None)
-        if not isinstance(name, str):
-            raise PluginError("strategy.aggregator: give the dotted name of a Flower strategy as 'name'")
-        stock = registry.load("strategy", name, self.scenario.directory)
-        if issubclass(stock, PruningStrategy):
-            raise PluginError(
-                f"strategy.aggregator: {name} is a pruning strategy, expected a stock Flower one"
-            )
-        return flower_aggregator(self.federation, stock, options)
+        return flower_aggregator(self.federation, *stock)
+
+    @classmethod
+    def mistakes(cls, scenario: Scenario, options: Any) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit the scenario, before it runs.
+
+        ``options`` are valid by themselves. An override starts with ``super().mistakes(...)``.
+        """
+        try:
+            stock_aggregator(scenario, options.aggregator)
+        except PluginError as error:
+            yield "aggregator", str(error)
 
     # Hooks -------------------------------------------------------------------------------
 
@@ -219,19 +226,18 @@ class PruningStrategy(Strategy):
         any reply before the timeout gets an error reply. At most one message a node.
         """
         self._sent = {}
-        resend: list[Message] = []
-        pending = self._ordered(grid, self._noted(messages))
-        for reply in pending:
+        forgot: list[int] = []
+        later: list[Message] = []  # Replies of clients after the first that forgot; rarely any.
+        for reply in self._ordered(grid, self._noted(messages)):
             if reply.has_error() and reply.error.code == UNKNOWN_MASK and self._mask_payload:
-                resend.append(reply)
-                continue
-            yield reply
-        if resend:
-            numbers = [self._numbers[reply.metadata.src_node_id] for reply in resend]
-            for number in numbers:
-                self._held.pop(number, None)
-            again = self._again(numbers)
-            yield from self._ordered(grid, self._noted(again))
+                forgot.append(self._numbers[reply.metadata.src_node_id])
+                self._held.pop(forgot[-1], None)
+            elif forgot:
+                later.append(reply)
+            else:
+                yield reply
+        again = self._ordered(grid, self._noted(self._again(forgot))) if forgot else ()
+        yield from merge(again, later, key=lambda reply: self._numbers[reply.metadata.src_node_id])
 
     def accept(
         self, server_round: int, replies: Iterable[Message], read: Callable[[Message], _T]
@@ -248,6 +254,7 @@ class PruningStrategy(Strategy):
                 reason = reply.error.reason or f"error {reply.error.code}"
             else:
                 try:
+                    _check_costs(reply)
                     result.append(read(reply))
                 except WireError as error:
                     reason = f"WireError: {error}"
@@ -373,7 +380,10 @@ class PruningStrategy(Strategy):
             arrays, metrics = self.aggregate_train(server_round, self.exchange(grid, messages))
             if arrays is None or metrics is None:
                 raise RunError(self._no_reply(server_round))
+            trained_under = self.masks
             self.update_masks(server_round)
+            if self.masks != trained_under:
+                arrays = self.encode_state(server_round)
             evaluate = evaluate_config or ConfigRecord()
             client_metrics = None
             if self._evaluates(server_round):
@@ -509,10 +519,7 @@ class PruningStrategy(Strategy):
             self._ok += 1
         else:
             self._failures[reason] += 1
-        flops, peak, examples = (
-            whole(metrics, key) if key in metrics else 0
-            for key in ("flops", "peak-memory-bytes", "num-examples")
-        )
+        flops, peak, examples = (whole(metrics, key) if key in metrics else 0 for key in _COSTS)
         record = TaskRecord(
             round=server_round,
             type=sent.kind,
@@ -547,15 +554,16 @@ class PruningStrategy(Strategy):
         down, up, flops, peak = record.bytes_down, record.bytes_up, record.flops, record.peak_memory_bytes
         metrics = reply.content.metric_records.get("metrics")
         if record.type in (MessageType.TRAIN, MessageType.EVALUATE) and metrics is not None:
-            spec = self.scenario.clients.training
-            down = self._dense_down_bytes(record.round)
-            if record.type == MessageType.TRAIN:
-                slots = optimizer_slots(spec.optimizer.name, spec.optimizer.momentum)
-                slots += int(spec.proximal_mu > 0)
-                batch = min(spec.batch_size, facts.examples)
-                flops = self.cost.training_flops(Masks(), whole(metrics, "examples-seen"))
-                peak = step_memory(self.cost, Masks(), batch, slots=slots).total
-                up = content_bytes(RecordDict({"arrays": self._dense_arrays, "metrics": metrics}))
+            trains = record.type == MessageType.TRAIN
+            flops, peak = self._dense_training(facts, metrics) if trains else self._dense_evaluation(metrics)
+            config = ConfigRecord({"round": record.round, "mask-version": "", "codec": CODEC})
+            down = content_bytes(RecordDict({"arrays": self._dense_arrays, "config": config}))
+            replied = RecordDict(
+                {"metrics": MetricRecord({**metrics, "flops": flops, "peak-memory-bytes": peak})}
+            )
+            if trains:
+                replied["arrays"] = self._dense_arrays
+            up = content_bytes(replied)
         elif record.type != "query.facts":
             return
         self.dense_tally.add(
@@ -566,12 +574,25 @@ class PruningStrategy(Strategy):
             device_seconds=task_seconds(facts.profile, down, flops, up),
         )
 
-    def _dense_down_bytes(self, server_round: int) -> int:
-        if self._dense_down is None:
-            self._dense_arrays = self._dense.encode(self._dense.flatten(self.state))
-            config = ConfigRecord({"round": server_round, "mask-version": "", "codec": CODEC})
-            self._dense_down = content_bytes(RecordDict({"arrays": self._dense_arrays, "config": config}))
-        return self._dense_down
+    def _dense_training(self, facts: Facts, metrics: MetricRecord) -> tuple[int, int]:
+        """Return FLOPs and peak memory of a client's training if nothing were pruned."""
+        spec = self.scenario.clients.training
+        slots = optimizer_slots(spec.optimizer.name, spec.optimizer.momentum) + int(spec.proximal_mu > 0)
+        memory = step_memory(self.cost, Masks(), min(spec.batch_size, facts.examples), slots=slots)
+        return self.cost.training_flops(Masks(), whole(metrics, "examples-seen")), memory.total
+
+    def _dense_evaluation(self, metrics: MetricRecord) -> tuple[int, int]:
+        """Return FLOPs and peak memory of a client's evaluation if nothing were pruned."""
+        examples = whole(metrics, "num-examples")
+        memory = forward_memory(
+            self.cost, Masks(), min(self.scenario.evaluation.batch_size, max(examples, 1))
+        )
+        return self.cost.forward_flops(Masks(), examples), memory.total
+
+    @cached_property
+    def _dense_arrays(self) -> ArrayRecord:
+        """A dense state as it travels; only its size counts."""
+        return self._dense.encode(self._dense.flatten(self.state))
 
     def _start_round(self) -> None:
         self._tally, self._ok, self._failures = Tally(), 0, Counter[str]()
@@ -614,19 +635,52 @@ def _read_facts(reply: Message) -> Facts:
     if reply.has_error():
         raise WireError(reply.error.reason or f"error {reply.error.code}")
     facts = config_of(reply.content, "facts")
-    profile = DeviceProfile(
-        name=text(facts, "device"),
-        memory=whole(facts, "memory"),
-        compute=real(facts, "compute"),
-        downlink=real(facts, "downlink"),
-        uplink=real(facts, "uplink"),
-    )
+    try:
+        profile = DeviceProfile(
+            name=text(facts, "device"),
+            memory=whole(facts, "memory"),
+            compute=real(facts, "compute"),
+            downlink=real(facts, "downlink"),
+            uplink=real(facts, "uplink"),
+        )
+    except ScenarioError as error:
+        raise WireError(str(error)) from error
     number, examples = whole(facts, "client"), whole(facts, "examples", least=1)
     return Facts(number, reply.metadata.src_node_id, examples, profile)
 
 
+def _check_costs(reply: Message) -> None:
+    """Refuse a reply whose costs cannot be entered into the ledger."""
+    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    needed = ("examples-seen",) if reply.metadata.message_type == MessageType.TRAIN else ()
+    for key in (*needed, *(key for key in _COSTS if key in metrics)):
+        whole(metrics, key)
+
+
 def _listed(reasons: Counter[str]) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3)) or "no reply"
+
+
+def stock_aggregator(
+    scenario: Scenario, spec: str | dict[str, Any] | None
+) -> tuple[type[Strategy], dict[str, Any]] | None:
+    """Return the stock Flower strategy that ``strategy.aggregator`` names, and its options.
+
+    Raises
+    ------
+    PluginError
+        If it names none, or a pruning strategy.
+    """
+    if spec is None:
+        return None
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise PluginError("it needs the dotted name of a Flower strategy as 'name'")
+    stock: type[Strategy] = registry.load("strategy", name, scenario.directory)
+    if issubclass(stock, PruningStrategy):
+        raise PluginError(f"{name} is a pruning strategy: name a stock Flower one, which aggregates")
+    return stock, options
 
 
 def flower_aggregator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
         else:
             options["address"] = engine.ray_address
         try:
+            _knock(engine.ray_address or "")
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             at = engine.ray_address
             message = f"engine.ray_address: no Ray cluster answers at {at!r}" if at else "Ray could not start"
             raise RunError(f"{message}: {error}") from error
@@ -68,6 +70,13 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an ``OSError`` if nothing listens at HOST:PORT; Ray would go on trying for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def _placement(engine: EngineSpec, resources: Mapping[str, float]) -> Placement:

@@ -10,7 +10,7 @@ worker died is run once more, alone, on a fresh worker.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +32,11 @@ from fedprune.errors import RunError
 CHUNK_SECONDS = 0.02
 CHUNK_BYTES = 2 * 2**20
 CHUNK_TASKS = 64
-#: ... and a worker is given its next call while it runs one.
+#: ... and a worker is given its next call while it runs one, where tasks are shorter than this.
 CALLS_PER_WORKER = 2
+PREFETCH_SECONDS = 0.1
+#: A worker that holds several messages should answer in a moment; after this long, one of them hangs.
+PATIENCE_SECONDS = 30.0
 #: How many shared records stay in the object store; a strategy sends one or two at a time.
 SHARED_KEPT = 4
 
@@ -56,6 +59,27 @@ class _Call:
     worker: _Worker
     positions: list[int]
     retry: bool
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Running means of how long a task takes and how many bytes it replies, for one message type."""
+
+    seconds: float = PREFETCH_SECONDS  # Until it is known better, a worker has one task at a time.
+    bytes: float = 0.0
+
+    @property
+    def chunk(self) -> int:
+        """How many tasks make a call."""
+        by_time = CHUNK_SECONDS / max(self.seconds, 1e-6)
+        by_bytes = CHUNK_BYTES / max(self.bytes, 1.0)
+        return max(1, min(CHUNK_TASKS, int(by_time), int(by_bytes)))
+
+    @property
+    def depth(self) -> int:
+        """How many calls a worker is given; what waits behind a long task could run elsewhere."""
+        return CALLS_PER_WORKER if self.seconds < PREFETCH_SECONDS else 1
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +87,8 @@ class _Exchange:
     """Messages on their way and the replies that wait for their turn."""
 
     source: Iterator[Message]
+    bounded: bool  # Whether replies that wait hold back new work.
+    message_type: str = ""
     exhausted: bool = False
     sent: dict[int, Message] = field(default_factory=dict)
     fresh: deque[int] = field(default_factory=deque)
@@ -81,13 +107,14 @@ class _Exchange:
             self.exhausted = True
             return None
         position = self.next_position
+        self.message_type = message.metadata.message_type
         self.sent[position] = message
         self.next_position += 1
         return position
 
     @property
     def open(self) -> bool:
-        return bool(not self.exhausted or self.retries or self.calls or self.replies)
+        return bool(not self.exhausted or self.fresh or self.retries or self.calls or self.replies)
 
 
 class RayGrid(Grid):
@@ -147,9 +174,8 @@ class RayGrid(Grid):
         )
         self._shared: OrderedDict[int, tuple[ArrayRecord, Any]] = OrderedDict()
         self._messages_sent = 0
-        self._task_seconds = CHUNK_SECONDS  # Until it is known better, a call carries one task.
-        self._task_bytes = 0.0
-        self._pushed: list[_Exchange] = []
+        self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
+        self._exchanges: list[_Exchange] = []
         TaskIdentity.task_id, TaskIdentity.run_id = 1, _RUN_ID
         TaskIdentity.node_id = SUPERLINK_NODE_ID
         self._workers = [self._new_worker() for _ in range(workers)]
@@ -208,28 +234,28 @@ class RayGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Start the messages on their way and return their ids."""
-        exchange = _Exchange(iter(list(messages)))
+        exchange = _Exchange(iter(list(messages)), bounded=False)
         self._shared.clear()
         while exchange.take() is not None:
             exchange.fresh.append(exchange.next_position - 1)
         for message in exchange.sent.values():
             self._give_id(message)
         ids = [message.metadata.message_id for message in exchange.sent.values()]
-        self._pushed.append(exchange)
-        self._pump(exchange, timeout=0.0, bounded=False)
+        self._exchanges.append(exchange)
+        self._pump(exchange, timeout=0.0)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to pushed messages that are there by now; never waits for others."""
         wanted = set(message_ids)
         found = []
-        for exchange in list(self._pushed):
-            self._pump(exchange, timeout=0.0, bounded=False)
+        for exchange in [each for each in self._exchanges if not each.bounded]:
+            self._pump(exchange, timeout=0.0)
             for position, reply in sorted(exchange.replies.items()):
                 if reply.metadata.reply_to_message_id in wanted:
                     found.append(exchange.replies.pop(position))
             if not exchange.open:
-                self._pushed.remove(exchange)
+                self._exchanges.remove(exchange)
         return found
 
     def send_and_receive(
@@ -242,15 +268,15 @@ class RayGrid(Grid):
         number of workers, whatever the number of messages. After ``timeout`` seconds the workers
         that still run are ended, and the messages they had get no reply, as in Flower.
         """
-        exchange = _Exchange(iter(messages))
+        exchange = _Exchange(iter(messages), bounded=True)
+        self._exchanges.append(exchange)
         self._shared.clear()  # A strategy may have changed a record of the last exchange in place.
-        deadline = None if timeout is None else time.monotonic() + timeout
+        left = float("inf") if timeout is None else timeout
+        deadline, patience = time.monotonic() + left, min(PATIENCE_SECONDS, left / 4)
         try:
-            while True:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                self._pump(exchange, timeout=left, bounded=True)
+            while (left := deadline - time.monotonic()) > 0:
+                self._pump(exchange, timeout=min(left, patience))
+                self._separate(exchange, patience)
                 while exchange.next_reply in exchange.replies:
                     reply = exchange.replies.pop(exchange.next_reply)
                     exchange.next_reply += 1
@@ -261,6 +287,7 @@ class RayGrid(Grid):
             for position in sorted(exchange.replies):
                 yield exchange.replies.pop(position)
         finally:
+            self._exchanges.remove(exchange)
             self._abandon(exchange)
 
     def map(self, function: Callable[..., Any], common: Any, items: Sequence[Any]) -> list[Any]:
@@ -271,7 +298,7 @@ class RayGrid(Grid):
         """
         common = ray.put(common)
         for attempt in (1, 2):
-            share = -(-len(items) // max(1, len(self._workers)))
+            share = max(1, -(-len(items) // len(self._workers)))
             calls = [
                 worker.actor.call.remote(function, common, list(items[start : start + share]))
                 for worker, start in zip(self._workers, range(0, len(items), share), strict=False)
@@ -287,50 +314,60 @@ class RayGrid(Grid):
 
     # The mechanism ----------------------------------------------------------------------
 
-    def _pump(self, exchange: _Exchange, *, timeout: float | None, bounded: bool) -> None:
+    def _pump(self, exchange: _Exchange, *, timeout: float) -> None:
         """Give work to free workers, then wait (at most ``timeout``) until a call has ended."""
-        self._dispatch(exchange, bounded)
-        if not exchange.calls:
+        if not self._workers:
+            raise RunError("the grid is closed: it carries no messages any more")
+        self._dispatch(exchange)
+        # Those of other exchanges too: they have the workers that this one may wait for.
+        calls = {reference: other for other in self._exchanges for reference in other.calls}
+        if not calls:
             return
-        done, _ = ray.wait(list(exchange.calls), num_returns=1, timeout=timeout)
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
         if done:
             # What else has ended by now costs no further wait.
-            more, _ = ray.wait(list(exchange.calls), num_returns=len(exchange.calls), timeout=0)
+            more, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
             done = more or done
         for reference in done:
-            self._collect(exchange, reference)
+            self._collect(calls[reference], reference)
         if done:
-            self._dispatch(exchange, bounded)
+            self._dispatch(exchange)
 
-    def _dispatch(self, exchange: _Exchange, bounded: bool) -> None:
-        chunk = self._chunk_size()
-        limit = 2 * CALLS_PER_WORKER * len(self._workers) * chunk
+    def _dispatch(self, exchange: _Exchange) -> None:
         while exchange.retries:
             # A message whose worker died runs alone, so that only the guilty one can fail twice.
             worker = next((w for w in self._workers if w.calls == 0), None)
             if worker is None:
-                break
+                return
             self._call(exchange, worker, [exchange.retries.popleft()], retry=True)
-        while not exchange.retries:
-            if bounded and exchange.next_position - exchange.next_reply >= limit:
-                break
-            free = [w for w in self._workers if w.calls < CALLS_PER_WORKER and not w.alone]
+        while True:
+            pace = self._paces[exchange.message_type]
+            limit = 2 * CALLS_PER_WORKER * len(self._workers) * pace.chunk
+            if exchange.bounded and exchange.next_position - exchange.next_reply >= limit:
+                return
+            free = [w for w in self._workers if w.calls < pace.depth and not w.alone]
             if not free:
-                break
+                return
             positions: list[int] = []
-            while len(positions) < chunk:
+            while len(positions) < pace.chunk:
                 position = exchange.fresh.popleft() if exchange.fresh else exchange.take()
                 if position is None:
                     break
                 positions.append(position)
             if not positions:
-                break
+                return
             self._call(exchange, min(free, key=lambda w: w.calls), positions, retry=False)
 
-    def _chunk_size(self) -> int:
-        by_time = CHUNK_SECONDS / max(self._task_seconds, 1e-6)
-        by_bytes = CHUNK_BYTES / max(self._task_bytes, 1.0)
-        return max(1, min(CHUNK_TASKS, int(by_time), int(by_bytes)))
+    def _separate(self, exchange: _Exchange, patience: float) -> None:
+        """End each worker that holds several messages and has not answered for too long.
+
+        One of them hangs. As after any death of a worker, they all run again, each alone; so only
+        that one goes without a reply.
+        """
+        late = time.monotonic() - patience
+        for call in exchange.calls.values():
+            if call.started < late and (len(call.positions) > 1 or call.worker.calls > 1):
+                self._replace(call.worker)
 
     def _call(self, exchange: _Exchange, worker: _Worker, positions: list[int], *, retry: bool) -> None:
         shared: dict[str, Any] = {}
@@ -388,12 +425,13 @@ class RayGrid(Grid):
             reason = f"the worker died twice: {one_line(error)}"
             outcomes = [Outcome(None, ErrorCode.UNKNOWN, reason, None) for _ in call.positions]
         else:
-            self._learn(outcomes, seconds)
+            kind = exchange.sent[call.positions[0]].metadata.message_type
+            self._learn(self._paces[kind], outcomes, seconds)
         for position, outcome in zip(call.positions, outcomes, strict=True):
             exchange.replies[position] = self._reply(exchange.sent.pop(position), outcome)
 
-    def _learn(self, outcomes: list[Outcome], seconds: float) -> None:
-        """Keep running means of a task's time and reply size; they set the size of a call."""
+    def _learn(self, pace: _Pace, outcomes: list[Outcome], seconds: float) -> None:
+        """Let the means follow what a call took."""
         size = sum(
             len(data)
             for outcome in outcomes
@@ -401,8 +439,8 @@ class RayGrid(Grid):
             if kind == "arrays"
             for *_, data in record
         )
-        self._task_seconds += 0.5 * (seconds / len(outcomes) - self._task_seconds)
-        self._task_bytes += 0.5 * (size / len(outcomes) - self._task_bytes)
+        pace.seconds += 0.5 * (seconds / len(outcomes) - pace.seconds)
+        pace.bytes += 0.5 * (size / len(outcomes) - pace.bytes)
 
     def _reply(self, message: Message, outcome: Outcome) -> Message:
         if outcome.state is not None:

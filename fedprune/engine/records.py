@@ -12,6 +12,7 @@ canonical: equal states are equal bytes, so a change can be told by comparing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -90,30 +91,33 @@ def unpack_state(packed: bytes) -> RecordDict:
     return recorddict_from_proto(ProtoRecordDict.FromString(packed)) if packed else RecordDict()
 
 
-def content_fault(content: RecordDict, sent: RecordDict | None) -> str | None:
-    """Say what makes the arrays of a reply unusable, or None.
-
-    Every array must be what it says it is and hold finite numbers. With ``sent`` given, an
-    array of a name that was sent must come back in the shape in which it was sent, which is
-    what strategies that average arrays by name rely on.
-    """
-    shapes = {
-        name: array.shape
-        for record in (sent.array_records.values() if sent is not None else ())
+def shapes_of(content: RecordDict) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of a message by name."""
+    return {
+        name: tuple(array.shape)
+        for record in content.array_records.values()
         for name, array in record.items()
     }
+
+
+def content_fault(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Say what makes the arrays of a reply unusable, or None.
+
+    Every array must be what it says it is and hold finite numbers. One of a name in ``shapes``,
+    those that were sent, must have that shape: strategies that average arrays by name rely on it.
+    """
     for record in content.array_records.values():
         for name, array in record.items():
             try:
                 values = array.numpy()
-            except (ValueError, TypeError, EOFError, OSError) as error:
+            except Exception as error:  # NumPy's reader fails in many ways on what is no array.
                 return f"array {name!r} cannot be read: {error}"
             if tuple(values.shape) != tuple(array.shape) or str(values.dtype) != array.dtype:
                 return (
                     f"array {name!r} says {array.dtype}{list(array.shape)} "
                     f"but holds {values.dtype}{list(values.shape)}"
                 )
-            if name in shapes and tuple(values.shape) != tuple(shapes[name]):
+            if name in shapes and values.shape != shapes[name]:
                 return f"array {name!r} has shape {list(values.shape)}, expected {list(shapes[name])}"
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
                 return f"array {name!r} holds values that are not finite"

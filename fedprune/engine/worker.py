@@ -24,6 +24,7 @@ from fedprune.engine.records import (
     content_fault,
     pack_content,
     pack_state,
+    shapes_of,
     unpack_arrays,
     unpack_state,
     unpack_values,
@@ -123,7 +124,7 @@ class Worker:
                 else:
                     content[key] = unpack_values(kind, record)
             message = Message(metadata=task.metadata, content=content)  # type: ignore[call-overload]
-            sent = RecordDict(dict(content)) if self._same_shapes else None
+            shapes = shapes_of(content) if self._same_shapes else {}  # Now: an app may change what it got.
             context = Context(
                 run_id=TaskIdentity.run_id,
                 node_id=node_id,
@@ -136,7 +137,7 @@ class Worker:
             changed = state if state != task.state else None
             if reply.has_error():
                 return Outcome(None, reply.error.code, reply.error.reason or "", changed)
-            fault = content_fault(reply.content, sent)
+            fault = content_fault(reply.content, shapes)
             if fault is not None:
                 return Outcome(None, ErrorCode.UNKNOWN, f"unusable reply: {fault}", changed)
             return Outcome(pack_content(reply.content), 0, "", changed)

@@ -9,8 +9,8 @@ import torch
 from inprocess import PLAN, assemble, federate, plan
 from torch.nn import functional
 
-from fedprune import models, seeds
 from fedprune import data as datasets
+from fedprune import models, seeds
 from fedprune.data import batches
 from fedprune.results.records import relative_costs, strict, total_costs
 

@@ -24,7 +24,9 @@ def assert_pruned_everywhere(made):
     strategy = made.strategy
     masks = strategy.masks
     assert masks.density == pytest.approx(STATIC["density"], abs=1e-3)
-    replies = [strategy.codec.unflatten(strategy.codec.decode(r.content["arrays"])) for _, r in made.trained()]
+    replies = [
+        strategy.codec.unflatten(strategy.codec.decode(r.content["arrays"])) for _, r in made.trained()
+    ]
     states = [*replies, *made.states, strategy.state]
     assert len(states) == made.scenario.rounds * (made.scenario.clients.per_round + 1) + 2
     for state in states:
