@@ -62,7 +62,7 @@ class Sparse(Client):
         """Return the learning rate of a round by the schedule over rounds."""
         training, rounds = self.scenario.clients.training, self.scenario.rounds
         start = training.optimizer.lr
-        progress = (server_round - 1) / max(1, rounds - 1)
+        progress = (server_round - 1) / rounds  # Below 1, or a schedule that ends at 0 wastes a round.
         return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
 
 

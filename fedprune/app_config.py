@@ -27,8 +27,12 @@ def scenario_of(run_config: UserConfig) -> Scenario:
         raise ScenarioError(
             """the run config names no scenario: --run-config 'scenario="scenarios/x.yaml"'"""
         )
+    try:
+        assignments = shlex.split(str(run_config.get("set", "")))
+    except ValueError as error:
+        raise ScenarioError(f"run config 'set': {error}") from None
     overrides = {}
-    for assignment in shlex.split(str(run_config.get("set", ""))):
+    for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise ScenarioError(f"run config 'set': {assignment!r} is not KEY=VALUE")

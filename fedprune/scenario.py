@@ -297,7 +297,7 @@ class ScheduleSpec(_ChoiceSpec):
         default=0.0,
         ge=0,
         le=1,
-        description="Learning rate of the last round, as a share of the first round's.",
+        description="Where the learning rate falls to by the end, as a share of the first round's.",
     )
 
 

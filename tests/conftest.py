@@ -17,14 +17,14 @@ import torch
 
 torch.set_num_threads(1)
 
-_ENGINE = Path(__file__).parent / "engine"
+_TESTS = Path(__file__).parent
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what starts Ray or processes of its own in one of the processes that share the tests."""
     for item in items:
-        if _ENGINE in item.path.parents or "shared_ray" in getattr(item, "fixturenames", ()):
+        if _TESTS / "engine" in item.path.parents or "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
@@ -32,8 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_ray() -> Iterator[None]:
     """Have Ray initialised in this process; what is tested joins it rather than starting its own."""
     ray = pytest.importorskip("ray")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore", FutureWarning)
+        patch.setenv("PYTHONPATH", str(_TESTS), prepend=os.pathsep)  # Workers import the tests' apps.
         ray.init(
             address="local",
             num_cpus=4,

@@ -73,6 +73,8 @@ class InProcessGrid(Grid):
         What every node runs.
     nodes
         Node id to node config.
+    run_config
+        The app's run config.
     shuffle
         Draws the order in which replies arrive; without it, that of the messages.
     before
@@ -86,13 +88,15 @@ class InProcessGrid(Grid):
         app: ClientApp,
         nodes: Mapping[int, Mapping[str, Any]],
         *,
+        run_config: Mapping[str, Any] | None = None,
         shuffle: random.Random | None = None,
         before: Callable[[Message, Context], None] | None = None,
         tamper: Tamper | None = None,
     ) -> None:
         self._app, self._shuffle, self._before, self._tamper = app, shuffle, before, tamper
         self.contexts = {
-            node_id: Context(1, node_id, dict(config), RecordDict(), {}) for node_id, config in nodes.items()
+            node_id: Context(1, node_id, dict(config), RecordDict(), dict(run_config or {}))
+            for node_id, config in nodes.items()
         }
         self.exchanges: list[tuple[Message, Message | None]] = []
         """Every message with what arrived as its reply."""

@@ -1,34 +1,38 @@
-"""Who holds which picture: the schemes that divide labels over clients, and the parts held out for testing.
+"""Who holds which picture: the division over clients, and the parts held out for testing.
 
-Not for pictures: everything here is labels and indices. The schemes have the distributions of the
-partitioners of ``flwr-datasets`` with the same names, but are written out on whole arrays, for three reasons.
-Reading the indices of 10,000 clients out of those partitioners takes 9 to 18 seconds, here some hundredths.
-Their shard partitioner leaves out up to one picture less than there are shards, their pathological one whole
-classes; here every picture is held by somebody. And where a division fails, the message can say which client
-has too little.
+Not for pictures: everything here is labels and indices. Nor for schemes: those are the partitioners of
+``flwr-datasets``; here a division is drawn again where a client has too little, and refused where it can't be.
+A partitioner answers ``load_partition`` with a ``datasets.Dataset`` made for that one client, and making
+thousands of those takes far longer than dividing does. So it is given a table that answers with the pictures'
+numbers (``_table``): all four schemes are read in one way, through the public interface, for any number of
+clients.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedprune import seeds
 from fedprune.data.pictures import Indices, Shares
 from fedprune.errors import DataError
 from fedprune.scenario import PartitionSpec
 
-Flags = NDArray[np.bool_]
-
-# A division in which some client would get too little is drawn again, so many times in all. The partitioners
-# of flwr-datasets stop after 11; here a draw takes milliseconds.
+# A division in which some client would get too little is drawn again, so many times in all.
 DRAWS = 100
 
 # Part of a data set without a test split that is taken for testing, the same part whatever the seed.
 TEST_PART = 1 / 6
+
+# The column of a table that partitioners read.
+_LABEL = "label"
+
+_logger = logging.getLogger(__name__)
 
 
 def choose(candidates: Indices, wanted: int | None, seed: int, split: str) -> Indices:
@@ -60,7 +64,12 @@ def split_without_test(examples: int) -> tuple[Indices, Indices]:
 
 
 def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int, seed: int) -> Shares:
-    """Divide all positions of ``labels`` over the clients, each of which gets at least ``smallest``.
+    """Divide the positions of ``labels`` over the clients, each of which gets at least ``smallest``.
+
+    No position is given out twice. ``iid`` and ``dirichlet`` give out all of them. ``shard`` cuts N of them
+    into S = clients x shards_per_client equal shards, and leaves out the N mod S that are then over.
+    ``pathological`` gives each client exactly so many classes, and leaves out the classes that no client has:
+    none where there are at least as many clients as classes. What is left out is logged as a warning.
 
     Parameters
     ----------
@@ -78,24 +87,89 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     Raises
     ------
     DataError
-        Where the scheme can't be applied to these labels, or no draw gave every client enough.
+        Where the scheme can't be applied to these labels, no draw gave every client enough, or
+        ``flwr-datasets`` is not installed.
     """
     if clients * smallest > len(labels):
         raise DataError(
             f"{len(labels)} training pictures can't give {clients} clients {smallest} each, one batch and "
             "its held-out part: take fewer clients, a smaller clients.training.batch_size, or more pictures"
         )
-    generator = seeds.numpy_generator(seed, "partition")
-    # The schemes take pictures of a class in the order in which they come; that order must mean nothing.
-    order = generator.permutation(len(labels))
-    owners = np.empty(len(labels), dtype=np.int64)
+    # Partitioners take pictures of a class in the order in which they come; that order must mean nothing.
+    order = seeds.numpy_generator(seed, "partition").permutation(len(labels))
     draws = []
-    for _ in range(DRAWS):
-        owners[order] = _SCHEMES[spec.scheme](labels[order], clients, spec, generator)
-        draws.append(np.bincount(owners, minlength=clients))
-        if draws[-1].min() >= smallest:
-            return _shares(owners, clients)
+    for draw in range(DRAWS):
+        shares = _draw(labels[order], order, clients, spec, seeds.derive(seed, "partition", draw))
+        if shares.sizes.min() >= smallest:
+            if left_out := len(labels) - len(shares.indices):
+                _logger.warning(
+                    "the %s partition leaves out %d of %d pictures", spec.scheme, left_out, len(labels)
+                )
+            return shares
+        draws.append(shares.sizes)
     raise _too_small(min(draws, key=lambda sizes: np.sum(sizes < smallest)), smallest, spec.scheme)
+
+
+def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, seed: int) -> Shares:
+    """Return the division of the pictures ``numbers``, which have these ``labels``, for one seed."""
+    try:
+        partitioner = _partitioner(clients, spec, seed)
+        with warnings.catch_warnings(action="ignore"):  # what is left out is told once, by `partition`
+            partitioner.dataset = _table(labels, numbers)
+            parts = [np.sort(partitioner.load_partition(client)) for client in range(clients)]
+    except ImportError as error:
+        raise DataError(
+            f"the {spec.scheme} partition needs flwr-datasets, which is not installed: "
+            'pip install "fedprune[sim]"'
+        ) from error
+    except (ValueError, ZeroDivisionError) as error:
+        settings = spec.model_dump(exclude={"scheme"})
+        raise DataError(
+            f"the {spec.scheme} partition can't divide {len(labels)} training pictures of "
+            f"{len(np.unique(labels))} classes over {clients} clients with "
+            f"{', '.join(f'{key} {value}' for key, value in settings.items())}: take "
+            f"{' or '.join(f'a smaller partition.{key}' for key in settings)} or fewer clients"
+        ) from error
+    return _shares(np.concatenate(parts), np.array([len(part) for part in parts]))
+
+
+def _partitioner(clients: int, spec: PartitionSpec, seed: int) -> Any:
+    """Return the partitioner of ``flwr-datasets`` for a scheme."""
+    from flwr_datasets import partitioner
+
+    by_label = {"num_partitions": clients, "partition_by": _LABEL, "shuffle": False, "seed": seed}
+    match spec.scheme:
+        case "iid":
+            return partitioner.IidPartitioner(clients)
+        case "dirichlet":
+            return partitioner.DirichletPartitioner(alpha=spec.alpha, min_partition_size=0, **by_label)
+        case "pathological":
+            return partitioner.PathologicalPartitioner(
+                num_classes_per_partition=spec.classes_per_client,
+                class_assignment_mode="first-deterministic",  # as in its paper; uses every class if it can
+                **by_label,
+            )
+        case "shard":
+            # Not `keep_incomplete_shard`: it gives some clients fewer shards, or leaves out more pictures.
+            return partitioner.ShardPartitioner(num_shards_per_partition=spec.shards_per_client, **by_label)
+
+
+def _table(labels: Indices, numbers: Indices) -> Any:
+    """Return a ``Dataset`` of ``labels`` that answers a selection of rows with their ``numbers``."""
+    from datasets import Dataset
+
+    class Table(Dataset):  # type: ignore[misc]
+        def __getitem__(self, column: str) -> Indices:
+            return labels
+
+        def select(self, indices: Iterable[int], **_: Any) -> Indices:
+            return numbers[np.asarray(indices, dtype=np.int64)]
+
+        def sort(self, column_names: str, **_: Any) -> Any:
+            order = np.argsort(labels, kind="stable")
+            return _table(labels[order], numbers[order])
+
+    return Table.from_dict({_LABEL: labels})
 
 
 def _too_small(sizes: Indices, smallest: int, scheme: str) -> DataError:
@@ -113,13 +187,14 @@ def hold_out(shares: Shares, fraction: float, seed: int) -> tuple[Shares, Shares
 
     A client holds out its fraction, rounded down, but at least one picture where ``fraction`` is above 0.
     """
-    owners = np.repeat(np.arange(len(shares)), shares.sizes)
+    sizes, testing = shares.sizes, held_out(shares.sizes, fraction)
+    owners = np.repeat(np.arange(len(shares)), sizes)
     keys = seeds.numpy_generator(seed, "client test").random(len(owners))
     # Rank of each picture within its client in a random order: below the number held out, it is held out.
     rank = np.empty(len(owners), dtype=np.int64)
-    rank[np.lexsort((keys, owners))] = np.arange(len(owners)) - np.repeat(shares.offsets[:-1], shares.sizes)
-    held = rank < held_out(shares.sizes, fraction)[owners]
-    return _part(shares.indices, owners, ~held, len(shares)), _part(shares.indices, owners, held, len(shares))
+    rank[np.lexsort((keys, owners))] = np.arange(len(owners)) - np.repeat(shares.offsets[:-1], sizes)
+    held = rank < testing[owners]
+    return _shares(shares.indices[~held], sizes - testing), _shares(shares.indices[held], testing)
 
 
 def held_out(sizes: Indices, fraction: float) -> Indices:
@@ -136,110 +211,14 @@ def smallest_share(batch_size: int, fraction: float) -> int:
     return max(batch_size + 1, math.ceil(batch_size / (1 - fraction)))
 
 
-def _shares(owners: Indices, clients: int) -> Shares:
-    """Return the division in which position i belongs to client ``owners[i]``."""
-    everything = np.ones(len(owners), dtype=np.bool_)
-    return _part(np.arange(len(owners)), owners, everything, clients)
+def _shares(indices: Indices, sizes: Indices) -> Shares:
+    """Return the division of ``indices``, which lie client by client, into parts of these sizes."""
+    return Shares(indices, np.concatenate([[0], np.cumsum(sizes)]))
 
-
-def _part(indices: Indices, owners: Indices, taken: Flags, clients: int) -> Shares:
-    """Return the division of those of the ascending ``indices`` that are ``taken``."""
-    indices, owners = indices[taken], owners[taken]
-    offsets = np.zeros(clients + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owners, minlength=clients), out=offsets[1:])
-    return Shares(indices[np.argsort(owners, kind="stable")], offsets)
-
-
-def _iid(labels: Indices, clients: int, spec: PartitionSpec, generator: np.random.Generator) -> Indices:
-    """Deal the (shuffled) pictures in turn: shares differ by one picture at most."""
-    return np.arange(len(labels)) % clients
-
-
-def _dirichlet(labels: Indices, clients: int, spec: PartitionSpec, generator: np.random.Generator) -> Indices:
-    """Divide each class in proportions from a symmetric Dirichlet (Yurochkin et al., ICML 2019)."""
-    owners = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        proportions = generator.dirichlet(np.full(clients, spec.alpha))
-        cuts = (np.cumsum(proportions)[:-1] * len(members)).astype(np.int64)
-        owners[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
-    return owners
-
-
-def _pathological(
-    labels: Indices, clients: int, spec: PartitionSpec, generator: np.random.Generator
-) -> Indices:
-    """Give each client exactly so many classes, and each class in equal parts to the clients that have it.
-
-    As Li et al. (ICDE 2022, arXiv 2102.02079, section IV-A1): client k has class k modulo the number of
-    classes and random others. Where there are fewer clients than classes, the first classes of each are dealt
-    in turn until every class is with somebody.
-    """
-    present, counts = np.unique(labels, return_counts=True)
-    held = _classes_of_clients(len(present), clients, spec.classes_per_client, generator)
-    if scarce := np.flatnonzero(held.sum(axis=0) > counts).tolist():
-        label = scarce[0]
-        raise DataError(
-            f"the pathological partition gives class {present[label]} to {held[:, label].sum()} clients, and "
-            f"has {counts[label]} pictures of it: take fewer clients or fewer partition.classes_per_client"
-        )
-    owners = np.empty(len(labels), dtype=np.int64)
-    for label, count in enumerate(counts):
-        takers = np.flatnonzero(held[:, label])
-        parts = count // len(takers) + (np.arange(len(takers)) < count % len(takers))
-        owners[labels == present[label]] = np.repeat(takers, parts)
-    return owners
-
-
-def _classes_of_clients(classes: int, clients: int, each: int, generator: np.random.Generator) -> Flags:
-    """Return bool (clients, classes), ``each`` True in a row and at least one in a column."""
-    if each > classes:
-        raise DataError(
-            f"partition.classes_per_client is {each}, and the training pictures are of {classes} classes: "
-            f"take {classes} or fewer"
-        )
-    if clients * each < classes:
-        raise DataError(
-            f"{clients} clients with {each} classes each can't hold all {classes} classes: take more clients "
-            f"or {math.ceil(classes / clients)} or more partition.classes_per_client"
-        )
-    # A row's smallest keys are its classes: first those dealt in turn, then random ones.
-    keys = generator.random((clients, classes))
-    dealt = np.arange(math.ceil(classes / clients) * clients)
-    keys[dealt % clients, dealt % classes] = -1
-    held = np.zeros((clients, classes), dtype=np.bool_)
-    np.put_along_axis(held, np.argpartition(keys, each - 1, axis=1)[:, :each], True, axis=1)
-    return held
-
-
-def _shard(labels: Indices, clients: int, spec: PartitionSpec, generator: np.random.Generator) -> Indices:
-    """Sort by class, cut into equal shards, give each client so many at random.
-
-    As McMahan et al. (AISTATS 2017, section 3). Shards differ by one picture at most, so that all pictures
-    are given out.
-    """
-    shards = clients * spec.shards_per_client
-    if shards > len(labels):
-        raise DataError(
-            f"{len(labels)} training pictures can't be cut into {shards} shards, {spec.shards_per_client} "
-            f"for each of {clients} clients: take fewer clients or fewer partition.shards_per_client"
-        )
-    owner_of_shard = generator.permutation(shards) // spec.shards_per_client
-    owners = np.empty(len(labels), dtype=np.int64)
-    owners[np.argsort(labels, kind="stable")] = owner_of_shard[np.arange(len(labels)) * shards // len(labels)]
-    return owners
-
-
-_SCHEMES: dict[str, Callable[[Indices, int, PartitionSpec, np.random.Generator], Indices]] = {
-    "iid": _iid,
-    "dirichlet": _dirichlet,
-    "pathological": _pathological,
-    "shard": _shard,
-}
 
 _REMEDIES = {
     "iid": "",
     "dirichlet": "a larger partition.alpha, ",
-    "pathological": "more partition.classes_per_client, ",
-    "shard": "",
+    "pathological": "a larger partition.classes_per_client, ",
+    "shard": "a smaller partition.shards_per_client, ",
 }

@@ -190,8 +190,8 @@ class RayGrid(Grid):
             self.worker_pids = ray.get([worker.actor.ready.remote() for worker in self._workers])
         except ray.exceptions.RayActorError as error:
             self.close()
-            cause = getattr(error, "cause", None) or error
-            raise RunError(f"the workers could not start: {one_line(cause)}") from error
+            cause = str(error).strip().splitlines()[-1]  # Above it, Ray shows the worker's traceback.
+            raise RunError(f"the workers could not start: {cause}") from error
 
     def __enter__(self) -> RayGrid:
         return self
@@ -420,7 +420,7 @@ class RayGrid(Grid):
         except ray.exceptions.RayError as error:
             self._replace(call.worker)
             if not call.retry:
-                exchange.retries.extend(call.positions)
+                exchange.retries.extendleft(call.positions)  # What waited behind a hanging task first.
                 return
             reason = f"the worker died twice: {one_line(error)}"
             outcomes = [Outcome(None, ErrorCode.UNKNOWN, reason, None) for _ in call.positions]

@@ -34,7 +34,7 @@ def fit(model: nn.Module, partition: int, lr: float, epochs: int) -> float:
         loss = nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def make_quickstart() -> ClientApp:
@@ -106,6 +106,7 @@ def _raise(config: Any, arrays: ArrayRecord, context: Context) -> Any:
 
 
 def _exit(config: Any, arrays: ArrayRecord, context: Context) -> Any:
+    _note(config)
     raise SystemExit(3)
 
 
