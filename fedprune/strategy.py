@@ -138,11 +138,12 @@ class PruningStrategy(Strategy):
     class Options(BaseModel):
         """Options that every method has."""
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
+        model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
         density: float = Field(1.0, gt=0, le=1, description="Kept share of the prunable weights.")
         keep: tuple[str, ...] = Field(
             ("first", "last"),
+            strict=False,
             description="Weights that are never pruned: name patterns, or 'first' and 'last'.",
         )
         aggregator: str | dict[str, Any] | None = Field(

@@ -209,8 +209,8 @@ def test_options_that_it_does_not_have_are_refused(options):
 @pytest.mark.parametrize(
     ("aggregator", "expected"),
     [
-        ("static", "static is a pruning strategy, expected a stock Flower one"),
-        ({"eta": 1.0}, "give the dotted name of a Flower strategy as 'name'"),
+        ("static", "static is a pruning strategy: name a stock Flower one"),
+        ({"eta": 1.0}, "it needs the dotted name of a Flower strategy as 'name'"),
         ("flwr.serverapp.strategy.FedAdm", "no 'FedAdm'; did you mean 'FedAdam'"),
     ],
 )

@@ -137,6 +137,7 @@ def flower(tmp_path):
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
         "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "RAY_ADDRESS": "local",  # Flower would join a Ray cluster that runs on this machine.
     }
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -27,15 +27,12 @@ strategy:
   density: 0.1
 """
 STRATEGY = '''\
-from flwr.serverapp.strategy import FedAvg
-from pydantic import BaseModel, ConfigDict, Field
+from fedprune.strategy import PruningStrategy
 
-class Mine(FedAvg):
-    """A strategy with options, as those of fedprune have them."""
+class Mine(PruningStrategy):
+    """A strategy with an option of its own."""
 
-    class Options(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True)
-        density: float = Field(default=0.1, gt=0, le=1)
+    class Options(PruningStrategy.Options):
         adjust_every: int = 10
 '''
 

@@ -1,8 +1,8 @@
 """Who holds which picture: the division over clients, and the parts held out for testing.
 
 Not for pictures: everything here is labels and indices. Nor for schemes: those are the partitioners of
-``flwr-datasets``; here a division is drawn again where a client has too little, and refused where it can't be.
-A partitioner answers ``load_partition`` with a ``datasets.Dataset`` made for that one client, and making
+``flwr-datasets``; here a division that leaves a client too little is drawn again, and in the end refused. A
+partitioner answers ``load_partition`` with a ``datasets.Dataset`` made for that one client, and making
 thousands of those takes far longer than dividing does. So it is given a table that answers with the pictures'
 numbers (``_table``): all four schemes are read in one way, through the public interface, for any number of
 clients.
@@ -146,11 +146,12 @@ def _partitioner(clients: int, spec: PartitionSpec, seed: int) -> Any:
         case "pathological":
             return partitioner.PathologicalPartitioner(
                 num_classes_per_partition=spec.classes_per_client,
-                class_assignment_mode="first-deterministic",  # as in its paper; uses every class if it can
+                class_assignment_mode="first-deterministic",  # as in its paper
                 **by_label,
             )
         case "shard":
-            # Not `keep_incomplete_shard`: it gives some clients fewer shards, or leaves out more pictures.
+            # `keep_incomplete_shard` would leave out more with a number of shards; with a size of shards it
+            # leaves out nothing, but some clients get fewer shards, and one of them most of a shard less.
             return partitioner.ShardPartitioner(num_shards_per_partition=spec.shards_per_client, **by_label)
 
 

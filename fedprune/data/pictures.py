@@ -78,8 +78,8 @@ class ClientData:
 class FederatedData:
     """A data set and its division.
 
-    ``server``, ``client_train`` and ``client_test`` hold indices into ``train``: no index twice, and together
-    all of them. ``test`` is the server's, to evaluate the global model on.
+    ``server``, ``client_train`` and ``client_test`` hold indices into ``train``, no index twice.
+    ``test`` is the server's, to evaluate the global model on.
     """
 
     info: DataInfo

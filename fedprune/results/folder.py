@@ -7,7 +7,6 @@ last round. Reading a folder back is the matter of `fedprune.results.run`.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ import fedprune
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.errors import UserError
 from fedprune.results import records
+from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
 
 if TYPE_CHECKING:
@@ -46,16 +46,6 @@ def is_run_folder(directory: Path) -> bool:
             return file.readline().rstrip("\n") == _SIGNATURE
     except (OSError, UnicodeDecodeError):
         return False
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or none of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 class RunFolder:

@@ -19,11 +19,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as safetensors_bytes
 from torch import Tensor, nn
 
 from fedprune.errors import UserError
 from fedprune.models import build
+from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
 
 _FORMAT = "fedprune-model-1"
@@ -87,9 +88,8 @@ def save_model(
             arrays |= _to_sparse(name, values, masks[name].cpu().numpy())
         else:
             arrays[name] = values
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(arrays, unfinished, metadata={"format": _FORMAT, "model": json.dumps(asdict(info))})
-    unfinished.replace(path)
+    # One key: safetensors writes several in an order that differs from run to run.
+    write_atomically(path, safetensors_bytes(arrays, metadata={_FORMAT: json.dumps(asdict(info))}))
     return {name: parameter.numel() for name, parameter in module.named_parameters()}
 
 
@@ -174,10 +174,10 @@ def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, np.ndarray
             arrays = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
     except (SafetensorError, OSError, struct.error) as error:
         raise UserError(f"{path}: not a model file, or damaged: {error}") from None
-    if metadata.get("format") != _FORMAT:
+    if _FORMAT not in metadata:
         raise UserError(f"{path}: not a model that fedprune wrote (no {_FORMAT!r} in its metadata)")
     try:
-        return _info_from(json.loads(metadata["model"])), arrays
+        return _info_from(json.loads(metadata[_FORMAT])), arrays
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged description of its model: {error}") from None
 

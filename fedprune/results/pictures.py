@@ -190,17 +190,13 @@ def _mark(axes: Axes, point: tuple[int, float], name: str, **style: Any) -> None
 
 
 def _cost(axes: Axes, numbers: list[int], lines: dict[str, list[float]], quantity: str, label: str) -> None:
-    """Draw costs in the unit that suits the largest; logarithmic where they span more than 1:1000."""
+    """Draw costs in the unit that suits the largest; linear, since they add up."""
     values = [value for line in lines.values() for value in line]
     factor, unit = scale(quantity, max(values))
     for (name, line), colour in zip(lines.items(), COLOURS, strict=False):
         _line(axes, numbers, [value / factor for value in line], label=name or None, color=colour)
     axes.set_ylabel(f"{label} ({unit})")
-    positive = [value for value in values if value > 0]
-    if positive and max(positive) > 1000 * min(positive):
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(0, max(values) / factor * 1.08 or 1.0)
+    axes.set_ylim(0, max(values) / factor * 1.08 or 1.0)
 
 
 def _round_axis(axes: Axes, rounds: Sequence[Record]) -> None:

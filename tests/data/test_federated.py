@@ -62,8 +62,13 @@ def test_server_and_clients_share_the_training_pictures_without_overlap(
             batch_size=8,
         )
     )
-    assert sorted(np.concatenate(parts(data)).tolist()) == list(range(1497))
-    assert len(data.server) == (max(1, round(1497 * server)) if server else 0)
+    public = max(1, round(1497 * server)) if server else 0
+    left_out = (1497 - public) % 20 if scheme == "shard" else 0  # 10 clients with 2 equal shards each
+    held = np.concatenate(parts(data))
+    assert len(np.unique(held)) == len(held) == 1497 - left_out
+    assert held.min() >= 0
+    assert held.max() < 1497
+    assert len(data.server) == public
     for number in range(data.clients):
         client = data.client(number)
         assert client.pictures is data.train

@@ -1,7 +1,9 @@
-"""Divisions over clients: what every scheme must hold, and each scheme against an independent computation."""
+"""Divisions over clients: what every scheme must hold, each scheme's own, and what is refused."""
 
+import logging
 import re
-from collections import Counter
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
+from fedprune import seeds
 from fedprune.data import Shares
 from fedprune.data.partition import (
     choose,
@@ -46,12 +49,12 @@ SPECS = st.one_of(
 
 @given(
     st.lists(st.integers(0, 3), min_size=60, max_size=200),
-    st.integers(4, 8),
+    st.integers(2, 8),
     SPECS,
     st.floats(0, 0.6),
     st.data(),
 )
-def test_every_picture_is_held_by_one_client_for_one_purpose(
+def test_every_picture_given_out_is_held_by_one_client_for_one_purpose(
     labels: list[int], clients: int, spec: dict[str, Any], fraction: float, data: st.DataObject
 ) -> None:
     present = [*labels, *range(4), *range(4), *range(4), *range(4)]  # no class too scarce for a scheme
@@ -61,7 +64,16 @@ def test_every_picture_is_held_by_one_client_for_one_purpose(
     except DataError:  # 100 draws of a skewed scheme may not do; what is said then is tested below
         reject()
     train, test = hold_out(shares, fraction, seed)
-    assert sorted([*train.indices, *test.indices]) == list(range(len(array)))
+    given_out = sorted([*train.indices, *test.indices])
+    assert len(set(given_out)) == len(given_out)
+    assert set(given_out) <= set(range(len(array)))
+    if spec["scheme"] == "shard":
+        shards = clients * spec["shards_per_client"]
+        assert len(given_out) == len(array) - len(array) % shards
+    elif spec["scheme"] == "pathological" and clients < 4:
+        assert given_out == np.flatnonzero(np.isin(array, array[given_out])).tolist()  # whole classes
+    else:
+        assert given_out == list(range(len(array)))
     for client in range(clients):
         whole = shares.of(client)
         assert len(whole) >= 2
@@ -102,32 +114,29 @@ def test_dirichlet_spread_of_a_class_is_that_of_the_distribution() -> None:
         assert drawn.var() == pytest.approx(variance, rel=0.15)
 
 
-def test_dirichlet_is_that_of_flwr_datasets_for_the_same_random_numbers() -> None:
-    datasets = pytest.importorskip("datasets")
-    from flwr_datasets.partitioner import DirichletPartitioner
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")  # of pyarrow, to datasets
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shard"])
+def test_division_is_what_the_partitioner_gives_as_tables(scheme: str) -> None:
+    """The same partitioner, over an ordinary table of the shuffled pictures, read one client at a time."""
+    from datasets import Dataset
+    from flwr_datasets import partitioner
 
-    from fedprune.data.partition import _dirichlet
-
-    theirs = DirichletPartitioner(6, "label", alpha=0.5, min_partition_size=0, shuffle=False, seed=3)
-    theirs.dataset = datasets.Dataset.from_dict({"label": LABELS, "index": np.arange(len(LABELS))})
-    owners = _dirichlet(LABELS, 6, PartitionSpec(scheme="dirichlet", alpha=0.5), np.random.default_rng(3))
-    for client in range(6):
-        assert sorted(theirs.load_partition(client)["index"]) == np.flatnonzero(owners == client).tolist()
-
-
-def test_pathological_is_that_of_flwr_datasets_with_one_class_a_client() -> None:
-    """With one class there is nothing random in theirs, only who gets which part of it."""
-    datasets = pytest.importorskip("datasets")
-    from flwr_datasets.partitioner import PathologicalPartitioner
-
-    from fedprune.data.partition import _pathological
-
-    theirs = PathologicalPartitioner(23, "label", 1, "first-deterministic", shuffle=False)
-    theirs.dataset = datasets.Dataset.from_dict({"label": LABELS, "index": np.arange(len(LABELS))})
-    spec = PartitionSpec(scheme="pathological", classes_per_client=1)
-    owners = _pathological(LABELS, 23, spec, np.random.default_rng(0))
+    settings = {"partition_by": "label", "shuffle": False, "seed": seeds.derive(3, "partition", 0)}
+    theirs = {
+        "iid": lambda: partitioner.IidPartitioner(23),
+        "dirichlet": lambda: partitioner.DirichletPartitioner(
+            23, alpha=0.5, min_partition_size=0, **settings
+        ),
+        "pathological": lambda: partitioner.PathologicalPartitioner(
+            23, num_classes_per_partition=2, class_assignment_mode="first-deterministic", **settings
+        ),
+        "shard": lambda: partitioner.ShardPartitioner(23, num_shards_per_partition=2, **settings),
+    }[scheme]()
+    order = seeds.numpy_generator(3, "partition").permutation(len(LABELS))
+    theirs.dataset = Dataset.from_dict({"label": LABELS[order], "picture": order})
+    shares = divide(23, 0, seed=3, scheme=scheme)
     for client in range(23):
-        assert sorted(theirs.load_partition(client)["index"]) == np.flatnonzero(owners == client).tolist()
+        assert shares.of(client).tolist() == sorted(theirs.load_partition(client)["picture"])
 
 
 def test_dirichlet_is_drawn_again_until_every_client_has_enough() -> None:
@@ -139,27 +148,11 @@ def test_dirichlet_is_drawn_again_until_every_client_has_enough() -> None:
 def test_pathological_gives_each_client_so_many_classes_in_equal_parts(
     clients: int, each: int, seed: int
 ) -> None:
-    if clients * each < CLASSES:
-        with pytest.raises(DataError, match="can't hold all 10 classes: take more"):
-            divide(clients, seed=seed, scheme="pathological", classes_per_client=each)
-        return
     table = counts(divide(clients, seed=seed, scheme="pathological", classes_per_client=each))
     assert ((table > 0).sum(axis=1) == each).all()
-    for column in table.T:
+    for column in table.T[table.any(axis=0)]:
         assert np.ptp(column[column > 0]) <= 1
-    if clients >= CLASSES:
-        assert all(table[client, client % CLASSES] for client in range(clients))
-
-
-def test_pathological_chooses_the_other_classes_evenly() -> None:
-    pairs = Counter(
-        tuple(np.flatnonzero(row))
-        for seed in range(20)
-        for row in counts(divide(50, seed=seed, scheme="pathological", classes_per_client=2))
-    )
-    assert len(pairs) == 45  # all pairs of ten classes
-    assert min(pairs.values()) > 5  # of 22 each, on average
-    assert max(pairs.values()) < 50
+    assert all(table[client, client % CLASSES] for client in range(clients))
 
 
 def test_shard_clients_have_runs_of_pictures_sorted_by_class() -> None:
@@ -171,10 +164,33 @@ def test_shard_clients_have_runs_of_pictures_sorted_by_class() -> None:
     assert (table > 0).sum(1).mean() < 2.5
 
 
-def test_uneven_shards_leave_nothing_out() -> None:
+def test_uneven_shards_leave_out_less_than_a_picture_a_shard() -> None:
     shares = divide(7, scheme="shard", shards_per_client=3)
-    assert shares.sizes.sum() == len(LABELS)
-    assert np.ptp(shares.sizes) <= 3
+    assert shares.sizes.tolist() == [3 * (len(LABELS) // 21)] * 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "left_out"),
+    [
+        ({"scheme": "pathological", "classes_per_client": 1}, np.sum(LABELS >= 3)),
+        ({"scheme": "shard", "shards_per_client": 7}, len(LABELS) % 21),
+    ],
+)
+def test_pictures_that_are_left_out_are_counted_in_one_warning(
+    spec: dict[str, Any], left_out: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings(action="error"):
+        divide(3, **spec)
+        divide(4, scheme="shard", shards_per_client=5)  # 5,000 pictures in 20 shards: nothing to warn of
+    scheme = spec["scheme"]
+    assert caplog.messages == [f"the {scheme} partition leaves out {left_out} of 5000 pictures"]
+    assert capfd.readouterr().err == ""
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    with pytest.raises(DataError, match=r"iid partition needs flwr-datasets.*fedprune\[sim\]"):
+        divide(3, scheme="iid")
 
 
 @pytest.mark.parametrize(
@@ -182,14 +198,30 @@ def test_uneven_shards_leave_nothing_out() -> None:
     [
         (200, 32, {"scheme": "iid"}, "5000 training pictures can't give 200 clients 32 each.*batch_size"),
         (100, 32, {"scheme": "dirichlet", "alpha": 0.05}, r"leaves client \d+ with \d+ .*needs 32.*alpha"),
-        (20, 1, {"scheme": "pathological", "classes_per_client": 11}, "take 10 or fewer"),
+        (
+            20,
+            1,
+            {"scheme": "pathological", "classes_per_client": 11},
+            "5000 training pictures of 10 classes over 20 clients with classes_per_client 11: take a smaller",
+        ),
         (
             4000,
             1,
             {"scheme": "pathological", "classes_per_client": 3},
-            "class . to .* clients.*fewer clients",
+            "4000 clients with classes_per_client 3: .*smaller partition.classes_per_client or fewer clients",
         ),
-        (2000, 1, {"scheme": "shard", "shards_per_client": 3}, "into 6000 shards.*fewer clients"),
+        (
+            2000,
+            1,
+            {"scheme": "shard", "shards_per_client": 3},
+            "2000 clients with shards_per_client 3: take a smaller partition.shards_per_client or fewer",
+        ),
+        (
+            1500,
+            3,
+            {"scheme": "shard", "shards_per_client": 2},
+            r"leaves client \d+ with 2 .*needs 3.*smaller partition.shards_per_client",
+        ),
     ],
 )
 def test_impossible_divisions_say_what_to_change(
@@ -213,10 +245,10 @@ def test_error_tells_how_many_clients_have_too_few() -> None:
 
 def test_ten_thousand_clients_get_their_share() -> None:
     labels = np.random.default_rng(1).integers(0, 10, 50_000)
-    for scheme in ("iid", "pathological", "shard"):
+    for scheme, given_out in (("iid", 50_000), ("pathological", 50_000), ("shard", 40_000)):
         shares = divide(10_000, 1, labels=labels, scheme=scheme)
         assert len(shares) == 10_000
-        assert shares.sizes.sum() == 50_000
+        assert len(np.unique(shares.indices)) == len(shares.indices) == given_out
 
 
 @given(st.integers(1, 300), st.floats(0, 0.95))

@@ -12,14 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 pytest.importorskip("ray")
 
 from engine.apps import make_obedient
-
 from fedprune.engine.grid import RayGrid
 
 NODES = 40
 WORKERS = 2
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def grid(shared_ray: None) -> Iterator[RayGrid]:
     """A grid of two workers; tests that kill one leave another in its place."""
     with RayGrid(make_obedient, [{}] * NODES, workers=WORKERS, resources={"table": np.arange(5.0)}) as made:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine.apps import make_broken, make_obedient, scaled_after_death
-from engine.conftest import WORKERS, echoes, message, metrics
 from flwr.common.constant import ErrorCode
 
+from engine.apps import make_broken, make_obedient, scaled_after_death
+from engine.conftest import WORKERS, echoes, message, metrics
 from fedprune.engine.grid import RayGrid
 from fedprune.errors import RunError
 

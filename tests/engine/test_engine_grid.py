@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import ray
-from engine.apps import make_obedient, scaled
-from engine.conftest import NODES, WORKERS, echoes, message, metrics
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
+from engine.apps import make_obedient, scaled
+from engine.conftest import NODES, WORKERS, echoes, message, metrics
 from fedprune.engine.grid import CALLS_PER_WORKER, RayGrid
 from fedprune.errors import RunError
 

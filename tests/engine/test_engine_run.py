@@ -107,7 +107,6 @@ def test_a_cluster_of_two_nodes_gives_the_same_results(two_workers, plan, tmp_pa
     assert_same_results(tmp_path / "run", two_workers.directory)
 
 
-@pytest.mark.slow
 def test_an_address_where_no_cluster_is_is_one_clear_line_and_soon(plan, tmp_path):
     began = time.monotonic()
     command = [sys.executable, "run_sim.py", str(plan), "--out", str(tmp_path / "run"), "--set"]
@@ -121,12 +120,12 @@ def test_an_address_where_no_cluster_is_is_one_clear_line_and_soon(plan, tmp_pat
 
 def test_a_round_without_a_good_reply_ends_the_run_with_a_complete_folder(shared_ray, plan, tmp_path, capfd):
     out = tmp_path / "run"
-    diverging = "clients.training.optimizer.lr=1e30"
-    status = main(["run", str(plan), "--quiet", "--out", str(out), "--set", diverging])
+    changes = ["--set", "clients.training.optimizer.lr=1e30", "--set", "engine.workers=1"]
+    status = main(["run", str(plan), "--quiet", "--out", str(out), *changes])
     said = capfd.readouterr().err
     assert status == 1
     assert "error: round 1: none of 4 clients gave a usable reply" in said
-    assert "diverged" in said
+    assert "not finite" in said
     assert "Traceback" not in said
     summary = json.loads((out / "summary.json").read_text())
     assert summary["status"] == "failed"
@@ -140,7 +139,7 @@ def test_a_round_without_a_good_reply_ends_the_run_with_a_complete_folder(shared
 @pytest.fixture
 def running(plan: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A real `python run_sim.py` of many rounds, in a process group of its own, after its second round."""
-    command = [sys.executable, "run_sim.py", str(plan), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "run_sim.py", str(plan), "--quiet", "--out", str(tmp_path / "run")]
     command += ["--set", "rounds=100000", "--set", "engine.workers=2"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.apps import fit, make_data, make_quickstart
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Result, Strategy
 from inprocess import InProcessGrid
 from torch import nn
 
+from engine.apps import fit, make_data, make_quickstart
 from fedprune.engine.grid import RayGrid
 
 CLIENTS, ROUNDS, LR, EPOCHS = 5, 3, 0.3, 2

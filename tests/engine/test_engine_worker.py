@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.apps import make_obedient
-from engine.conftest import message
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.apps import make_obedient
+from engine.conftest import message
 from fedprune.engine.records import (
     INLINE_BYTES,
     content_fault,
@@ -25,7 +25,6 @@ from fedprune.engine.records import (
     unpack_state,
 )
 from fedprune.engine.worker import Outcome, Task, Worker
-
 
 NODE = 7
 

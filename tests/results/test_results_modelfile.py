@@ -85,6 +85,17 @@ def test_info_says_what_is_needed_to_use_the_model(tmp_path):
     assert sizes == {name: p.numel() for name, p in load_model(tmp_path / "m.safetensors").named_parameters()}
 
 
+FORMAT = "fedprune-model-1"
+
+
+def test_the_same_model_gives_the_same_file(tmp_path):
+    state, masks = pruned_state(0.3)
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for path in files:
+        save(path, state, masks)
+    assert len({path.read_bytes() for path in files}) == 1
+
+
 def damaged(path: Path, change) -> Path:
     """Write a model, change its arrays and description, and write it again."""
     state, masks = pruned_state(0.3)
@@ -111,10 +122,10 @@ DAMAGES = {
     "no dense tensor": lambda a, m: a.pop(next(n for n in a if "::" not in n)),
     "a tensor too many": lambda a, m: a.update({"other": np.zeros(3, np.float32)}),
     "a wrong shape": lambda a, m: a.update({next(n for n in a if "::" not in n): np.zeros(3, np.float32)}),
-    "another format": lambda a, m: m.update(format="other"),
-    "no description": lambda a, m: m.pop("model"),
-    "not JSON": lambda a, m: m.update(model="{"),
-    "half a description": lambda a, m: m.update(model=json.dumps({"classes": 3})),
+    "another format": lambda a, m: m.update({"fedprune-model-0": m.pop(FORMAT)}),
+    "no description": lambda a, m: m.clear(),
+    "not JSON": lambda a, m: m.update({FORMAT: "{"}),
+    "half a description": lambda a, m: m.update({FORMAT: json.dumps({"classes": 3})}),
 }
 
 

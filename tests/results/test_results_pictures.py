@@ -53,12 +53,6 @@ def test_cost_axes_name_the_unit_and_hold_cumulative_values():
     assert [axes.get_yscale() for axes in figure.axes] == ["linear"] * 4
 
 
-def test_costs_far_apart_are_logarithmic():
-    records = rounds(3)
-    records[0]["flops"], records[3]["flops"] = 10**3, 10**9
-    assert pictures.costs_figure(records, "tiny").axes[1].get_yscale() == "log"
-
-
 def test_costs_of_nothing_are_drawn():
     nothing = dict.fromkeys(("bytes_down", "bytes_up", "flops", "peak_memory_bytes", "device_seconds"), 0)
     for axes in pictures.costs_figure(rounds(3, **nothing), "tiny").axes:
