@@ -13,6 +13,7 @@ from torch.nn import functional
 from fedprune import seeds
 from fedprune.client import Client, Fit, Order
 from fedprune.data import batches
+from fedprune.messages import real
 from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.schedules import SCHEDULES
 from fedprune.sparsity.training import hold
@@ -22,18 +23,14 @@ from fedprune.wire import get_state
 class Sparse(Client):
     """Trains the kept weights on the client's own examples (SGD or Adam, FedProx's term)."""
 
-    @property
-    def extra_slots(self) -> int:  # type: ignore[override]
-        """FedProx keeps the weights it started from."""
-        return int(self.scenario.clients.training.proximal_mu > 0)
-
     def fit(self, order: Order) -> Fit:
         """Train for ``clients.training.epochs`` epochs; see McMahan et al. 2017, algorithm 1."""
         module, training = self.site.module, self.scenario.clients.training
         module.train()
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(parameters, training.optimizer, self.learning_rate(order.round))
-        anchor = [p.detach().clone() for p in parameters] if training.proximal_mu > 0 else None
+        mu = self.proximal_mu(order)
+        anchor = [p.detach().clone() for p in parameters] if mu > 0 else None
         generator = seeds.torch_generator(self.scenario.seed, "batches", order.round, self.number)
         total, seen = torch.zeros((), dtype=torch.float64), 0
         with hold(module, order.masks):
@@ -51,12 +48,24 @@ class Sparse(Client):
                     loss = functional.cross_entropy(module(x), y)
                     loss.backward()  # type: ignore[no-untyped-call]
                     if anchor is not None:
-                        add_proximal_gradient(parameters, anchor, training.proximal_mu)
+                        add_proximal_gradient(parameters, anchor, mu)
                     optimizer.step()
                     total += loss.detach().double().cpu() * len(y)
                     seen += len(y)
         values = order.codec.flatten(get_state(module))
-        return Fit(values=values, masks=order.masks, loss=float(total / seen), examples_seen=seen)
+        return Fit(
+            values=values,
+            masks=order.masks,
+            loss=float(total / seen),
+            examples_seen=seen,
+            extra_slots=int(anchor is not None),
+        )
+
+    def proximal_mu(self, order: Order) -> float:
+        """Return the weight of FedProx's term: what the server asks (as Flower's FedProx does), or the scenario."""
+        if "proximal-mu" in order.config:
+            return real(order.config, "proximal-mu")
+        return self.scenario.clients.training.proximal_mu
 
     def learning_rate(self, server_round: int) -> float:
         """Return the learning rate of a round by the schedule over rounds."""

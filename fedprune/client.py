@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import ClassVar
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -136,8 +135,10 @@ class Fit:
         Examples that went through forward and backward, repetitions included.
     extra : RecordDict
         What else the method replies.
+    extra_slots : int
+        Values per kept weight that training kept besides the optimizer's.
     buffer_bytes : int
-        What the method kept in memory besides the model.
+        What else the method kept in memory.
     flops : int
         What the method computed besides training.
     """
@@ -147,6 +148,7 @@ class Fit:
     loss: float
     examples_seen: int
     extra: RecordDict = field(default_factory=RecordDict)
+    extra_slots: int = 0
     buffer_bytes: int = 0
     flops: int = 0
 
@@ -157,9 +159,6 @@ class Client(ABC):
     A message of type ``train`` is answered by ``train``, one of type ``query.facts`` by
     ``query_facts``, and so on: a subclass answers a new message by having the method.
     """
-
-    #: Values per kept weight that local training keeps besides the optimizer's (none here).
-    extra_slots: ClassVar[int] = 0
 
     def __init__(self, site: Site, number: int) -> None:
         self.site = site
@@ -206,7 +205,7 @@ class Client(ABC):
         torch.manual_seed(seeds.derive(self.scenario.seed, "train", order.round, self.number))
         fit = self.fit(order)
         training = self.scenario.clients.training
-        slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum) + self.extra_slots
+        slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum) + fit.extra_slots
         batch = min(training.batch_size, len(self.data.train))
         memory = step_memory(self.site.cost, fit.masks, batch, slots=slots, buffers=fit.buffer_bytes)
         flops = self.site.cost.training_flops(order.masks, fit.examples_seen) + fit.flops

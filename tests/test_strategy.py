@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedprune.clients.sparse import Sparse
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from inprocess import assemble, federate, plan, same_state
 
 from fedprune.client import UNKNOWN_MASK, FederatedClientApp, Site
+from fedprune.clients.sparse import Sparse
 from fedprune.errors import RunError
 from fedprune.wire import mask_bytes
 

@@ -37,6 +37,8 @@ CALLS_PER_WORKER = 2
 PREFETCH_SECONDS = 0.1
 #: A worker that holds several messages should answer in a moment; after this long, one of them hangs.
 PATIENCE_SECONDS = 30.0
+#: The workers have this long to start; on a cluster where others hold the cores they never do.
+START_SECONDS = 300.0
 #: How many shared records stay in the object store; a strategy sends one or two at a time.
 SHARED_KEPT = 4
 
@@ -187,7 +189,12 @@ class RayGrid(Grid):
     def _await_workers(self) -> None:
         """Wait until every worker has built its app; an app that cannot be built ends the run."""
         try:
-            self.worker_pids = ray.get([worker.actor.ready.remote() for worker in self._workers])
+            ready = [worker.actor.ready.remote() for worker in self._workers]
+            self.worker_pids = ray.get(ready, timeout=START_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
+            self.close()
+            reason = f"not all of {len(ready)} started within {START_SECONDS:g} s; is the Ray cluster busy?"
+            raise RunError(f"the workers could not start: {reason}") from error
         except ray.exceptions.RayActorError as error:
             self.close()
             cause = str(error).strip().splitlines()[-1]  # Above it, Ray shows the worker's traceback.

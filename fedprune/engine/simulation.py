@@ -23,11 +23,12 @@ from fedprune.determinism import make_deterministic
 from fedprune.engine.cluster import cluster
 from fedprune.errors import FedpruneError
 from fedprune.evaluation import Score, chunks, combine, score
+from fedprune.federation import Federation
 from fedprune.results.folder import RunFolder
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
 from fedprune.sparsity.masks import Masks
-from fedprune.strategy import Federation, PruningStrategy, build_strategy
+from fedprune.strategy import PruningStrategy, build_strategy
 from fedprune.wire import set_state
 
 Evaluate = Callable[[Mapping[str, Tensor], Masks], Score]
@@ -148,7 +149,7 @@ def _finish(
         state=strategy.state,
         masks=strategy.masks,
         info=data.info,
-        dense=strategy.dense_tally.totals(),
+        dense=strategy.dense.tally.totals(),
     )
 
 

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from fedprune.clients import sparse
 from inprocess import assemble, plan
 from torch.nn import functional
 
 from fedprune import data as datasets
 from fedprune import seeds
 from fedprune.client import Order, Site
+from fedprune.clients import sparse
 from fedprune.data import batches
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import get_state, set_state

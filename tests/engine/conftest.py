@@ -18,7 +18,7 @@ NODES = 40
 WORKERS = 2
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def grid(shared_ray: None) -> Iterator[RayGrid]:
     """A grid of two workers; tests that kill one leave another in its place."""
     with RayGrid(make_obedient, [{}] * NODES, workers=WORKERS, resources={"table": np.arange(5.0)}) as made:

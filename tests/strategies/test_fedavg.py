@@ -89,7 +89,7 @@ def test_the_mean_has_no_rounding_but_the_last():
 
 def relative(made):
     rounds = [strict(vars(record)) for record in made.rounds]
-    return relative_costs(total_costs(rounds), made.strategy.dense_tally.totals())
+    return relative_costs(total_costs(rounds), made.strategy.dense.tally.totals())
 
 
 @pytest.mark.parametrize(

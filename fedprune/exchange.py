@@ -1,0 +1,318 @@
+"""Messages between the server and its clients: sent, ordered, answered, and entered into the ledger.
+
+An ``Exchange`` knows who the clients are and which mask each of them holds. It sends a strategy's
+messages on whatever grid there is, yields the replies in the order of client numbers, sends a mask
+again to a client that lost it, and enters what every message cost. What messages say and what
+becomes of the replies is for the strategy.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from heapq import merge
+from typing import TypeVar
+
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from fedprune.client import UNKNOWN_MASK
+from fedprune.costs.clock import task_seconds
+from fedprune.costs.devices import DeviceProfile
+from fedprune.costs.ledger import Tally, TaskRecord
+from fedprune.dense import DenseTwin
+from fedprune.errors import RunError, ScenarioError, WireError
+from fedprune.federation import Federation
+from fedprune.messages import arrays_of, config_of, real, text, whole
+from fedprune.sparsity.masks import Masks
+from fedprune.wire import CODEC, content_bytes, encode_masks, mask_bytes, with_masks
+
+#: What a client may report of its costs.
+_COSTS = ("flops", "peak-memory-bytes", "num-examples")
+_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a client said of itself at the start."""
+
+    number: int
+    node_id: int
+    examples: int
+    profile: DeviceProfile
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What was sent to a node in the current exchange, for the ledger."""
+
+    kind: str
+    started: float
+    bytes_down: int
+    mask_bytes: int
+    mask_version: str
+
+
+class Exchange:
+    """The server's side of every message of a run.
+
+    Attributes
+    ----------
+    clients : dict[int, Facts]
+        The clients by number, once they have been met.
+    tally : Tally
+        What the current round has cost.
+    failures : Counter[str]
+        Why tasks of the current round failed.
+    ok : int
+        How many of them did not.
+    timeout : float
+        Longest time in seconds to wait for replies.
+    """
+
+    def __init__(self, federation: Federation, dense: DenseTwin) -> None:
+        self.clients: dict[int, Facts] = {}
+        self._federation = federation
+        self._dense = dense
+        self.timeout = federation.scenario.engine.timeout
+        self._numbers: dict[int, int] = {}
+        self._held: dict[int, str] = {}
+        self._sent: dict[int, _Sent] = {}
+        self.mask_version, self.mask_payload = "", b""
+        self.start_round()
+
+    def start_round(self) -> None:
+        """Start counting anew."""
+        self.tally, self.ok, self.failures = Tally(), 0, Counter[str]()
+
+    def set_masks(self, masks: Masks) -> None:
+        """Make ``masks`` those that a client is sent which does not hold them."""
+        self.mask_version, self.mask_payload = masks.version, encode_masks(masks) if masks else b""
+
+    def holds_masks(self, number: int) -> bool:
+        """Return whether a client is known to hold the current masks."""
+        return self._held.get(number, "") == self.mask_version
+
+    def meet(self, grid: Grid) -> None:
+        """Ask every node who it is; from here on a client's number is what counts.
+
+        Raises
+        ------
+        RunError
+            When no node answers, or two say that they are the same client.
+        """
+        wanted = self._federation.scenario.clients.count
+        deadline = time.monotonic() + self.timeout
+        while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+        content = RecordDict({"config": ConfigRecord({"codec": CODEC})})
+        questions = (Message(content, node, "query.facts", group_id="0") for node in nodes)
+        replies = list(self._ordered(grid, self._noted(questions)))
+        unusable = Counter[str]()
+        for reply in replies:
+            try:
+                facts = _read_facts(reply)
+            except WireError as error:
+                unusable[str(error)] += 1
+                continue
+            if facts.number in self.clients:
+                raise RunError(
+                    f"two nodes say that they are client {facts.number}; each needs its own number"
+                )
+            self.clients[facts.number] = facts
+        if not self.clients:
+            raise RunError(f"none of {len(nodes)} nodes says who it is: {listed(unusable)}")
+        if unusable:
+            _logger.warning("%d nodes do not say who they are: %s", unusable.total(), listed(unusable))
+        self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
+        known = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
+        known.sort(key=self.number_of)
+        for _ in self.accept(0, known, _read_facts):
+            pass
+
+    def number_of(self, reply: Message) -> int:
+        """Return the number of the client that a reply comes from."""
+        return self._numbers[reply.metadata.src_node_id]
+
+    def message(self, number: int, content: RecordDict, message_type: str, server_round: int) -> Message:
+        """Return a message to a client."""
+        return Message(content, self.clients[number].node_id, message_type, group_id=str(server_round))
+
+    def send(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+        """Send messages; yield one reply for each, in the order of the messages.
+
+        At most one message a node, in the order of client numbers. A client that answers that it
+        does not hold the mask is sent the message again with it. A message without any reply before
+        the timeout gets an error reply.
+        """
+        self._sent = {}
+        again: list[Message] = []
+        later: list[Message] = []  # Replies of clients after the first that forgot; rarely any.
+        for message, reply in self._pairs(grid, self._noted(messages)):
+            if reply.has_error() and reply.error.code == UNKNOWN_MASK and self.mask_payload:
+                self._held.pop(self.number_of(reply), None)
+                again.append(self._with_masks(message))
+            elif again:
+                later.append(reply)
+            else:
+                yield reply
+        yield from merge(self._ordered(grid, self._noted(again)), later, key=self.number_of)
+
+    def accept(
+        self, server_round: int, replies: Iterable[Message], read: Callable[[Message], _T]
+    ) -> Iterator[_T]:
+        """Yield what ``read`` makes of each good reply; enter every reply into the ledger.
+
+        ``read`` raises ``WireError`` for a reply that cannot be used. A failed task costs what
+        was sent to the client and what it replied. At the end the phase's virtual time passes.
+        """
+        for reply in replies:
+            result: list[_T] = []
+            reason = None
+            if reply.has_error():
+                reason = reply.error.reason or f"error {reply.error.code}"
+            else:
+                try:
+                    _check_costs(reply)
+                    result.append(read(reply))
+                except WireError as error:
+                    reason = f"WireError: {error}"
+            self._settle(server_round, reply, reason)
+            yield from result
+        self.tally.end_phase()
+        self._dense.tally.end_phase()
+
+    def _with_masks(self, message: Message) -> Message:
+        """Return a message again, with the masks that it names."""
+        content = RecordDict(dict(message.content))
+        content["arrays"] = with_masks(arrays_of(content), self.mask_payload)
+        metadata = message.metadata
+        return Message(content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
+
+    def _noted(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Note what each message costs as it is sent; equal contents are measured once."""
+        measured: dict[int, tuple[RecordDict, int, int]] = {}
+        for message in messages:
+            content, node_id = message.content, message.metadata.dst_node_id
+            if id(content) not in measured:
+                measured[id(content)] = (content, content_bytes(content), mask_bytes(content))
+            _, length, of_mask = measured[id(content)]
+            before = self._sent.get(node_id)
+            if before is not None:  # Sent again: the client paid for both.
+                length, of_mask = length + before.bytes_down, of_mask + before.mask_bytes
+            config = content.config_records.get("config", ConfigRecord())
+            self._sent[node_id] = _Sent(
+                message.metadata.message_type,
+                time.perf_counter(),
+                length,
+                of_mask,
+                str(config.get("mask-version", "")),
+            )
+            yield message
+
+    def _ordered(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
+        """Send messages and yield the replies in their order, whatever order the grid has them in."""
+        return (reply for _, reply in self._pairs(grid, messages))
+
+    def _pairs(self, grid: Grid, messages: Iterable[Message]) -> Iterator[tuple[Message, Message]]:
+        """Yield each message with its reply; a message is let go of with its reply."""
+        waiting: dict[int, Message] = {}
+
+        def taken() -> Iterator[Message]:
+            for message in messages:
+                waiting[message.metadata.dst_node_id] = message
+                yield message
+
+        arrived: dict[int, Message] = {}
+        for reply in grid.send_and_receive(taken(), timeout=self.timeout):
+            arrived[reply.metadata.src_node_id] = reply
+            del reply
+            while waiting and (first := next(iter(waiting))) in arrived:
+                yield waiting.pop(first), arrived.pop(first)
+        for node_id, message in waiting.items():
+            late = arrived.pop(node_id, None)
+            if late is None:
+                reason = f"no reply within {self.timeout:g} s"
+                late = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=message)
+            yield message, late
+
+    def _settle(self, server_round: int, reply: Message, reason: str | None) -> None:
+        """Enter a reply, good or not, into the ledger."""
+        facts = self.clients[self.number_of(reply)]
+        sent = self._sent[facts.node_id]
+        metrics = MetricRecord()
+        bytes_up = mask_up = 0
+        if reply.has_content():
+            bytes_up, mask_up = content_bytes(reply.content), mask_bytes(reply.content)
+            if reason is None:
+                metrics = reply.content.metric_records.get("metrics", metrics)
+        if reason is None:
+            self._held[facts.number] = sent.mask_version or self._held.get(facts.number, "")
+            self.ok += 1
+        else:
+            self.failures[reason] += 1
+        flops, peak, examples = (whole(metrics, key) if key in metrics else 0 for key in _COSTS)
+        record = TaskRecord(
+            round=server_round,
+            type=sent.kind,
+            client=facts.number,
+            device=facts.profile.name,
+            examples=examples,
+            bytes_down=sent.bytes_down,
+            bytes_up=bytes_up,
+            mask_bytes_down=sent.mask_bytes,
+            mask_bytes_up=mask_up,
+            flops=flops,
+            peak_memory_bytes=peak,
+            device_seconds=task_seconds(facts.profile, sent.bytes_down, flops, bytes_up),
+            wall_seconds=time.perf_counter() - sent.started,
+            status="ok" if reason is None else "failed",
+            reason=reason,
+        )
+        self.tally.add(
+            bytes_down=record.bytes_down,
+            bytes_up=record.bytes_up,
+            flops=record.flops,
+            peak_memory_bytes=record.peak_memory_bytes,
+            device_seconds=record.device_seconds,
+        )
+        for listener in self._federation.listeners:
+            listener.on_task(record)
+        if reason is None:
+            self._dense.add(record, facts.profile, facts.examples, reply.content)
+
+
+def _read_facts(reply: Message) -> Facts:
+    if reply.has_error():
+        raise WireError(reply.error.reason or f"error {reply.error.code}")
+    facts = config_of(reply.content, "facts")
+    try:
+        profile = DeviceProfile(
+            name=text(facts, "device"),
+            memory=whole(facts, "memory"),
+            compute=real(facts, "compute"),
+            downlink=real(facts, "downlink"),
+            uplink=real(facts, "uplink"),
+        )
+    except ScenarioError as error:
+        raise WireError(str(error)) from error
+    number, examples = whole(facts, "client"), whole(facts, "examples", least=1)
+    return Facts(number, reply.metadata.src_node_id, examples, profile)
+
+
+def _check_costs(reply: Message) -> None:
+    """Refuse a reply whose costs cannot be entered into the ledger."""
+    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    needed = ("examples-seen",) if reply.metadata.message_type == MessageType.TRAIN else ()
+    for key in (*needed, *(key for key in _COSTS if key in metrics)):
+        whole(metrics, key)
+
+
+def listed(reasons: Counter[str]) -> str:
+    """Return the most frequent reasons on one line."""
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3)) or "no reply"
