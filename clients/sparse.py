@@ -62,7 +62,7 @@ class Sparse(Client):
         )
 
     def proximal_mu(self, order: Order) -> float:
-        """Return the weight of FedProx's term: what the server asks (as Flower's FedProx does), or the scenario."""
+        """Return the weight of FedProx's term: the message's (Flower's FedProx has one) or the scenario's."""
         if "proximal-mu" in order.config:
             return real(order.config, "proximal-mu")
         return self.scenario.clients.training.proximal_mu

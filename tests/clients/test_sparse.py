@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from flwr.app import ConfigRecord
 from inprocess import assemble, plan
 from torch.nn import functional
 
@@ -44,7 +45,7 @@ def order_for(site, masks, server_round=1):
     codec = site.codec(masks)
     values = codec.flatten(get_state(site.module))
     set_state(site.module, codec.unflatten(values))
-    return Order(server_round, None, masks, codec, values)
+    return Order(server_round, ConfigRecord(), masks, codec, values)
 
 
 def plain_training(site, number, masks, epochs):
