@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedprune import seeds
 from fedprune.errors import PluginError, RunError
+from fedprune.reports import Report
 from fedprune.wire import StateCodec
 
 State = dict[str, Tensor]
@@ -46,6 +47,8 @@ class TrainReply:
         float32, shape (codec.size,): the state, flat under the codec's masks.
     codec : StateCodec
         How ``values`` is laid out.
+    growth : Report
+        The growth report by layer, where one was asked for.
     message : Message
         The reply itself, for what else the method asked.
     """
@@ -55,6 +58,7 @@ class TrainReply:
     loss: float
     values: Tensor
     codec: StateCodec
+    growth: Report
     message: Message
 
 

@@ -154,7 +154,7 @@ class Exchange:
         again: list[Message] = []
         later: list[Message] = []  # Replies of clients after the first that forgot; rarely any.
         for message, reply in self._pairs(grid, self._noted(messages)):
-            if reply.has_error() and reply.error.code == UNKNOWN_MASK and self.mask_payload:
+            if reply.has_error() and reply.error.code == UNKNOWN_MASK and self._names_masks(message):
                 self._held.pop(self.number_of(reply), None)
                 again.append(self._with_masks(message))
             elif again:
@@ -186,6 +186,12 @@ class Exchange:
             yield from result
         self.tally.end_phase()
         self._dense.tally.end_phase()
+
+    def _names_masks(self, message: Message) -> bool:
+        """Return whether a message has values under the current masks, which can be sent with it."""
+        config = message.content.config_records.get("config", ConfigRecord())
+        same = bool(self.mask_payload) and config.get("mask-version") == self.mask_version
+        return same and "arrays" in message.content.array_records
 
     def _with_masks(self, message: Message) -> Message:
         """Return a message again, with the masks that it names."""

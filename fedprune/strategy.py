@@ -6,6 +6,7 @@ subclass with options and a few hooks:
 
 - ``prepare``: before round 1; choose the first masks.
 - ``sample``: which clients take part in a round.
+- ``growth``: which layers may grow after a round; clients then report candidates.
 - ``configure_train``: what a round's messages ask for besides training.
 - ``observe``: look at each reply as it is aggregated.
 - ``update_masks``: after a round's aggregation; move the masks.
@@ -37,13 +38,17 @@ from fedprune.errors import PluginError, RunError
 from fedprune.exchange import Exchange, Facts, listed
 from fedprune.federation import Federation
 from fedprune.messages import arrays_of, metrics_of, real, whole
+from fedprune.reports import GrowthRequest, read_growth
 from fedprune.scenario import Scenario
+from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks, apply_masks
+from fedprune.training import train
 from fedprune.wire import (
     CODEC,
     Layout,
     StateCodec,
     get_state,
+    set_state,
     with_masks,
 )
 
@@ -101,6 +106,8 @@ class PruningStrategy(Strategy):
         )
         self.dense = DenseTwin(self.scenario, self.layout, self.cost)
         self.exchange = Exchange(federation, self.dense)
+        self.votes: dict[str, GrowthVotes] = {}
+        self.request: GrowthRequest | None = None
 
     def _make_aggregator(self, stock: tuple[type[Strategy], dict[str, Any]] | None) -> Aggregator:
         if stock is None:
@@ -129,6 +136,14 @@ class PruningStrategy(Strategy):
         numbers = sorted(self.clients)
         count = min(self.scenario.clients.per_round, len(numbers))
         return sorted(int(n) for n in generator.choice(numbers, size=count, replace=False))
+
+    def growth(self, server_round: int) -> GrowthRequest | None:
+        """Return which layers may grow how many weights after this round; clients report candidates.
+
+        The request is in ``self.request`` and what they reported in ``self.votes`` when
+        ``update_masks`` is called.
+        """
+        return None
 
     def observe(self, server_round: int, reply: TrainReply) -> None:
         """Look at a reply as it is aggregated; it is not kept."""
@@ -174,6 +189,27 @@ class PruningStrategy(Strategy):
         federation = self.federation
         return list(batches(federation.pictures, federation.public, federation.info, size))
 
+    def pretrain(self, epochs: int) -> None:
+        """Train the global model on the server's public data, as a client trains, from where it is."""
+        spec = self.scenario.clients.training
+        federation, module = self.federation, self.module
+        generator = seeds.torch_generator(self.scenario.seed, "pretrain")
+        set_state(module, self.state)
+
+        def public() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(epochs):
+                yield from batches(
+                    federation.pictures,
+                    federation.public,
+                    federation.info,
+                    spec.batch_size,
+                    generator=generator,
+                    augment=self.scenario.data.augment,
+                )
+
+        train(module, public(), spec.optimizer, lr=spec.optimizer.lr, masks=self.masks)
+        self.state = get_state(module)
+
     def encode_state(self, server_round: int) -> ArrayRecord:
         """Return the global state as it travels."""
         seed = seeds.derive(self.scenario.seed, "wire", server_round)
@@ -194,6 +230,8 @@ class PruningStrategy(Strategy):
         weight, loss = 0, 0.0
         for reply in self.exchange.accept(server_round, replies, self._read_train):
             self.aggregator.add(reply)
+            for name, (indices, values) in reply.growth.items():
+                self.votes[name].add(indices, values, reply.weight)
             self.observe(server_round, reply)
             weight += reply.weight
             loss += reply.weight * reply.loss
@@ -295,18 +333,26 @@ class PruningStrategy(Strategy):
         if message_type == MessageType.TRAIN:
             nodes = [self.clients[number].node_id for number in numbers]
             config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
+            self.request = self.growth(server_round)
+            asked = self.request.counts if self.request else ()
+            self.votes = {name: GrowthVotes(self.masks[name]) for name in asked}
+            if self.request:
+                config.update(self.request.config(self.masks))
         content = self.state_contents(server_round, config, arrays)
         for number in numbers:
             yield self.exchange.message(number, content(number), message_type, server_round)
 
     def _read_train(self, reply: Message) -> TrainReply:
-        metrics = metrics_of(reply.content)
+        metrics, growth = metrics_of(reply.content), {}
+        if self.request is not None:
+            growth = read_growth(reply.content.array_records.get("growth"), self.request, self.masks)
         return TrainReply(
             client=self.exchange.number_of(reply),
             weight=whole(metrics, "num-examples", least=1),
             loss=real(metrics, "loss"),
             values=self.codec.decode(arrays_of(reply.content)),
             codec=self.codec,
+            growth=growth,
             message=reply,
         )
 

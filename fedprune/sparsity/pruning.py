@@ -87,6 +87,21 @@ def _matches(pattern: str, weights: Sequence[str]) -> list[str]:
     ]
 
 
+def blocks(module: nn.Module, names: Sequence[str]) -> list[list[str]]:
+    """Group weights by the top-level child of the model that they lie in: its stages, in order.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 2))
+    >>> blocks(net, ["0.0.weight", "0.1.weight", "1.weight"])
+    [['0.0.weight', '0.1.weight'], ['1.weight']]
+    """
+    grouped: dict[str, list[str]] = {name: [] for name, _ in module.named_children()}
+    for name in names:
+        grouped.setdefault(name.split(".")[0], []).append(name)
+    return [group for group in grouped.values() if group]
+
+
 def prune(
     module: nn.Module,
     names: Sequence[str],

@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 
 from engine.apps import make_broken, make_obedient, scaled_after_death
 from engine.conftest import WORKERS, echoes, message, metrics
-from fedprune.engine.grid import RayGrid
+from fedprune.engine.grid import CHUNK_SECONDS, RayGrid, _Pace
 from fedprune.errors import RunError
 
 BAD = {
@@ -79,13 +79,12 @@ def test_equal_states_are_held_once(grid):
     assert len({id(grid._states[node]) for node in nodes}) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_workers_messages_run_again_and_only_one_that_kills_twice_is_lost(grid, tmp_path):
     """With many messages in a call, the innocent ones of the same call are not lost."""
     nodes = list(grid.get_node_ids())
-    warm = [message(nodes[n % len(nodes)]) for n in range(600)]
-    assert all(reply.has_content() for reply in grid.send_and_receive(warm))
     for act, times, good in (("die", 1, True), ("die", 99, False), ("exit", 99, False)):
-        assert grid._paces["train"].chunk > 10
+        grid._paces["train"] = _Pace(seconds=CHUNK_SECONDS / 20)
         file = tmp_path / f"{act}{times}"
         messages = [message(node) for node in nodes]
         messages[17] = message(nodes[17], act, file=str(file), times=times)
@@ -129,14 +128,13 @@ def test_a_task_that_hangs_gets_no_reply_and_all_others_do(shared_ray, tmp_path)
         messages[2] = message(nodes[2], "hang", file=str(hung))
         began = time.monotonic()
         replies = list(grid.send_and_receive(messages, timeout=3.0))
-        assert 3.0 <= time.monotonic() - began < 5.0
+        assert 3.0 <= time.monotonic() - began < 6.0
         assert [r.metadata.src_node_id for r in replies] == nodes[:2] + nodes[3:8]
         assert all(echoes(reply, reply.metadata.src_node_id) for reply in replies)
         assert all(gone(int(pid)) for pid in hung.read_text().split())
         # The grid goes on, and a hanging task among many in one call takes none of them along.
-        warm = [message(nodes[n % 30]) for n in range(600)]
-        assert all(reply.has_content() for reply in grid.send_and_receive(warm))
-        assert grid._paces["train"].chunk > 10
+        assert all(reply.has_content() for reply in grid.send_and_receive([message(n) for n in nodes]))
+        grid._paces["train"] = _Pace(seconds=CHUNK_SECONDS / 20)
         messages = [message(node) for node in nodes]
         messages[9] = message(nodes[9], "hang", file=str(hung))
         replies = list(grid.send_and_receive(messages, timeout=12.0))

@@ -57,6 +57,7 @@ def test_messages_are_taken_only_as_workers_become_free(grid, count):
     replies.close()
 
 
+@pytest.mark.slow
 def test_work_goes_on_after_someone_stops_reading(grid):
     nodes = list(grid.get_node_ids())
     for reply in grid.send_and_receive(message(node, "sleep", seconds=0.05) for node in nodes):

@@ -93,6 +93,7 @@ def test_content_and_state_come_back_as_they_were(content):
     assert same(unpack_state(pack_state(content)), content)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # NumPy parses the header as Python.
 @settings(max_examples=200)
 @given(st.binary(max_size=300), st.integers(0, 140), st.booleans())
 def test_no_bytes_make_the_check_of_a_reply_fail(garbage, position, splice):

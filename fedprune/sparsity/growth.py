@@ -1,0 +1,144 @@
+"""Growing pruned weights: which of them the loss asks for, by gradient, and swapping masks.
+
+The client's half finds, layer by layer, the pruned weights with the largest gradient; the server's
+half averages what clients found and swaps as many kept weights for grown ones. Pure PyTorch; when
+to do so, and for which layers, is for a strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedprune.errors import WireError
+from fedprune.sparsity.masks import Masks
+
+
+def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the gradient of the mean cross entropy over some batches for one weight, dense.
+
+    Batch norm uses the statistics of the batch, as in training; the module comes back unchanged.
+    No other weight's gradient is ever formed.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The model.
+    name : str
+        A parameter's name.
+    batches : Iterable
+        (x, y) on the module's device.
+
+    Returns
+    -------
+    Tensor
+        Of the parameter's shape and dtype; zeros without any batch.
+    """
+    weight = module.get_parameter(name)
+    buffers = {key: value.clone() for key, value in module.named_buffers()}
+    mode = module.training
+    module.train()
+    total, examples = torch.zeros_like(weight), 0
+    try:
+        for x, y in batches:
+            loss = functional.cross_entropy(module(x), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, [weight])
+            total += gradient
+            examples += len(y)
+    finally:
+        module.train(mode)
+        with torch.no_grad():
+            for key, value in module.named_buffers():
+                value.copy_(buffers[key])
+    return total / max(examples, 1)
+
+
+def largest_pruned(gradient: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the pruned weights of largest gradient magnitude.
+
+    Parameters
+    ----------
+    gradient, mask : Tensor
+        Of the layer's shape; ``mask`` is boolean, True = kept.
+    count : int
+        How many at most; fewer where fewer are pruned.
+
+    Returns
+    -------
+    indices : Tensor
+        int64, ascending, row-major positions in the layer.
+    values : Tensor
+        The gradient there.
+    """
+    pruned = (~mask).reshape(-1).nonzero().reshape(-1)
+    values = gradient.reshape(-1)[pruned]
+    # Stable, so that equal magnitudes are taken in the order of their positions on every device.
+    order = values.abs().argsort(descending=True, stable=True)[:count].sort().values
+    return pruned[order], values[order]
+
+
+class GrowthVotes:
+    """The clients' reports for one layer, averaged: an entry that was not reported counts as 0.
+
+    Parameters
+    ----------
+    mask : Tensor
+        The layer's mask, boolean.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self._sum = torch.zeros(mask.numel(), dtype=torch.float64)
+        self._reported = torch.zeros(mask.numel(), dtype=torch.bool)
+
+    def add(self, indices: Tensor, values: Tensor, weight: float) -> None:
+        """Add a client's report; ``indices`` are checked by `check_report`."""
+        self._sum[indices] += weight * values.double()
+        self._reported[indices] = True
+
+    def swap(self, weight: Tensor, count: int) -> Tensor:
+        """Return the mask with weights grown and as many dropped; its count stays.
+
+        The ``count`` reported weights of largest averaged magnitude grow (all, where fewer were
+        reported); as many kept ones of smallest magnitude in ``weight`` are dropped, never one
+        that grows now. Ties go to the lower position.
+        """
+        flat = self.mask.reshape(-1)
+        reported = self._reported.nonzero().reshape(-1)
+        kept = flat.nonzero().reshape(-1)
+        count = min(count, len(reported), len(kept))
+        grown = reported[self._sum[reported].abs().argsort(descending=True, stable=True)[:count]]
+        dropped = kept[weight.reshape(-1)[kept].abs().argsort(stable=True)[:count]]
+        swapped = flat.clone()
+        swapped[dropped] = False
+        swapped[grown] = True
+        return swapped.reshape(self.mask.shape)
+
+
+def check_report(name: str, indices: Tensor, values: Tensor, mask: Tensor) -> None:
+    """Refuse a client's report for a layer that cannot be right.
+
+    Raises
+    ------
+    WireError
+        For positions out of range, out of order, or of kept weights, and for values that are not finite.
+    """
+    if indices.numel() and (indices.min() < 0 or indices.max() >= mask.numel()):
+        raise WireError(f"growth of {name!r}: a position is not within its {mask.numel()} weights")
+    if (indices[1:] <= indices[:-1]).any():
+        raise WireError(f"growth of {name!r}: the positions do not ascend")
+    if mask.reshape(-1)[indices].any():
+        raise WireError(f"growth of {name!r}: a position is that of a kept weight")
+    if not torch.isfinite(values).all():
+        raise WireError(f"growth of {name!r}: a value is not finite")
+
+
+def swap_masks(
+    masks: Masks, votes: Mapping[str, GrowthVotes], state: Mapping[str, Tensor], counts: Mapping[str, int]
+) -> Masks:
+    """Return the masks with every voted layer swapped; density and each layer's count stay."""
+    swapped = {name: vote.swap(state[name], counts[name]) for name, vote in votes.items()}
+    return Masks({name: swapped.get(name, mask) for name, mask in masks.items()})

@@ -1,0 +1,101 @@
+"""Local training: the one loop in which clients, and a server that pretrains, take their steps.
+
+Plain SGD or Adam on batches under masks, with FedProx's proximal term where asked. What is trained,
+on which batches and for how long is for the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedprune.scenario import OptimizerSpec
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.training import hold
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Mean loss over all examples seen, and how many those were, repetitions included."""
+
+    loss: float
+    examples_seen: int
+
+
+def train(
+    module: nn.Module,
+    batches: Batches,
+    spec: OptimizerSpec,
+    *,
+    lr: float,
+    masks: Masks,
+    proximal_mu: float = 0.0,
+) -> Trained:
+    """Take one optimizer step on cross entropy for each batch; pruned weights stay exactly 0.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Trained in place, in training mode.
+    batches : Iterable
+        (x, y): float32 (B, C, H, W) and int64 (B,); moved to the module's device.
+    spec : OptimizerSpec
+        The optimizer; its state starts empty.
+    lr : float
+        Learning rate, in place of the spec's.
+    masks : Masks
+        What is kept.
+    proximal_mu : float
+        Weight of mu/2 * |w - w_start|^2 (Li et al., MLSys 2020, equation 2).
+    """
+    module.train()
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    device = parameters[0].device
+    optimizer = make_optimizer(parameters, spec, lr)
+    anchor = [p.detach().clone() for p in parameters] if proximal_mu > 0 else None
+    total, seen = torch.zeros((), dtype=torch.float64), 0
+    with hold(module, masks):
+        for x, y in batches:
+            optimizer.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(module(x.to(device)), y.to(device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if anchor is not None:
+                add_proximal_gradient(parameters, anchor, proximal_mu)
+            optimizer.step()
+            total += loss.detach().double().cpu() * len(y)
+            seen += len(y)
+    return Trained(float(total / max(seen, 1)), seen)
+
+
+def make_optimizer(parameters: list[nn.Parameter], spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
+    """Build PyTorch's SGD or Adam as the scenario asks."""
+    if spec.name == "adam":
+        return torch.optim.Adam(
+            parameters, lr=lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, foreach=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=lr,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        nesterov=spec.nesterov,
+        foreach=True,
+    )
+
+
+def add_proximal_gradient(parameters: list[nn.Parameter], anchor: list[Tensor], mu: float) -> None:
+    """Add the gradient of mu/2 * |w - w_global|^2 (Li et al., MLSys 2020, equation 2).
+
+    A pruned weight is 0 on both sides, so its gradient stays 0.
+    """
+    pairs = [(p, a) for p, a in zip(parameters, anchor, strict=True) if p.grad is not None]
+    with torch.no_grad():
+        gradients = [p.grad for p, _ in pairs if p.grad is not None]
+        drift = torch._foreach_sub([p.detach() for p, _ in pairs], [a for _, a in pairs])
+        torch._foreach_add_(gradients, drift, alpha=mu)
