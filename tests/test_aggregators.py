@@ -50,7 +50,7 @@ def reply_of(number, client):
     question = Message(RecordDict(), number + 2, "train")
     content = RecordDict({"arrays": CODEC.encode(client.values), "metrics": metrics})
     message = Message(content, reply_to=question)
-    return TrainReply(number, client.weight, 1.0 / (number + 1), client.values, CODEC, message)
+    return TrainReply(number, client.weight, 1.0 / (number + 1), client.values, CODEC, {}, message)
 
 
 def aggregated(aggregator, clients, server_round=1, state=STATE):

@@ -372,9 +372,18 @@ class RayGrid(Grid):
         that one goes without a reply.
         """
         late = time.monotonic() - patience
-        for call in exchange.calls.values():
-            if call.started < late and (len(call.positions) > 1 or call.worker.calls > 1):
-                self._replace(call.worker)
+        stuck = {
+            call.worker
+            for call in exchange.calls.values()
+            if call.started < late and (len(call.positions) > 1 or call.worker.calls > 1)
+        }
+        for reference, call in list(exchange.calls.items()):
+            if call.worker in stuck:
+                del exchange.calls[reference]
+                # What only waited behind a hanging task comes before it.
+                exchange.retries.extendleft(call.positions)
+        for worker in stuck:
+            self._replace(worker)
 
     def _call(self, exchange: _Exchange, worker: _Worker, positions: list[int], *, retry: bool) -> None:
         shared: dict[str, Any] = {}
@@ -427,7 +436,7 @@ class RayGrid(Grid):
         except ray.exceptions.RayError as error:
             self._replace(call.worker)
             if not call.retry:
-                exchange.retries.extendleft(call.positions)  # What waited behind a hanging task first.
+                exchange.retries.extend(call.positions)
                 return
             reason = f"the worker died twice: {one_line(error)}"
             outcomes = [Outcome(None, ErrorCode.UNKNOWN, reason, None) for _ in call.positions]

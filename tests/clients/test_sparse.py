@@ -12,7 +12,7 @@ from inprocess import assemble, plan
 from torch.nn import functional
 
 from fedprune import data as datasets
-from fedprune import seeds
+from fedprune import seeds, training
 from fedprune.client import Order, Site
 from fedprune.clients import sparse
 from fedprune.data import batches
@@ -110,7 +110,7 @@ def test_the_proximal_gradient_is_that_of_its_term():
     term = 0.3 / 2 * sum(((w - a) ** 2).sum() for w, a in zip(weights, anchor, strict=True))
     expected = torch.autograd.grad(loss() + term, weights)
     loss().backward()
-    sparse.add_proximal_gradient(weights, anchor, 0.3)
+    training.add_proximal_gradient(weights, anchor, 0.3)
     for weight, gradient in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient)
 
@@ -118,7 +118,7 @@ def test_the_proximal_gradient_is_that_of_its_term():
 def test_a_weight_without_a_gradient_is_left_alone():
     weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
     weights[1].sum().backward()
-    sparse.add_proximal_gradient(weights, [torch.zeros(2)] * 2, 0.5)
+    training.add_proximal_gradient(weights, [torch.zeros(2)] * 2, 0.5)
     assert weights[0].grad is None
     assert weights[1].grad.tolist() == [1.5, 1.5]
 
@@ -150,13 +150,13 @@ SCHEDULED = {
 @pytest.mark.parametrize(("name", "rates"), SCHEDULED.items())
 def test_the_learning_rate_follows_its_schedule_over_the_rounds(name, rates, monkeypatch):
     used = []
-    make = sparse.make_optimizer
+    make = training.make_optimizer
 
     def watched(parameters, spec, lr):
         used.append(lr)
         return make(parameters, spec, lr)
 
-    monkeypatch.setattr(sparse, "make_optimizer", watched)
+    monkeypatch.setattr(training, "make_optimizer", watched)
     schedule = {"name": name} if name == "constant" else {"name": name, "end_factor": 0.25}
     made = assemble(
         plan(
