@@ -2,30 +2,39 @@
 
 With empty masks it is the dense client of FedAvg. FedProx's term and a learning-rate schedule over
 rounds are options of the scenario (``clients.training``). A training message may ask for the pruned
-weights that should grow; queries ask for batch-norm statistics and for the loss of a candidate.
+weights that should grow or for every weight's importance, and may let the client move its own mask;
+queries ask for batch-norm statistics, for the loss of a candidate and for importance.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedprune import seeds
 from fedprune.batch_norm import collect_statistics, put_statistics, statistics_record
 from fedprune.client import Client, Fit, Order, UnknownMaskError
-from fedprune.costs.memory import forward_memory
+from fedprune.costs.memory import forward_memory, step_memory
 from fedprune.data import batches
 from fedprune.evaluation import score
-from fedprune.messages import config_of, real, text, whole
-from fedprune.reports import GrowthRequest, growth_record
-from fedprune.sparsity.growth import largest_pruned, layer_gradient
+from fedprune.messages import arrays_of, config_of, real, text, whole
+from fedprune.own_masks import AdjustRequest, TicketRequest
+from fedprune.reports import GrowthRequest, ImportanceRequest, growth_record, importance_record
+from fedprune.sparsity.distributions import global_
+from fedprune.sparsity.growth import largest_pruned, layer_gradient, mean_squared_gradient, regrow
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.pruning import prune_further
 from fedprune.sparsity.schedules import SCHEDULES
-from fedprune.training import train
-from fedprune.wire import get_state
+from fedprune.training import Prepare, Trained, train
+from fedprune.wire import get_state, set_state
 
 
 class Sparse(Client):
@@ -38,24 +47,138 @@ class Sparse(Client):
 
     def fit(self, order: Order) -> Fit:
         """Train for ``clients.training.epochs`` epochs; see McMahan et al. 2017, algorithm 1."""
-        module, mu = self.site.module, self.proximal_mu(order)
-        trained = train(
-            module,
-            self.epochs("batches", order.round),
+        if adjust := AdjustRequest.of(order.config):
+            return self.fit_and_adjust(order, adjust)
+        if ticket := TicketRequest.of(order.config):
+            return self.fit_ticket(order, ticket)
+        fit = self.fit_under(order, order.masks)
+        if growth := GrowthRequest.of(order.config, order.masks):
+            return self.with_growth(fit, order, growth)
+        if importance := ImportanceRequest.of(order.config):
+            return self.with_importance(fit, order, importance)
+        return fit
+
+    def fit_under(self, order: Order, masks: Masks) -> Fit:
+        """Train for a round's local epochs under masks, from the values in the model."""
+        trained = self.train_on(order, masks, self.epochs("batches", order.round))
+        return self.fitted(order, masks, [trained])
+
+    def train_on(
+        self,
+        order: Order,
+        masks: Masks,
+        steps: Iterable[tuple[Tensor, Tensor]],
+        prepare: Prepare | None = None,
+    ) -> Trained:
+        """Take a step on each batch as the scenario says; ``prepare`` may hook into steps, see `train`."""
+        return train(
+            self.site.module,
+            steps,
             self.scenario.clients.training.optimizer,
             lr=self.learning_rate(order.round),
-            masks=order.masks,
-            proximal_mu=mu,
+            masks=masks,
+            proximal_mu=self.proximal_mu(order),
+            prepare=prepare,
         )
-        fit = Fit(
-            values=order.codec.flatten(get_state(module)),
-            masks=order.masks,
-            loss=trained.loss,
-            examples_seen=trained.examples_seen,
-            extra_slots=int(mu > 0),
+
+    def fitted(self, order: Order, masks: Masks, trained: Sequence[Trained]) -> Fit:
+        """Return what is in the model after training in one or several parts."""
+        seen = sum(part.examples_seen for part in trained)
+        loss = sum(part.loss * part.examples_seen for part in trained)
+        return Fit(
+            values=self.site.codec(masks).flatten(get_state(self.site.module)),
+            masks=masks,
+            loss=loss / max(seen, 1) if len(trained) > 1 else trained[0].loss,
+            examples_seen=seen,
+            extra_slots=int(self.proximal_mu(order) > 0),
         )
-        request = GrowthRequest.of(order.config, order.masks)
-        return self.with_growth(fit, order, request) if request else fit
+
+    def fit_and_adjust(self, order: Order, request: AdjustRequest) -> Fit:
+        """Train, swap a share of each layer's weights as RigL does, and train on under the new masks.
+
+        A weight that grew starts at 0, where pruned weights are. The optimizer, and FedProx's term,
+        start anew at the swap. Of the layers' dense gradients one is held at a time.
+        """
+        module = self.site.module
+        steps = self.epochs("batches", order.round)
+        before = request.after * self.scenario.clients.training.epochs * len(self.data.train)
+        first = self.train_on(order, order.masks, up_to(steps, before))
+        picked = list(self.growth_batches(order.round, request.batches))
+        examples = sum(len(y) for _, y in picked)
+        swapped, kept = {}, order.masks.kept
+        for name, mask in order.masks.items():
+            weight, gradient = module.get_parameter(name).detach(), layer_gradient(module, name, picked)
+            count = math.floor(request.share * kept[name])
+            swapped[name] = regrow(weight.cpu(), gradient.cpu(), mask, count)
+        masks = Masks(swapped)
+        second = self.train_on(order, masks, steps)
+        return replace(
+            self.fitted(order, masks, [first, second]),
+            buffer_bytes=4 * max((mask.numel() for mask in masks.values()), default=0),
+            flops=self.gradient_flops(order.masks, list(masks), examples),
+        )
+
+    def fit_ticket(self, order: Order, request: TicketRequest) -> Fit:
+        """Prune and rewind where the model is accurate enough on the held-out examples; then train.
+
+        Pruning is by magnitude over the whole model; rewound is everything, to the initial state.
+        """
+        module, masks, data = self.site.module, order.masks, self.data
+        size = self.scenario.evaluation.batch_size
+        accuracy = score(module, data.pictures, data.test, self.site.data.info, batch_size=size).accuracy
+        density = request.next_density(masks)
+        if accuracy >= request.accuracy and density < masks.density:
+            masks = prune_further(get_state(module), masks, global_, density)
+        if masks != order.masks:
+            set_state(module, self.site.initial)
+        fit = self.fit_under(order, masks)
+        return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(data.test)))
+
+    def with_importance(self, fit: Fit, order: Order, request: ImportanceRequest) -> Fit:
+        """Add the importance of every weight that has a mask, after training."""
+        found, flops = self.importance(order.masks, order.round, request)
+        return replace(
+            fit,
+            extra=RecordDict({"importance": importance_record(found)}),
+            buffer_bytes=4 * order.masks.total,
+            flops=flops,
+        )
+
+    def importance(
+        self, masks: Masks, server_round: int, request: ImportanceRequest
+    ) -> tuple[dict[str, Tensor], int]:
+        """Return the mean squared gradient of every weight that has a mask, and the FLOPs it took.
+
+        One layer's gradient is held at a time, besides the result.
+        """
+        picked = list(self.growth_batches(server_round, request.batches))
+        found = {name: mean_squared_gradient(self.site.module, name, picked).cpu() for name in masks}
+        return found, self.gradient_flops(masks, list(masks), sum(len(y) for _, y in picked))
+
+    def gradient_flops(self, masks: Masks, names: Sequence[str], examples: int) -> int:
+        """Return the FLOPs of these layers' dense gradients over some examples, one layer at a time."""
+        cost = self.site.cost
+        dense = cost.dense_gradient_flops(masks, names, examples)
+        return len(names) * cost.training_flops(masks, examples) + dense
+
+    def query_importance(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Answer with the importance of every weight that has a mask, on the model as it was sent."""
+        order = self._receive(content, state)
+        began = time.perf_counter()
+        torch.manual_seed(seeds.derive(self.scenario.seed, "importance", order.round, self.number))
+        request = ImportanceRequest(whole(order.config, "importance-batches", least=1))
+        found, flops = self.importance(order.masks, order.round, request)
+        batch = min(self.scenario.clients.training.batch_size, len(self.data.train))
+        memory = step_memory(self.site.cost, order.masks, batch, slots=0, buffers=4 * order.masks.total)
+        metrics = MetricRecord(
+            {
+                "num-examples": len(self.data.train),
+                "flops": flops,
+                "peak-memory-bytes": memory.total,
+                "train-seconds": time.perf_counter() - began,
+            }
+        )
+        return RecordDict({"importance": importance_record(found), "metrics": metrics})
 
     def epochs(self, purpose: str, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the shuffled batches of a round's local epochs."""
@@ -76,36 +199,28 @@ class Sparse(Client):
 
         At any time one layer's gradient is held, besides the entries that are replied.
         """
-        found, examples = [], 0
+        picked = list(self.growth_batches(order.round, request.batches))
+        examples = sum(len(y) for _, y in picked)
+        found = []
         for name, count in request.counts.items():
-            picked = list(self.growth_batches(order.round, request.batches))
             gradient = layer_gradient(self.site.module, name, picked)
             found.append(largest_pruned(gradient, order.masks[name].to(gradient.device), count))
-            examples = sum(len(y) for _, y in picked)
-        names, cost = list(request.counts), self.site.cost
-        flops = len(names) * cost.training_flops(order.masks, examples)
-        flops += cost.dense_gradient_flops(order.masks, names, examples)
-        record = growth_record(found)
-        return Fit(
-            values=fit.values,
-            masks=fit.masks,
-            loss=fit.loss,
-            examples_seen=fit.examples_seen,
-            extra_slots=fit.extra_slots,
-            extra=RecordDict({"growth": record}),
+        return replace(
+            fit,
+            extra=RecordDict({"growth": growth_record(found)}),
             buffer_bytes=8 * sum(len(indices) for indices, _ in found),
-            flops=flops,
+            flops=self.gradient_flops(order.masks, list(request.counts), examples),
         )
 
     def growth_batches(self, server_round: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches on which growth is judged: the same ones for every layer."""
+        """Yield up to ``count`` batches on which growth is judged, without augmentation."""
         generator = seeds.torch_generator(self.scenario.seed, "growth", server_round, self.number)
         size = self.scenario.clients.training.batch_size
         device = self.site.device
         shuffled = batches(
             self.data.pictures, self.data.train, self.site.data.info, size, generator=generator
         )
-        for (x, y), _ in zip(shuffled, range(count), strict=False):
+        for x, y in islice(shuffled, count):
             yield x.to(device), y.to(device)
 
     def query_bn_statistics(self, content: RecordDict, state: RecordDict) -> RecordDict:
@@ -113,21 +228,20 @@ class Sparse(Client):
 
         Forward passes only. The candidate is kept until the next message that trains.
         """
+        state.pop("candidate", None)
         order = self._receive(content, state)
         began = time.perf_counter()
+        torch.manual_seed(seeds.derive(self.scenario.seed, "statistics", self.number))
         indices = self.calibration_examples(whole(order.config, "examples", least=1))
-        size = self.scenario.clients.training.batch_size
-        statistics = collect_statistics(
-            self.site.module,
-            (
-                x.to(self.site.device)
-                for x, _ in batches(self.data.pictures, indices, self.site.data.info, size)
-            ),
+        parts = even_parts(indices, self.scenario.clients.training.batch_size)
+        pictures, site = self.data.pictures, self.site
+        inputs = (
+            x.to(site.device) for part in parts for x, _ in batches(pictures, part, site.data.info, len(part))
         )
-        state["candidate"] = ArrayRecord({"values": content.array_records["arrays"]["values"]})
-        reply = RecordDict({"statistics": statistics_record(statistics)})
-        reply["metrics"] = self._forward_metrics(order, len(indices), began)
-        return reply
+        statistics = collect_statistics(site.module, inputs)
+        state["candidate"] = ArrayRecord({"values": arrays_of(content)["values"]})
+        metrics = self._forward_metrics(order, len(indices), len(parts[0]), began)
+        return RecordDict({"statistics": statistics_record(statistics), "metrics": metrics})
 
     def query_loss(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Answer with the loss of the candidate that the last query left, under given statistics."""
@@ -137,15 +251,12 @@ class Sparse(Client):
             raise UnknownMaskError(f"client {self.number} holds no candidate, the message names {version}")
         order = self._receive(RecordDict({"arrays": candidate, "config": config_of(content)}), state)
         began = time.perf_counter()
-        put_statistics(self.site.module, content.array_records["statistics"])
+        put_statistics(self.site.module, content.array_records.get("statistics"))
+        examples, size = len(self.data.train), self.scenario.evaluation.batch_size
         result = score(
-            self.site.module,
-            self.data.pictures,
-            self.data.train,
-            self.site.data.info,
-            batch_size=self.scenario.evaluation.batch_size,
+            self.site.module, self.data.pictures, self.data.train, self.site.data.info, batch_size=size
         )
-        metrics = self._forward_metrics(order, len(self.data.train), began)
+        metrics = self._forward_metrics(order, examples, min(size, examples), began)
         metrics["loss"] = result.loss
         return RecordDict({"metrics": metrics})
 
@@ -157,8 +268,7 @@ class Sparse(Client):
         generator = seeds.numpy_generator(self.scenario.seed, "calibration", self.number)
         return np.sort(generator.choice(own, count, replace=False))
 
-    def _forward_metrics(self, order: Order, examples: int, began: float) -> MetricRecord:
-        batch = min(self.scenario.clients.training.batch_size, examples)
+    def _forward_metrics(self, order: Order, examples: int, batch: int, began: float) -> MetricRecord:
         return MetricRecord(
             {
                 "num-examples": examples,
@@ -180,3 +290,23 @@ class Sparse(Client):
         start = training.optimizer.lr
         progress = (server_round - 1) / rounds  # Below 1, or a schedule that ends at 0 wastes a round.
         return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
+
+
+def up_to(steps: Iterable[tuple[Tensor, Tensor]], examples: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches until they have that many examples; the others stay in ``steps``."""
+    seen = 0
+    for x, y in steps:
+        seen += len(y)
+        yield x, y
+        if seen >= examples:
+            return
+
+
+def even_parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut indices into parts of about equal length, at most ``size``, none of one example alone.
+
+    Batch norm in training mode can't take one value per channel, and statistics are to be over all
+    examples. So a part is longer than ``size``, by one, where that can't be helped.
+    """
+    count = min(-(-len(indices) // size), max(len(indices) // 2, 1))
+    return np.array_split(indices, count)

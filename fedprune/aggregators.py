@@ -1,6 +1,7 @@
 """Aggregators: how the clients' trained states become the next global state.
 
-``WeightedMean`` adds replies up as they arrive and keeps nothing of them. ``FlowerAggregator``
+``WeightedMean`` adds replies up as they arrive and keeps nothing of them; ``OverlapMean`` does so for
+clients with masks of their own. ``FlowerAggregator``
 hands decoded dense arrays to a stock Flower strategy, whatever it is, and takes back what that
 strategy makes of them.
 """
@@ -50,7 +51,9 @@ class TrainReply:
     growth : Report
         The growth report by layer, where one was asked for.
     message : Message
-        The reply itself, for what else the method asked.
+        The reply itself.
+    report : Any
+        What the strategy's ``read`` made of what else it asked for.
     """
 
     client: int
@@ -60,6 +63,7 @@ class TrainReply:
     codec: StateCodec
     growth: Report
     message: Message
+    report: Any = None
 
 
 class Aggregator(Protocol):
@@ -102,6 +106,34 @@ class WeightedMean:
         return self._codec.unflatten((self._sum / self._weight).float())
 
 
+class OverlapMean:
+    """The mean of each weight over the clients that kept it, weighted by examples, in double precision.
+
+    A weight that nobody kept has the value that it had. Where all clients have the same masks, and
+    with the weights these prune at 0, it is `WeightedMean`. Held: two float64 values a weight.
+    """
+
+    def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
+        """Forget the last round; remember the state for the weights that nobody keeps."""
+        self._state = state
+        self._sums = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in state.items()}
+        self._weights = {name: torch.zeros_like(total) for name, total in self._sums.items()}
+        return {}
+
+    def add(self, reply: TrainReply) -> None:
+        """Add one reply where its masks keep; its values are not kept."""
+        reply.codec.add(reply.values, self._sums, self._weights, reply.weight)
+
+    def finish(self) -> State:
+        """Return the means."""
+        return {
+            name: torch.where(self._weights[name] > 0, total / self._weights[name], held.double()).to(
+                held.dtype
+            )
+            for (name, total), held in zip(self._sums.items(), self._state.values(), strict=True)
+        }
+
+
 class FlowerAggregator:
     """A stock Flower strategy as the aggregator; it sees dense arrays by name, as in dense training.
 
@@ -132,11 +164,13 @@ class FlowerAggregator:
             "fraction_evaluate": 0.0,
             "min_evaluate_nodes": 0,
         }
+        if taken := sorted(everyone.keys() & options.keys()):
+            raise PluginError(f"{taken[0]} is not for the aggregator: clients.per_round says who takes part")
         try:
             self.strategy = strategy_class(
                 **{**{k: v for k, v in everyone.items() if k in accepted}, **options}
             )
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # Whatever a strategy of Flower's or of a user's raises.
             raise PluginError(f"cannot build {strategy_class.__name__}: {error}") from error
         self._parameters = frozenset(parameters)
         self._seed = seed
@@ -148,7 +182,7 @@ class FlowerAggregator:
         self._replies: list[Message] = []
         self._buffers.begin(server_round, state, messages)
         config = ConfigRecord({})
-        with _seeded(self._seed, server_round, "configure"):
+        with self._working("configure"):
             planned = list(
                 self.strategy.configure_train(
                     server_round, self._dense(state), config, _SampledNodes(messages)
@@ -170,7 +204,7 @@ class FlowerAggregator:
     def finish(self) -> State:
         """Let the strategy aggregate; take its parameters and the averaged buffers."""
         _keep_common_metrics([reply.content for reply in self._replies])
-        with _seeded(self._seed, self._round, "aggregate"):
+        with self._working("aggregate"):
             arrays, _ = self.strategy.aggregate_train(self._round, self._replies)
         name = type(self.strategy).__name__
         if arrays is None:
@@ -186,6 +220,18 @@ class FlowerAggregator:
             result[key] = after
         self._replies = []
         return result
+
+    @contextmanager
+    def _working(self, purpose: str) -> Iterator[None]:
+        """Let the strategy work, with seeded generators; what it raises ends the run with its name."""
+        try:
+            with _seeded(self._seed, self._round, purpose):
+                yield
+        except Exception as error:
+            name = type(self.strategy).__name__
+            raise RunError(
+                f"{name} failed in round {self._round}: {type(error).__name__}: {error}"
+            ) from error
 
     def _dense(self, state: State) -> ArrayRecord:
         return ArrayRecord(

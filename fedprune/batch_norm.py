@@ -34,7 +34,7 @@ def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
     """Return the exact mean and variance of every batch norm's input over all inputs.
 
     Forward passes in training mode: each batch is normalised by its own statistics. The variance is
-    that of the population. The module's own statistics, mode and gradients stay as they are.
+    that of the population. The module's buffers, mode and gradients stay as they are.
 
     Parameters
     ----------
@@ -53,10 +53,7 @@ def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
         sums[norm] += torch.stack([values.sum(dim=1), values.square().sum(dim=1)]).cpu()
         counts[norm] += values.shape[1]
 
-    before = [
-        (norm.running_mean.clone(), norm.running_var.clone())  # type: ignore[union-attr]
-        for norm in norms
-    ]
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     mode = module.training
     handles = [norm.register_forward_pre_hook(note) for norm in norms]
     module.train()
@@ -68,9 +65,8 @@ def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
         module.train(mode)
         for handle in handles:
             handle.remove()
-        for norm, (mean, variance) in zip(norms, before, strict=True):
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+        for buffer, value in before:
+            buffer.copy_(value)
     parts = []
     for norm in norms:
         mean, square = sums[norm] / max(counts[norm], 1)

@@ -35,6 +35,18 @@ def check(scenario: Scenario) -> None:
         raise ScenarioError("\n".join(scenario.complaint(*mistake) for mistake in mistakes))
 
 
+def resolve(scenario: Scenario) -> Scenario:
+    """Return the scenario with the strategy's defaults written out, once `check` has passed it."""
+    from fedprune.strategy import PruningStrategy
+
+    check(scenario)
+    strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+    if not issubclass(strategy, PruningStrategy):
+        return scenario
+    options = strategy.Options.model_validate(scenario.strategy.options).model_dump(mode="json")
+    return scenario.override(strategy={"name": scenario.strategy.name, **options})
+
+
 def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
     try:
         strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)

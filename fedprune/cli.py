@@ -8,9 +8,9 @@ came of it. A mistake ends with one line and exit status 2, a fault of a run wit
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UserError.exit_status
     except (KeyboardInterrupt, click.Abort):
         status = _INTERRUPTED
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FedpruneError.exit_status
     # Some versions of typer turn Ctrl-C into this status themselves.
     if status == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
@@ -114,14 +117,21 @@ def run(
 ) -> None:
     """Run SCENARIO, a YAML file, and write its run folder."""
     from fedprune.engine.simulation import run as run_scenario
-    from fedprune.results.progress import Progress
 
     plan = _load(scenario, settings, {} if seed is None else {"seed": seed})
-    with nullcontext() if quiet else Progress(plan.rounds) as progress:
-        done = run_scenario(
-            plan, out=out, overwrite=overwrite, listeners=[] if progress is None else [progress]
-        )
+    folder = out if out is not None else Path("runs") / plan.name
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        done = run_scenario(plan, out=folder, overwrite=overwrite, progress=not quiet)
+    except KeyboardInterrupt:
+        print(f"the run folder {folder} holds the rounds that ended", file=sys.stderr)
+        raise
     print_summary(done, _console())
+
+
+def _end(number: int, frame: object) -> None:
+    """End a run on SIGTERM as on Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 @app.command()
@@ -190,11 +200,12 @@ def describe(plan: Scenario) -> str:
     """Return one paragraph on what a scenario would run."""
     clients, training, data = plan.clients, plan.clients.training, plan.data
     options = ", ".join(f"{key} {value}" for key, value in plan.strategy.options.items())
-    devices = ", ".join(device.profile or "own numbers" for device in clients.devices)
+    devices = " and ".join(device.profile or "a device of its own" for device in clients.devices)
+    passes = "pass" if training.epochs == 1 else "passes"
     return (
         f"{plan.strategy.name}{f' ({options})' if options else ''} trains {plan.model.name} on {data.name}, "
         f"split {data.partition.scheme} over {clients.count} clients, for {plan.rounds} rounds with "
-        f"{clients.per_round} clients each; a client makes {training.epochs} passes in batches of "
+        f"{clients.per_round} clients each; a client makes {training.epochs} {passes} in batches of "
         f"{training.batch_size} with {training.optimizer.name} (lr {training.optimizer.lr:g})"
         f"{f', on {devices}' if devices else ''}. Seed {plan.seed}; values travel as {plan.wire.values}."
     )

@@ -31,9 +31,19 @@ from fedprune.data import ClientData, FederatedData
 from fedprune.errors import FedpruneError, WireError
 from fedprune.evaluation import score
 from fedprune.messages import arrays_of, config_of, payload, text, whole
+from fedprune.own_masks import with_own_masks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
-from fedprune.wire import CODEC, Layout, StateCodec, decode_masks, set_state, take_masks
+from fedprune.wire import (
+    CODEC,
+    Layout,
+    StateCodec,
+    decode_masks,
+    encode_masks,
+    get_state,
+    set_state,
+    take_masks,
+)
 
 #: Code of the error reply of a client that does not hold the mask version named in a message.
 UNKNOWN_MASK = 1001
@@ -54,6 +64,14 @@ class Site:
     @cached_property
     def module(self) -> nn.Module:
         """The model; its values are those of whichever client used it last."""
+        return self._build().to(self.device)
+
+    @cached_property
+    def initial(self) -> dict[str, Tensor]:
+        """The state of the model with its initial weights, which follow from the scenario's seed."""
+        return get_state(self._build())
+
+    def _build(self) -> nn.Module:
         return models.build(
             self.scenario.model.name,
             self.data.info.input_shape,
@@ -61,7 +79,7 @@ class Site:
             seed=self.scenario.seed,
             options=self.scenario.model.options,
             directory=self.scenario.directory,
-        ).to(self.device)
+        )
 
     @cached_property
     def layout(self) -> Layout:
@@ -128,7 +146,8 @@ class Fit:
     values : Tensor
         The trained state, float32, flat under ``masks``.
     masks : Masks
-        The masks of ``values``; those of the order unless the client moved them.
+        The masks of ``values``; those of the order unless the client moved them, as it was asked to.
+        What training is taken to cost is by these.
     loss : float
         Mean training loss over all examples seen.
     examples_seen : int
@@ -141,6 +160,8 @@ class Fit:
         What else the method kept in memory.
     flops : int
         What the method computed besides training.
+    activation_density : float
+        Share that training kept of what layers save for the backward pass.
     """
 
     values: Tensor
@@ -151,6 +172,7 @@ class Fit:
     extra_slots: int = 0
     buffer_bytes: int = 0
     flops: int = 0
+    activation_density: float = 1.0
 
 
 class Client(ABC):
@@ -207,8 +229,15 @@ class Client(ABC):
         training = self.scenario.clients.training
         slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum) + fit.extra_slots
         batch = min(training.batch_size, len(self.data.train))
-        memory = step_memory(self.site.cost, fit.masks, batch, slots=slots, buffers=fit.buffer_bytes)
-        flops = self.site.cost.training_flops(order.masks, fit.examples_seen) + fit.flops
+        memory = step_memory(
+            self.site.cost,
+            fit.masks,
+            batch,
+            slots=slots,
+            buffers=fit.buffer_bytes,
+            activation_density=fit.activation_density,
+        )
+        flops = self.site.cost.training_flops(fit.masks, fit.examples_seen) + fit.flops
         seed = seeds.derive(self.scenario.seed, "wire", order.round, self.number)
         metrics = MetricRecord(
             {
@@ -220,9 +249,11 @@ class Client(ABC):
                 "train-seconds": time.perf_counter() - began,
             }
         )
-        reply = RecordDict(
-            {"arrays": self.site.codec(fit.masks).encode(fit.values, seed=seed), "metrics": metrics}
-        )
+        arrays = self.site.codec(fit.masks).encode(fit.values, seed=seed)
+        if fit.masks != order.masks:
+            arrays = with_own_masks(arrays, fit.masks, order.masks)
+            self._hold(fit.masks, state)
+        reply = RecordDict({"arrays": arrays, "metrics": metrics})
         reply.update(fit.extra)
         return reply
 
@@ -264,13 +295,23 @@ class Client(ABC):
             return Masks()
         if sent is not None:
             masks = self.site.masks(sent, version)
-            state["mask"] = ConfigRecord({"version": version, "payload": sent})
+            self._hold(masks, state, sent)
             return masks
         held = state.config_records.get("mask")
         have = text(held, "version") if held is not None else "none"
         if held is None or have != version:
             raise UnknownMaskError(f"client {self.number} holds mask {have}, the message names {version}")
         return self.site.masks(payload(held, "payload"), version)
+
+    @staticmethod
+    def _hold(masks: Masks, state: RecordDict, encoded: bytes | None = None) -> None:
+        """Keep masks for the next message: those last sent, or those made of them.
+
+        The server takes a client whose reply it has accepted to hold the latter. Where it does not
+        name these, or the reply got lost, it sends others or is asked for them.
+        """
+        encoded = encode_masks(masks) if encoded is None else encoded
+        state["mask"] = ConfigRecord({"version": masks.version, "payload": encoded})
 
 
 class FederatedClientApp(ClientApp):
@@ -295,7 +336,7 @@ class FederatedClientApp(ClientApp):
             _check_finite(content)
         except UnknownMaskError as error:
             return Message(Error(UNKNOWN_MASK, str(error)), reply_to=message)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             first = (str(error).strip().splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -76,6 +76,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
+# More than any scenario has; an alias of aliases of aliases has more in a few lines.
+_MOST_VALUES = 100_000
+
+
 def dotted(key: KeyPath) -> str:
     """Return a key path as people write it: "clients.devices.0.share"."""
     return ".".join(map(str, key))
@@ -172,7 +176,16 @@ def _compose(text: str, name: str, lines: dict[KeyPath, int]) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        return None if node is None else _Composer(loader, name, lines).value(node)
+        if node is None:
+            return None
+        if _written_out(node, {}) > _MOST_VALUES:
+            raise ScenarioError(f"{name}: its aliases stand for more than {_MOST_VALUES:,} values")
+        return _Composer(loader, name, lines).value(node)
+    except RecursionError:
+        raise ScenarioError(f"{name}: nested too deeply to be a scenario") from None
+    except (ValueError, KeyError, OverflowError) as error:
+        # A tag such as !!int on what is none, or a number with thousands of digits.
+        raise ScenarioError(f"{name}: a value is not what its tag says, or too large: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -181,6 +194,16 @@ def _compose(text: str, name: str, lines: dict[KeyPath, int]) -> Any:
         raise ScenarioError(f"{place}: not valid YAML: {problem}{hint}") from error
     except yaml.YAMLError as error:
         raise ScenarioError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node holds when every alias is written out; an alias to itself counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = [child if isinstance(child, tuple) else (child,) for child in children]
+        known[id(node)] = 1 + sum(_written_out(child, known) for pair in pairs for child in pair)
+    return known[id(node)]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import merge
 from typing import TypeVar
 
-from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -61,6 +62,15 @@ class _Sent:
 class Exchange:
     """The server's side of every message of a run.
 
+    Parameters
+    ----------
+    federation : Federation
+        What is run, and who hears of tasks.
+    dense : DenseTwin
+        Whose ledger is kept beside.
+    masks_for : Callable[[int], Masks]
+        The masks under which a client, by number, is sent values.
+
     Attributes
     ----------
     clients : dict[int, Facts]
@@ -75,7 +85,7 @@ class Exchange:
         Longest time in seconds to wait for replies.
     """
 
-    def __init__(self, federation: Federation, dense: DenseTwin) -> None:
+    def __init__(self, federation: Federation, dense: DenseTwin, masks_for: Callable[[int], Masks]) -> None:
         self.clients: dict[int, Facts] = {}
         self._federation = federation
         self._dense = dense
@@ -83,20 +93,25 @@ class Exchange:
         self._numbers: dict[int, int] = {}
         self._held: dict[int, str] = {}
         self._sent: dict[int, _Sent] = {}
-        self.mask_version, self.mask_payload = "", b""
+        self._masks_for = masks_for
+        self._encoded = lru_cache(maxsize=1)(encode_masks)
         self.start_round()
 
     def start_round(self) -> None:
         """Start counting anew."""
         self.tally, self.ok, self.failures = Tally(), 0, Counter[str]()
 
-    def set_masks(self, masks: Masks) -> None:
-        """Make ``masks`` those that a client is sent which does not hold them."""
-        self.mask_version, self.mask_payload = masks.version, encode_masks(masks) if masks else b""
+    def holds(self, number: int, masks: Masks) -> bool:
+        """Return whether a client need not be sent these masks: it holds them, or there are none."""
+        return not masks or self._held.get(number) == masks.version
 
-    def holds_masks(self, number: int) -> bool:
-        """Return whether a client is known to hold the current masks."""
-        return self._held.get(number, "") == self.mask_version
+    def note_held(self, number: int, masks: Masks) -> None:
+        """Note that a client holds masks which it made itself."""
+        self._held[number] = masks.version
+
+    def with_masks(self, arrays: ArrayRecord, masks: Masks) -> ArrayRecord:
+        """Return arrays with these masks beside them."""
+        return with_masks(arrays, self._encoded(masks))
 
     def meet(self, grid: Grid) -> None:
         """Ask every node who it is; from here on a client's number is what counts.
@@ -188,24 +203,31 @@ class Exchange:
         self._dense.tally.end_phase()
 
     def _names_masks(self, message: Message) -> bool:
-        """Return whether a message has values under the current masks, which can be sent with it."""
+        """Return whether a message has values under the client's current masks, which can be sent with it."""
         config = message.content.config_records.get("config", ConfigRecord())
-        same = bool(self.mask_payload) and config.get("mask-version") == self.mask_version
+        version = config.get("mask-version")
+        same = bool(version) and version == self._masks_to(message).version
         return same and "arrays" in message.content.array_records
+
+    def _masks_to(self, message: Message) -> Masks:
+        return self._masks_for(self._numbers[message.metadata.dst_node_id])
 
     def _with_masks(self, message: Message) -> Message:
         """Return a message again, with the masks that it names."""
         content = RecordDict(dict(message.content))
-        content["arrays"] = with_masks(arrays_of(content), self.mask_payload)
+        content["arrays"] = self.with_masks(arrays_of(content), self._masks_to(message))
         metadata = message.metadata
         return Message(content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
 
     def _noted(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Note what each message costs as it is sent; equal contents are measured once."""
+        """Note what each message costs as it is sent; a content that clients share is measured once."""
         measured: dict[int, tuple[RecordDict, int, int]] = {}
         for message in messages:
             content, node_id = message.content, message.metadata.dst_node_id
             if id(content) not in measured:
+                # Those shared come in two kinds, with masks and without; others must not pile up.
+                while len(measured) > 2:
+                    del measured[next(iter(measured))]
                 measured[id(content)] = (content, content_bytes(content), mask_bytes(content))
             _, length, of_mask = measured[id(content)]
             before = self._sent.get(node_id)
@@ -235,11 +257,14 @@ class Exchange:
                 yield message
 
         arrived: dict[int, Message] = {}
-        for reply in grid.send_and_receive(taken(), timeout=self.timeout):
+        outgoing = taken()
+        for reply in grid.send_and_receive(outgoing, timeout=self.timeout):
             arrived[reply.metadata.src_node_id] = reply
             del reply
             while waiting and (first := next(iter(waiting))) in arrived:
                 yield waiting.pop(first), arrived.pop(first)
+        for _ in outgoing:  # What the grid had no time to send gets no reply either.
+            pass
         for node_id, message in waiting.items():
             late = arrived.pop(node_id, None)
             if late is None:

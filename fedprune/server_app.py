@@ -13,9 +13,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedprune import data as datasets
 from fedprune.app_config import scenario_of
-from fedprune.check import check
+from fedprune.check import resolve
+from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
-from fedprune.engine.simulation import score_locally, serve
+from fedprune.engine.simulation import finished, make_strategy, score_locally
 from fedprune.results.folder import RunFolder
 from fedprune.results.progress import Progress
 
@@ -25,11 +26,17 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run config names."""
-    scenario = scenario_of(context.run_config)
-    check(scenario)
+    scenario = resolve(scenario_of(context.run_config))
     make_deterministic()
     data = datasets.load(scenario)
+    heard: list[Listener] = []
+    strategy = make_strategy(scenario, data, score_locally(scenario, data), heard)
     out = Path(str(context.run_config.get("out", "") or f"runs/{scenario.name}"))
-    folder = RunFolder.create(out, scenario, overwrite=bool(context.run_config.get("overwrite", False)))
-    with Progress(scenario.rounds) as progress:
-        serve(scenario, data, grid, score_locally(scenario, data), folder, [progress])
+    overwrite = bool(context.run_config.get("overwrite", False))
+    with (
+        Progress(scenario.rounds) as progress,
+        RunFolder.create(out, scenario, overwrite=overwrite) as folder,
+        finished(folder, strategy, data),
+    ):
+        heard += [folder, progress]
+        strategy.start(grid)

@@ -7,7 +7,10 @@ subclass with options and a few hooks:
 - ``prepare``: before round 1; choose the first masks.
 - ``sample``: which clients take part in a round.
 - ``growth``: which layers may grow after a round; clients then report candidates.
+- ``mask_request``: how clients may move their own masks in a round.
+- ``masks_for``: under which masks a client is sent values, where each has its own.
 - ``configure_train``: what a round's messages ask for besides training.
+- ``read``: read, from a reply, what else was asked for.
 - ``observe``: look at each reply as it is aggregated.
 - ``update_masks``: after a round's aggregation; move the masks.
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -38,10 +42,12 @@ from fedprune.errors import PluginError, RunError
 from fedprune.exchange import Exchange, Facts, listed
 from fedprune.federation import Federation
 from fedprune.messages import arrays_of, metrics_of, real, whole
+from fedprune.own_masks import MaskRequest, read_own_masks
 from fedprune.reports import GrowthRequest, read_growth
 from fedprune.scenario import Scenario
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks, apply_masks
+from fedprune.sparsity.pruning import prunable
 from fedprune.training import train
 from fedprune.wire import (
     CODEC,
@@ -49,7 +55,6 @@ from fedprune.wire import (
     StateCodec,
     get_state,
     set_state,
-    with_masks,
 )
 
 _logger = logging.getLogger(__name__)
@@ -71,6 +76,9 @@ class PruningStrategy(Strategy):
 
     #: The way of training that clients of this strategy run: a name in the registry.
     client: ClassVar[str] = "sparse"
+
+    #: How replies are averaged where no stock Flower strategy does it.
+    mean: ClassVar[type[Aggregator]] = WeightedMean
 
     class Options(BaseModel):
         """Options that every method has."""
@@ -104,14 +112,19 @@ class PruningStrategy(Strategy):
         self.aggregator = aggregator or self._make_aggregator(
             stock_aggregator(self.scenario, options.aggregator)
         )
+        if options.density < 1:
+            prunable(self.module, options.keep)  # What it refuses is refused before anything runs.
         self.dense = DenseTwin(self.scenario, self.layout, self.cost)
-        self.exchange = Exchange(federation, self.dense)
+        self.exchange = Exchange(federation, self.dense, self.masks_for)
+        #: What dense FedAvg would have cost up to the last round that ended.
+        self.dense_totals = self.dense.tally.totals()
         self.votes: dict[str, GrowthVotes] = {}
         self.request: GrowthRequest | None = None
+        self.move: MaskRequest | None = None
 
     def _make_aggregator(self, stock: tuple[type[Strategy], dict[str, Any]] | None) -> Aggregator:
         if stock is None:
-            return WeightedMean()
+            return self.mean()
         return flower_aggregator(self.federation, *stock)
 
     @classmethod
@@ -121,9 +134,13 @@ class PruningStrategy(Strategy):
         ``options`` are valid by themselves. An override starts with ``super().mistakes(...)``.
         """
         try:
-            stock_aggregator(scenario, options.aggregator)
+            stock = stock_aggregator(scenario, options.aggregator)
+            if stock is not None:
+                FlowerAggregator(*stock, (), scenario.seed)
         except PluginError as error:
             yield "aggregator", str(error)
+        if options.aggregator is not None and cls.mean is not WeightedMean:
+            yield "aggregator", f"{cls.__name__} has an average of its own over the weights that clients keep"
 
     # Hooks -------------------------------------------------------------------------------
 
@@ -145,6 +162,26 @@ class PruningStrategy(Strategy):
         """
         return None
 
+    def mask_request(self, server_round: int) -> MaskRequest | None:
+        """Return how clients may move their own masks in this round; None: not at all.
+
+        What a client made of its masks is in ``reply.codec.masks`` when ``observe`` is called. The
+        aggregated state is then left as the aggregator made it: ``update_masks`` has to put it
+        under masks, with ``set_masks``.
+        """
+        return None
+
+    def masks_for(self, number: int) -> Masks:
+        """Return the masks under which a client is sent values: the global ones, or its own."""
+        return self.masks
+
+    def read(self, server_round: int, reply: Message) -> Any:
+        """Read what else a training message asked for; raise ``WireError`` for a reply that is not right.
+
+        The result is in ``reply.report`` when ``observe`` is called.
+        """
+        return None
+
     def observe(self, server_round: int, reply: TrainReply) -> None:
         """Look at a reply as it is aggregated; it is not kept."""
 
@@ -159,29 +196,53 @@ class PruningStrategy(Strategy):
         return self.exchange.clients
 
     def set_masks(self, masks: Masks) -> None:
-        """Make ``masks`` the global ones; weights they prune become exactly 0."""
+        """Make ``masks`` the global ones; weights they prune become exactly 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no ``Masks``, or does not fit the model.
+        """
+        if not isinstance(masks, Masks):
+            raise TypeError(f"set_masks takes a fedprune.sparsity.masks.Masks, not {type(masks).__name__}")
+        for name, mask in masks.items():
+            if mask.shape != self.layout.shapes.get(name):
+                known = self.layout.shapes.get(name)
+                expected = f"expected {tuple(known)}" if known is not None else "the model has no such weight"
+                raise ValueError(f"mask of {name!r} has shape {tuple(mask.shape)}: {expected}")
         self.masks = masks
         self.state = apply_masks(self.state, masks)
         self.codec = StateCodec(self.layout, masks, self.scenario.wire.values)
-        self.exchange.set_masks(masks)
 
     def state_contents(
         self, server_round: int, config: Mapping[str, Any], arrays: ArrayRecord | None = None
     ) -> Callable[[int], RecordDict]:
         """Return a function from client number to content: the global state, and masks where needed.
 
-        All clients share one record of values (two, where some need the mask), so that the
-        engine carries it once.
+        All clients under the global masks share one record of values (two, where some need the
+        masks), so that the engine carries it once.
         """
-        if arrays is None:
-            arrays = self.encode_state(server_round)
-        own: dict[str, Any] = {"round": server_round, "mask-version": self.masks.version, "codec": CODEC}
-        bare = RecordDict({"arrays": arrays, "config": ConfigRecord({**config, **own})})
-        full = bare
-        if self.masks:
-            payload = self.exchange.mask_payload
-            full = RecordDict({"arrays": with_masks(arrays, payload), "config": bare["config"]})
-        return lambda number: bare if self.exchange.holds_masks(number) else full
+        shared_arrays = self.encode_state(server_round) if arrays is None else arrays
+
+        def content_of(masks: Masks, values: ArrayRecord, holds: bool) -> RecordDict:
+            own: dict[str, Any] = {"round": server_round, "mask-version": masks.version, "codec": CODEC}
+            with_all = values if holds else self.exchange.with_masks(values, masks)
+            return RecordDict({"arrays": with_all, "config": ConfigRecord({**config, **own})})
+
+        shared_masks = self.masks
+
+        @lru_cache(maxsize=2)
+        def shared(holds: bool) -> RecordDict:
+            return content_of(shared_masks, shared_arrays, holds)
+
+        def content(number: int) -> RecordDict:
+            masks = self.masks_for(number)
+            holds = self.exchange.holds(number, masks)
+            if masks == shared_masks:
+                return shared(holds)
+            return content_of(masks, self.encode_state(server_round, self.codec_of(masks)), holds)
+
+        return content
 
     def public_batches(self) -> list[tuple[Tensor, Tensor]]:
         """Return the server's public examples in batches of the clients' size; [] without any."""
@@ -210,10 +271,17 @@ class PruningStrategy(Strategy):
         train(module, public(), spec.optimizer, lr=spec.optimizer.lr, masks=self.masks)
         self.state = get_state(module)
 
-    def encode_state(self, server_round: int) -> ArrayRecord:
-        """Return the global state as it travels."""
+    def encode_state(self, server_round: int, codec: StateCodec | None = None) -> ArrayRecord:
+        """Return the global state as it travels, under the global masks or those of another codec."""
         seed = seeds.derive(self.scenario.seed, "wire", server_round)
-        return self.codec.encode(self.codec.flatten(self.state), seed=seed)
+        codec = codec or self.codec
+        return codec.encode(codec.flatten(self.state), seed=seed)
+
+    def codec_of(self, masks: Masks) -> StateCodec:
+        """Return how the state travels under masks; the global ones have theirs ready."""
+        if masks == self.masks:
+            return self.codec
+        return StateCodec(self.layout, masks, self.scenario.wire.values)
 
     # Flower's interface ------------------------------------------------------------------
 
@@ -228,8 +296,10 @@ class PruningStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate replies as they arrive; the new state is ``self.state``, under the masks."""
         weight, loss = 0, 0.0
-        for reply in self.exchange.accept(server_round, replies, self._read_train):
+        for reply in self.exchange.accept(server_round, replies, partial(self._read_train, server_round)):
             self.aggregator.add(reply)
+            if self.move is not None:
+                self.exchange.note_held(reply.client, reply.codec.masks)
             for name, (indices, values) in reply.growth.items():
                 self.votes[name].add(indices, values, reply.weight)
             self.observe(server_round, reply)
@@ -237,8 +307,10 @@ class PruningStrategy(Strategy):
             loss += reply.weight * reply.loss
         if weight == 0:
             return None, None
-        # An aggregator that knows no masks may move a pruned weight: it is put back to 0.
-        self.state = apply_masks(self.aggregator.finish(), self.masks)
+        self.state = self.aggregator.finish()
+        if self.move is None:
+            # An aggregator that knows no masks may move a pruned weight: it is put back to 0.
+            self.state = apply_masks(self.state, self.masks)
         return self.encode_state(server_round), MetricRecord({"train-loss": loss / weight})
 
     def configure_evaluate(
@@ -330,6 +402,8 @@ class PruningStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, message_type: str
     ) -> Iterator[Message]:
         numbers = self.sample(server_round)
+        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= self.clients.keys():
+            raise RunError(f"sample({server_round}) gave {numbers}: expected known clients, each once")
         if message_type == MessageType.TRAIN:
             nodes = [self.clients[number].node_id for number in numbers]
             config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
@@ -338,22 +412,29 @@ class PruningStrategy(Strategy):
             self.votes = {name: GrowthVotes(self.masks[name]) for name in asked}
             if self.request:
                 config.update(self.request.config(self.masks))
+            self.move = self.mask_request(server_round)
+            if self.move:
+                config.update(self.move.config())
         content = self.state_contents(server_round, config, arrays)
         for number in numbers:
             yield self.exchange.message(number, content(number), message_type, server_round)
 
-    def _read_train(self, reply: Message) -> TrainReply:
+    def _read_train(self, server_round: int, reply: Message) -> TrainReply:
         metrics, growth = metrics_of(reply.content), {}
         if self.request is not None:
             growth = read_growth(reply.content.array_records.get("growth"), self.request, self.masks)
+        number, arrays = self.exchange.number_of(reply), arrays_of(reply.content)
+        sent = self.masks_for(number)
+        codec = self.codec_of(read_own_masks(arrays, self.layout, sent, self.move) or sent)
         return TrainReply(
-            client=self.exchange.number_of(reply),
+            client=number,
             weight=whole(metrics, "num-examples", least=1),
             loss=real(metrics, "loss"),
-            values=self.codec.decode(arrays_of(reply.content)),
-            codec=self.codec,
+            values=codec.decode(arrays),
+            codec=codec,
             growth=growth,
             message=reply,
+            report=self.read(server_round, reply),
         )
 
     def _start_round(self) -> None:
@@ -384,6 +465,7 @@ class PruningStrategy(Strategy):
             peak_memory_bytes=self.exchange.tally.peak_memory_bytes,
             device_seconds=self.exchange.tally.device_seconds,
         )
+        self.dense_totals = self.dense.tally.totals()
         for listener in self.federation.listeners:
             listener.on_round(record)
         return record

@@ -6,7 +6,7 @@ on which batches and for how long is for the caller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.training import hold
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Prepare = Callable[[torch.optim.Optimizer], None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def train(
     lr: float,
     masks: Masks,
     proximal_mu: float = 0.0,
+    prepare: Prepare | None = None,
 ) -> Trained:
     """Take one optimizer step on cross entropy for each batch; pruned weights stay exactly 0.
 
@@ -53,14 +55,19 @@ def train(
         What is kept.
     proximal_mu : float
         Weight of mu/2 * |w - w_start|^2 (Li et al., MLSys 2020, equation 2).
+    prepare : Callable, optional
+        Called with the optimizer before the first step; it may register hooks on steps.
     """
     module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     device = parameters[0].device
     optimizer = make_optimizer(parameters, spec, lr)
-    anchor = [p.detach().clone() for p in parameters] if proximal_mu > 0 else None
+    if prepare is not None:
+        prepare(optimizer)
     total, seen = torch.zeros((), dtype=torch.float64), 0
     with hold(module, masks):
+        # Inside: a pruned weight is 0 by now, or the term would pull it back to what it was.
+        anchor = [p.detach().clone() for p in parameters] if proximal_mu > 0 else None
         for x, y in batches:
             optimizer.zero_grad(set_to_none=True)
             loss = functional.cross_entropy(module(x.to(device)), y.to(device))

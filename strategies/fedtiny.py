@@ -9,25 +9,27 @@ whose gradient is largest and drop as many of the smallest kept ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Literal
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fedprune import batch_norm, registry, seeds
 from fedprune.errors import PluginError, RunError
-from fedprune.messages import metrics_of, real, whole
+from fedprune.exchange import listed
+from fedprune.messages import metrics_of, real
+from fedprune.progressive import Adjustments
 from fedprune.reports import GrowthRequest
 from fedprune.scenario import Scenario
 from fedprune.sparsity.criteria import needs_data
 from fedprune.sparsity.distributions import Distribution, Shapes, rescale
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
-from fedprune.sparsity.pruning import blocks, prunable, prune
+from fedprune.sparsity.pruning import prunable, prune
 from fedprune.strategy import PruningStrategy
 from fedprune.wire import CODEC, get_state, set_state
 
@@ -52,7 +54,7 @@ class Noise(BaseModel):
 class FedTiny(PruningStrategy):
     """Candidate selection by batch-norm statistics, then progressive pruning (Huang et al., ICDCS 2023)."""
 
-    class Options(PruningStrategy.Options):
+    class Options(Adjustments, PruningStrategy.Options):
         """Both modules; ``selection`` and ``adjust`` switch them off for the paper's ablations."""
 
         density: float = Field(gt=0, le=1, description="Kept share of the prunable weights.")
@@ -61,7 +63,7 @@ class FedTiny(PruningStrategy):
         candidates: int | None = Field(
             None, ge=1, description="Size of the pool; round(0.1 / density), at least 2, where not given."
         )
-        bases: tuple[tuple[str, str], ...] = Field(
+        bases: tuple[Annotated[tuple[str, str], Field(strict=False)], ...] = Field(
             (("magnitude", "uniform"),),
             min_length=1,
             strict=False,
@@ -75,16 +77,6 @@ class FedTiny(PruningStrategy):
             True, description="Whether variances are pooled over clients; false: averaged, as in the paper."
         )
         adjust: bool = Field(True, description="Whether the mask moves during training.")
-        adjust_every: int = Field(10, ge=1, description="Rounds from one adjustment to the next.")
-        stop_adjusting_at: int = Field(100, ge=1, description="Last round that may adjust.")
-        granularity: Literal["layer", "block", "model"] = Field(
-            "block", description="What one adjustment looks at: a layer, a stage of the model, or all of it."
-        )
-        order: Literal["backward", "forward"] = Field(
-            "backward", description="From the output to the input, or the other way."
-        )
-        swap_fraction: float = Field(0.15, gt=0, le=0.5, description="Half the share swapped at the start.")
-        growth_batches: int = Field(1, ge=1, description="Batches on which a client judges what should grow.")
 
     options: Options
 
@@ -108,120 +100,111 @@ class FedTiny(PruningStrategy):
     # Selection ---------------------------------------------------------------------------
 
     def prepare(self, grid: Grid) -> None:
-        """Pretrain, then take the candidate that suits the clients best."""
+        """Pretrain, then take the candidate with the smallest loss on the clients' data."""
         if self.options.pretrain_epochs:
             self.pretrain(self.options.pretrain_epochs)
         dense, pool = self.state, self.candidates()
         if not self.options.selection:
             self.set_masks(pool[0])
             return
-        losses, states = [], []
+        smallest, best = math.inf, (dense, pool[0])
         for masks in pool:
             self.state = dense
             self.set_masks(masks)
-            losses.append(self.ask_loss(grid))
-            states.append(self.state)
-        best = int(np.argmin(losses))
-        if not math.isfinite(losses[best]):
-            raise RunError("selection: no client told the loss of any candidate")
-        self.state = states[best]
-        self.set_masks(pool[best])
+            loss = self.loss_of_candidate(grid)
+            if loss < smallest:
+                smallest, best = loss, (self.state, masks)
+        if smallest == math.inf:
+            reasons = listed(self.exchange.failures)
+            raise RunError(f"selection: no client told the loss of any candidate: {reasons}")
+        self.state, masks = best
+        self.set_masks(masks)
 
     def candidates(self) -> list[Masks]:
         """Return the pool: each base first as it is, then with perturbed layer densities."""
-        options, directory = self.options, self.scenario.directory
+        options, directory, seed = self.options, self.scenario.directory, self.scenario.seed
         count = options.candidates or max(2, round(0.1 / options.density))
-        names = prunable(self.module, options.keep)
+        names, public = prunable(self.module, options.keep), self.public_batches()
         set_state(self.module, self.state)
-        pool = []
+        pool: list[Masks] = []
         for number in range(count if options.selection else 1):
-            criterion, distribution = options.bases[number % len(options.bases)]
-            base: Distribution = registry.load("distribution", distribution, directory)
-            generator = seeds.numpy_generator(self.scenario.seed, "candidate", number)
-            factors = np.ones(len(names))
-            if number >= len(options.bases):
-                factors = options.noise.factors(generator, len(names))
-            pool.append(
-                prune(
-                    self.module,
-                    names,
-                    criterion=registry.load("criterion", criterion, directory),
-                    distribution=perturbed(base, dict(zip(names, factors, strict=True))),
-                    density=options.density,
-                    input_shape=self.federation.info.input_shape,
-                    batches=self.public_batches(),
-                    generator=seeds.torch_generator(self.scenario.seed, "prune", number),
-                )
+            base = number % len(options.bases)
+            criterion, distribution = options.bases[base]
+            shares: Distribution = registry.load("distribution", distribution, directory)
+            if number > base:
+                factors = options.noise.factors(seeds.numpy_generator(seed, "candidate", number), len(names))
+                densities = pool[base].densities()
+                shares = proportional({n: densities[n] * f for n, f in zip(names, factors, strict=True)})
+            masks = prune(
+                self.module,
+                names,
+                criterion=registry.load("criterion", criterion, directory),
+                distribution=shares,
+                density=options.density,
+                input_shape=self.federation.info.input_shape,
+                batches=public,
+                generator=seeds.torch_generator(seed, "prune", number),
             )
+            pool.append(masks)
         return pool
 
-    def ask_loss(self, grid: Grid) -> float:
-        """Return the clients' loss of the current candidate, under their own pooled statistics.
+    def loss_of_candidate(self, grid: Grid) -> float:
+        """Return the clients' loss of the current candidate under their pooled statistics, which it keeps.
 
-        The statistics stay in ``self.state``. A client that drops out in between counts in neither sum.
+        Each client weighs as much as it has examples. One that drops out counts in neither the
+        weighted sum nor the weights; without any answer the loss is infinite.
         """
-        module, options = self.module, self.options
+        measured = self.ask_statistics(grid)
+        if not measured:
+            return math.inf
+        pooled = batch_norm.pool(
+            list(measured.values()),
+            [self.clients[number].examples for number in measured],
+            batch_norm.sizes(self.module),
+            pool_variance=self.options.pool_variance,
+        )
+        statistics = batch_norm.statistics_record(pooled)
+        set_state(self.module, self.state)
+        batch_norm.put_statistics(self.module, statistics)
+        self.state = get_state(self.module)
+        losses = self.ask_losses(grid, measured, statistics)
+        if not losses:
+            return math.inf
+        examples = [self.clients[number].examples for number in losses]
+        return float(np.average(list(losses.values()), weights=examples))
 
-        def read_statistics(reply: Message) -> tuple[int, int, np.ndarray]:
+    def ask_statistics(self, grid: Grid) -> dict[int, batch_norm.Vector]:
+        """Send the current candidate; return the batch-norm statistics of each client that answers."""
+
+        def read(reply: Message) -> tuple[int, batch_norm.Vector]:
             record = reply.content.array_records.get("statistics")
-            examples = whole(metrics_of(reply.content), "num-examples", least=1)
-            return self.exchange.number_of(reply), examples, batch_norm.read_statistics(record, module)
+            return self.exchange.number_of(reply), batch_norm.read_statistics(record, self.module)
 
-        def read_loss(reply: Message) -> tuple[int, float]:
-            metrics = metrics_of(reply.content)
-            return whole(metrics, "num-examples", least=1), real(metrics, "loss")
-
-        content = self.state_contents(0, {"examples": options.calibration_examples})
+        content = self.state_contents(0, {"examples": self.options.calibration_examples})
         asked = (
             self.exchange.message(number, content(number), "query.bn_statistics", 0)
             for number in sorted(self.clients)
         )
-        measured = list(self.exchange.accept(0, self.exchange.send(grid, asked), read_statistics))
-        if not measured:
-            return math.inf
-        numbers, weights, statistics = zip(*measured, strict=True)
-        pooled = batch_norm.pool(
-            statistics, weights, batch_norm.sizes(module), pool_variance=options.pool_variance
-        )
-        record = batch_norm.statistics_record(pooled)
-        set_state(module, self.state)
-        batch_norm.put_statistics(module, record)
-        self.state = get_state(module)
+        return dict(self.exchange.accept(0, self.exchange.send(grid, asked), read))
+
+    def ask_losses(self, grid: Grid, numbers: Iterable[int], statistics: ArrayRecord) -> dict[int, float]:
+        """Return the loss of the candidate that clients hold, under these statistics, by client."""
+
+        def read(reply: Message) -> tuple[int, float]:
+            return self.exchange.number_of(reply), real(metrics_of(reply.content), "loss")
+
         config = ConfigRecord({"round": 0, "mask-version": self.masks.version, "codec": CODEC})
-        question = RecordDict({"statistics": record, "config": config})
-        asked = (self.exchange.message(number, question, "query.loss", 0) for number in numbers)
-        losses = list(self.exchange.accept(0, self.exchange.send(grid, asked), read_loss))
-        total = sum(examples for examples, _ in losses)
-        return sum(examples * loss for examples, loss in losses) / total if total else math.inf
+        content = RecordDict({"statistics": statistics, "config": config})
+        asked = (self.exchange.message(number, content, "query.loss", 0) for number in numbers)
+        return dict(self.exchange.accept(0, self.exchange.send(grid, asked), read))
 
     # Progressive pruning -----------------------------------------------------------------
 
     def growth(self, server_round: int) -> GrowthRequest | None:
         """Ask for growth in the next group of layers, in a round with an adjustment."""
         options = self.options
-        due = server_round % options.adjust_every == 0 and server_round <= options.stop_adjusting_at
-        if not (options.adjust and due):
-            return None
-        groups = self.groups()
-        group = groups[(server_round // options.adjust_every - 1) % len(groups)]
-        share = options.swap_fraction * (1 + math.cos(math.pi * server_round / options.stop_adjusting_at))
-        kept = self.masks.kept
-        counts = {
-            name: min(math.floor(share * kept[name]), kept[name], self.masks[name].numel() - kept[name])
-            for name in group
-        }
-        counts = {name: count for name, count in counts.items() if count > 0}
+        counts = options.swap_counts(server_round, self.module, self.masks) if options.adjust else {}
         return GrowthRequest(counts, options.growth_batches) if counts else None
-
-    def groups(self) -> list[list[str]]:
-        """Return the groups of layers that adjustments look at, in their order."""
-        names = prunable(self.module, self.options.keep)
-        groups = {
-            "layer": [[name] for name in names],
-            "block": blocks(self.module, names),
-            "model": [names],
-        }[self.options.granularity]
-        return groups[::-1] if self.options.order == "backward" else groups
 
     def update_masks(self, server_round: int) -> None:
         """Swap what the clients voted for; every layer keeps its number of weights."""
@@ -229,13 +212,10 @@ class FedTiny(PruningStrategy):
             self.set_masks(swap_masks(self.masks, self.votes, self.state, self.request.counts))
 
 
-def perturbed(base: Distribution, factors: Mapping[str, float]) -> Distribution:
-    """Return a distribution with the layer densities of another, each times its factor, rescaled."""
+def proportional(proportions: Mapping[str, float]) -> Distribution:
+    """Return a distribution with these proportions between the layers' densities."""
 
     def distribution(shapes: Shapes, density: float, scores: Mapping[str, Tensor]) -> dict[str, float]:
-        densities = base(shapes, density, scores)
-        if all(factor == 1 for factor in factors.values()):
-            return densities
-        return rescale({name: densities[name] * factors[name] for name in shapes}, shapes, density)
+        return rescale(proportions, shapes, density)
 
     return distribution

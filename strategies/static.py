@@ -49,8 +49,8 @@ class Static(PruningStrategy):
                 yield (
                     kind,
                     (
-                        f"{options.criterion} needs data on the server: set data.server_fraction, as to "
-                        "to 0.05, or take a criterion without data (random, magnitude, synflow)"
+                        f"{options.criterion} needs data on the server: set data.server_fraction, or take a "
+                        "criterion without data (random, magnitude, synflow)"
                     ),
                 )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import flwr.serverapp.strategy as stock
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inprocess import federate, plan
 
-from fedprune.aggregators import FlowerAggregator, TrainReply, WeightedMean
+from fedprune.aggregators import FlowerAggregator, OverlapMean, TrainReply, WeightedMean
 from fedprune.errors import PluginError, RunError
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import Layout, StateCodec, get_state
@@ -97,6 +98,55 @@ def test_the_mean_keeps_no_reply():
     mean.add(reply_of(0, client))
     before = client.values.clone()
     client.values.zero_()
+    assert torch.equal(CODEC.flatten(mean.finish()), before)
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 2**31)), min_size=1, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_the_mean_of_overlaps_is_over_those_who_kept_a_weight(drawn_clients):
+    """Weight by weight in exact fractions; what nobody kept stays as it was."""
+    replies = []
+    for number, (weight, seed) in enumerate(drawn_clients):
+        generator = torch.Generator().manual_seed(seed)
+        codec = StateCodec(LAYOUT, Masks({"0.weight": torch.rand(4, 3, generator=generator) < 0.4}))
+        reply = reply_of(number, Given(torch.randn(CODEC.size, generator=generator), weight))
+        values = torch.randn(codec.size, generator=generator)
+        replies.append(replace(reply, codec=codec, values=values))
+    mean = OverlapMean()
+    mean.begin(1, STATE, [])
+    for reply in replies:
+        mean.add(reply)
+    found = mean.finish()
+    assert list(found) == list(STATE)
+    states = [reply.codec.unflatten(reply.values) for reply in replies]
+    for name, old in STATE.items():
+        for place in range(old.numel()):
+            held = [
+                (reply.weight, Fraction(float(state[name].flatten()[place])))
+                for reply, state in zip(replies, states, strict=True)
+                if name not in reply.codec.masks or reply.codec.masks[name].flatten()[place]
+            ]
+            exact = float(sum(w * v for w, v in held) / sum(w for w, _ in held)) if held else None
+            value = float(found[name].flatten()[place])
+            if held:
+                assert value == pytest.approx(exact, rel=2e-7, abs=1e-12)
+            else:
+                assert value == float(old.flatten()[place])
+
+
+def test_the_mean_of_overlaps_under_one_mask_is_the_mean():
+    clients = drawn(4)
+    ours, plain = aggregated(OverlapMean(), clients), aggregated(WeightedMean(), clients)
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+def test_rounds_of_overlaps_do_not_mix_and_no_reply_is_kept():
+    mean, (first, second) = OverlapMean(), drawn(2)
+    aggregated(mean, [first])
+    before = second.values.clone()
+    mean.begin(2, STATE, [])
+    mean.add(reply_of(0, second))
+    second.values.zero_()
     assert torch.equal(CODEC.flatten(mean.finish()), before)
 
 

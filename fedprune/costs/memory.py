@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedprune.costs.flops import ModelCost, ParameterCost
 from fedprune.costs.step import forward_loss, leaves_no_trace
+from fedprune.sparsity.activations import sparse_activations
 from fedprune.sparsity.masks import Masks
 
 
@@ -67,7 +68,13 @@ class MemoryBreakdown:
 
 
 def step_memory(
-    cost: ModelCost, masks: Masks, batch: int, *, slots: int = 0, buffers: int = 0
+    cost: ModelCost,
+    masks: Masks,
+    batch: int,
+    *,
+    slots: int = 0,
+    buffers: int = 0,
+    activation_density: float = 1.0,
 ) -> MemoryBreakdown:
     """Predict the peak memory of one training step.
 
@@ -86,8 +93,10 @@ def step_memory(
         Values that the optimizer keeps per weight, see `optimizer_slots`.
     buffers
         Bytes that the method keeps besides.
+    activation_density
+        Share that is kept of what layers save for the backward pass, by `sparse_activations`.
     """
-    step = step_tensors(cost, batch)
+    step = step_tensors(cost, batch, activation_density)
     gradients = sum(
         _kept(parameter, masks) * parameter.itemsize for parameter in cost.parameters if parameter.trained
     )
@@ -155,11 +164,12 @@ class StepTensors:
 
 
 @lru_cache(maxsize=256)
-def step_tensors(cost: ModelCost, batch: int) -> StepTensors:
+def step_tensors(cost: ModelCost, batch: int, activation_density: float = 1.0) -> StepTensors:
     """Return the bytes of the tensors that one training step on ``batch`` examples makes."""
     model = cost.skeleton.train()
     trace = _Storages(model)
-    with leaves_no_trace(model), trace, saved_tensors_hooks(trace.save, lambda tensor: tensor):
+    hooks = saved_tensors_hooks(trace.save, lambda tensor: tensor)
+    with leaves_no_trace(model), trace, hooks, sparse_activations(activation_density):
         forward_loss(model, cost.input_shape, batch).backward()  # type: ignore[no-untyped-call]
         gradients = {trace.number(p.grad) for p in model.parameters() if p.grad is not None}
     return StepTensors(

@@ -47,11 +47,17 @@ _RUN_ID = 1
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """A Ray actor and how many calls it has been given and not answered."""
+    """A Ray actor, how many calls it has been given and not answered, and whether it ever answered."""
 
     actor: Any
     calls: int = 0
     alone: bool = False
+    proven: bool = False
+
+    @property
+    def load(self) -> tuple[int, bool]:
+        """Whom to give work first: who has least of it, and of those not one that still starts."""
+        return self.calls, not self.proven
 
 
 @dataclass(eq=False, slots=True)
@@ -343,8 +349,8 @@ class RayGrid(Grid):
     def _dispatch(self, exchange: _Exchange) -> None:
         while exchange.retries:
             # A message whose worker died runs alone, so that only the guilty one can fail twice.
-            worker = next((w for w in self._workers if w.calls == 0), None)
-            if worker is None:
+            worker = min(self._workers, key=lambda w: w.load)
+            if worker.calls:
                 return
             self._call(exchange, worker, [exchange.retries.popleft()], retry=True)
         while True:
@@ -363,7 +369,7 @@ class RayGrid(Grid):
                 positions.append(position)
             if not positions:
                 return
-            self._call(exchange, min(free, key=lambda w: w.calls), positions, retry=False)
+            self._call(exchange, min(free, key=lambda w: w.load), positions, retry=False)
 
     def _separate(self, exchange: _Exchange, patience: float) -> None:
         """End each worker that holds several messages and has not answered for too long.
@@ -441,6 +447,7 @@ class RayGrid(Grid):
             reason = f"the worker died twice: {one_line(error)}"
             outcomes = [Outcome(None, ErrorCode.UNKNOWN, reason, None) for _ in call.positions]
         else:
+            call.worker.proven = True
             kind = exchange.sent[call.positions[0]].metadata.message_type
             self._learn(self._paces[kind], outcomes, seconds)
         for position, outcome in zip(call.positions, outcomes, strict=True):

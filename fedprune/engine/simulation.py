@@ -1,12 +1,13 @@
 """Run a scenario: on Ray here, or on whatever grid Flower gives a ``ServerApp``.
 
-``run`` is what the command line and a notebook call. ``serve`` is the part that both kinds of run
-share: it builds the scenario's strategy, starts it on a grid and writes the run folder.
+``run`` is what the command line and a notebook call. What it shares with Flower's ``ServerApp`` is
+making the strategy and finishing the run folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from fedprune import data as datasets
 from fedprune import models
-from fedprune.check import check
+from fedprune.check import resolve
 from fedprune.client import FederatedClientApp, Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
 from fedprune.determinism import make_deterministic
 from fedprune.engine.cluster import cluster
+from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError
 from fedprune.evaluation import Score, chunks, combine, score
 from fedprune.federation import Federation
 from fedprune.results.folder import RunFolder
+from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
 from fedprune.sparsity.masks import Masks
@@ -40,6 +43,7 @@ def run(
     *,
     out: Path | str | None = None,
     overwrite: bool = False,
+    progress: bool = True,
     listeners: Sequence[Listener] = (),
     overrides: Mapping[str, object] | None = None,
     **changes: object,
@@ -53,7 +57,9 @@ def run(
     out : Path or str, optional
         The run folder; ``runs/<name>`` in the working directory where not given.
     overwrite : bool
-        Replace a finished run in that folder.
+        Replace a run in that folder.
+    progress : bool
+        Show a progress bar, or a line a round where there is no terminal, on standard error.
     listeners : Sequence[Listener]
         Who hears of tasks and rounds as they end, besides the run folder.
     overrides, **changes
@@ -76,39 +82,43 @@ def run(
     """
     plan = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, overrides)
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
-    check(plan)
+    plan = resolve(plan)
     data = datasets.load(plan)
+    evaluation = SpreadEvaluation(plan, data)
+    heard = list(listeners)
+    strategy = make_strategy(plan, data, evaluation, heard)
     directory = Path(out) if out is not None else Path("runs") / plan.name
-    folder = RunFolder.create(directory, plan, overwrite=overwrite)
-    with cluster(plan.engine) as placement:
-        from fedprune.engine.grid import RayGrid  # Here: it needs Ray, which a device lacks.
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.create(directory, plan, overwrite=overwrite))
+        if progress:
+            heard.insert(0, stack.enter_context(Progress(plan.rounds)))
+        heard.insert(0, folder)
+        with finished(folder, strategy, data), cluster(plan.engine) as placement:
+            from fedprune.engine.grid import RayGrid  # Here: it needs Ray, which a device lacks.
 
-        with RayGrid(
-            build_client_app,
-            [{}] * plan.clients.count,
-            workers=placement.workers,
-            resources={"scenario": plan, "data": data, "device": placement.device},
-            gpus_per_worker=placement.gpus_per_worker,
-            same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
-        ) as grid:
-
-            def evaluate(state: Mapping[str, Tensor], masks: Masks) -> Score:
-                common = (plan.evaluation.batch_size, dict(state))
-                return combine(grid.map(_score_chunk, common, chunks(len(data.test.labels))))
-
-            serve(plan, data, grid, evaluate, folder, listeners)
+            with RayGrid(
+                build_client_app,
+                [{}] * plan.clients.count,
+                workers=placement.workers,
+                resources={"scenario": plan, "data": data, "device": placement.device},
+                gpus_per_worker=placement.gpus_per_worker,
+                same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
+            ) as grid:
+                evaluation.grid = grid
+                strategy.start(grid)
     return load_run(directory)
 
 
-def serve(
-    scenario: Scenario,
-    data: FederatedData,
-    grid: Any,
-    evaluate: Evaluate,
-    folder: RunFolder,
-    listeners: Sequence[Listener] = (),
-) -> None:
-    """Run the scenario's strategy on a grid, and finish the run folder however it ends."""
+def make_strategy(
+    scenario: Scenario, data: FederatedData, evaluate: Evaluate, listeners: Sequence[Listener]
+) -> PruningStrategy:
+    """Build the scenario's model and strategy; what cannot be built is refused before anything runs.
+
+    Raises
+    ------
+    UserError
+        For a model that does not fit the data, or options that do not fit the model.
+    """
     module = models.build(
         scenario.model.name,
         data.info.input_shape,
@@ -117,40 +127,55 @@ def serve(
         options=scenario.model.options,
         directory=scenario.directory,
     )
-    strategy = build_strategy(
-        Federation(
-            scenario=scenario,
-            info=data.info,
-            module=module,
-            pictures=data.train,
-            public=data.server,
-            evaluate=evaluate,
-            listeners=[folder, *listeners],
-        )
-    )
-    try:
-        strategy.start(grid)
-    except KeyboardInterrupt:
-        _finish(folder, strategy, data, "interrupted", "stopped by Ctrl-C")
-        raise
-    except Exception as error:
-        reason = str(error) if isinstance(error, FedpruneError) else f"{type(error).__name__}: {error}"
-        _finish(folder, strategy, data, "failed", reason)
-        raise
-    _finish(folder, strategy, data, "complete", None)
-
-
-def _finish(
-    folder: RunFolder, strategy: PruningStrategy, data: FederatedData, status: Any, reason: str | None
-) -> None:
-    folder.finish(
-        status=status,
-        reason=reason,
-        state=strategy.state,
-        masks=strategy.masks,
+    models.check(module, data.info.input_shape, data.info.classes, scenario.model.name)
+    federation = Federation(
+        scenario=scenario,
         info=data.info,
-        dense=strategy.dense.tally.totals(),
+        module=module,
+        pictures=data.train,
+        public=data.server,
+        evaluate=evaluate,
+        listeners=listeners,
     )
+    return build_strategy(federation)
+
+
+@contextmanager
+def finished(folder: RunFolder, strategy: PruningStrategy, data: FederatedData) -> Iterator[None]:
+    """Finish the run folder when the block ends, however it ends; SIGTERM ends it like Ctrl-C."""
+
+    def finish(status: Any, reason: str | None) -> None:
+        folder.finish(
+            status=status,
+            reason=reason,
+            state=strategy.state,
+            masks=strategy.masks,
+            info=data.info,
+            dense=strategy.dense_totals,
+        )
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        finish("interrupted", "stopped by Ctrl-C")
+        raise
+    except BaseException as error:  # Ray ends the process by SystemExit where its own dies.
+        finish("failed", str(error) if isinstance(error, FedpruneError) else one_line(error))
+        raise
+    finish("complete", None)
+
+
+class SpreadEvaluation:
+    """Scores a global state on the server's test data, spread over the workers of ``grid``."""
+
+    def __init__(self, scenario: Scenario, data: FederatedData) -> None:
+        self.grid: Any = None
+        self._batch_size = scenario.evaluation.batch_size
+        self._chunks = chunks(len(data.test.labels))
+
+    def __call__(self, state: Mapping[str, Tensor], masks: Masks) -> Score:
+        """Return the score; the same bits for any number of workers."""
+        return combine(self.grid.map(_score_chunk, (self._batch_size, dict(state)), self._chunks))
 
 
 def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> FederatedClientApp:

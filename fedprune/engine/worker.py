@@ -141,5 +141,5 @@ class Worker:
             if fault is not None:
                 return Outcome(None, ErrorCode.UNKNOWN, f"unusable reply: {fault}", changed)
             return Outcome(pack_content(reply.content), 0, "", changed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # An app must not end a process that others use.
             return Outcome(None, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, one_line(error), None)

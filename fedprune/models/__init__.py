@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fedprune import registry, seeds
-from fedprune.errors import PluginError
+from fedprune.errors import FedpruneError, PluginError, UserError
 from fedprune.models.cnn import cnn, lenet5
 from fedprune.models.mlp import mlp
 from fedprune.models.options import checked
@@ -71,7 +71,45 @@ def build(
     # Not torch.manual_seed: it would seed the generators of every GPU as well, which nothing here restores.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(seed, "model"))
-        model = factory(input_shape, classes, **arguments)
+        try:
+            model = factory(input_shape, classes, **arguments)
+        except FedpruneError:
+            raise
+        except Exception as error:  # Whatever a user's own factory raises; too large a width.
+            raise UserError(f"model {name!r} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise PluginError(f"model {name!r} returned a {type(model).__name__}, not a torch.nn.Module")
     return model.train()
+
+
+def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, name: str) -> None:
+    """Refuse a model that cannot be trained on pictures of this shape and so many classes.
+
+    Raises
+    ------
+    UserError
+        If it has no parameters, or others than 16- and 32-bit floats, or does not map (B, C, H, W)
+        to (B, classes).
+    """
+    parameters = list(module.named_parameters())
+    if not parameters:
+        raise UserError(f"model {name!r} has no parameters to train")
+    for key, parameter in parameters:
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UserError(f"model {name!r}: {key!r} has no shape yet: lazy layers are not supported")
+        if parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise UserError(f"model {name!r}: {key!r} is {parameter.dtype}, expected torch.float32")
+    mode = module.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = tuple(module.eval()(torch.zeros(2, *input_shape)).shape)
+    except Exception as error:  # Whatever a user's own model raises.
+        raise UserError(
+            f"model {name!r} does not take pictures of shape {input_shape}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        module.train(mode)
+    if found != (2, classes):
+        raise UserError(
+            f"model {name!r} makes {found} of 2 pictures, expected (2, {classes}): a value a class"
+        )

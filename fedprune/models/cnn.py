@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedprune.models.layers import conv_unit, initialise, require_side, scaled, sequence
+from fedprune.models.layers import conv_unit, initialise, require_side, scaled, sequence, without_batch_norm
 
 
 def cnn(
-    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, hidden: int = 128
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: float = 1.0,
+    hidden: int = 128,
+    batch_norm: bool = True,
 ) -> nn.Sequential:
     """Two 3x3 convolutions with batch norm and max pooling, and a hidden layer; for 8x8 to 32x32 pictures.
 
@@ -22,6 +27,8 @@ def cnn(
         Scales the channels, 32 and 64 at 1.0, and the hidden layer.
     hidden
         Units of the hidden layer at width 1.0.
+    batch_norm
+        Whether convolutions are followed by batch norm; without it they have a bias each.
     """
     require_side("cnn", input_shape, 4)
     channels, height, breadth = input_shape
@@ -37,7 +44,8 @@ def cnn(
         ),
         "head": nn.Linear(units, classes),
     }
-    return initialise(sequence(layers))
+    model = initialise(sequence(layers))
+    return model if batch_norm else without_batch_norm(model)
 
 
 def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Sequential:

@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from fedprune.errors import UserError
@@ -56,6 +57,20 @@ def conv_unit(channels_in: int, channels_out: int) -> nn.Sequential:
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     """Return a 3x3 convolution with padding 1; without a bias, since batch norm follows and has one."""
     return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+
+
+def without_batch_norm(model: nn.Sequential) -> nn.Sequential:
+    """Take batch norm out of a model and give every convolution a bias, 0, in its place; return the model.
+
+    The layers' names stay; where a batch norm was nothing is done.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+            elif isinstance(child, nn.Conv2d) and child.bias is None:
+                child.bias = nn.Parameter(torch.zeros(child.out_channels))
+    return model
 
 
 def initialise(model: nn.Sequential) -> nn.Sequential:

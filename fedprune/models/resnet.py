@@ -10,7 +10,15 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from fedprune.models.layers import conv3x3, conv_unit, initialise, require_side, scaled, sequence
+from fedprune.models.layers import (
+    conv3x3,
+    conv_unit,
+    initialise,
+    require_side,
+    scaled,
+    sequence,
+    without_batch_norm,
+)
 
 
 class BasicBlock(nn.Module):
@@ -39,7 +47,9 @@ def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     return sequence({"conv": projection, "norm": nn.BatchNorm2d(channels_out)})
 
 
-def resnet18(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Sequential:
+def resnet18(
+    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, batch_norm: bool = True
+) -> nn.Sequential:
     """ResNet-18 for small pictures: a 3x3 stem, four stages of two blocks, about 11 million weights.
 
     Parameters
@@ -50,6 +60,8 @@ def resnet18(input_shape: tuple[int, int, int], classes: int, *, width: float = 
         Number of logits.
     width
         Scales the channels of all stages, 64, 128, 256 and 512 at 1.0.
+    batch_norm
+        Whether convolutions are followed by batch norm; without it they have a bias each.
     """
     require_side("resnet18", input_shape, 8)
     channels = [scaled(64 * 2**stage, width) for stage in range(4)]
@@ -64,4 +76,5 @@ def resnet18(input_shape: tuple[int, int, int], classes: int, *, width: float = 
         "flatten": nn.Flatten(),
         "head": nn.Linear(channels[-1], classes),
     }
-    return initialise(sequence(layers))
+    model = initialise(sequence(layers))
+    return model if batch_norm else without_batch_norm(model)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedprune.models.layers import conv_unit, initialise, require_side, scaled, sequence
+from fedprune.models.layers import conv_unit, initialise, require_side, scaled, sequence, without_batch_norm
 
 # Configuration A of Simonyan and Zisserman (ICLR 2015, table 1): channels of the convolutions in each stage.
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
-def vgg11(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Sequential:
+def vgg11(
+    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, batch_norm: bool = True
+) -> nn.Sequential:
     """VGG-11 with batch norm: five stages of 3x3 convolutions with max pooling, about 9 million weights.
 
     A pooling that a side of one pixel can't take is left out, so that 8x8 pictures work as well as 32x32;
@@ -27,6 +29,8 @@ def vgg11(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0
         Number of logits.
     width
         Scales the channels of all stages.
+    batch_norm
+        Whether convolutions are followed by batch norm; without it they have a bias each.
     """
     require_side("vgg11", input_shape, 8)
     channels, side = input_shape[0], min(input_shape[1:])
@@ -41,4 +45,5 @@ def vgg11(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0
             side //= 2
         layers[f"stage{number}"] = sequence(units)
     layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(channels, classes)}
-    return initialise(sequence(layers))
+    model = initialise(sequence(layers))
+    return model if batch_norm else without_batch_norm(model)

@@ -7,12 +7,13 @@ last round. Reading a folder back is the matter of `fedprune.results.run`.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from torch import Tensor
 
@@ -22,6 +23,11 @@ from fedprune.errors import UserError
 from fedprune.results import records
 from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from fedprune.data import DataInfo
@@ -54,9 +60,11 @@ class RunFolder:
     Made by `create` or, to go on after a checkpoint, by `reopen`.
     """
 
-    def __init__(self, directory: Path, scenario: Scenario) -> None:
+    def __init__(self, directory: Path, scenario: Scenario, lock: int | None = None) -> None:
         self.directory = directory
         self.scenario = scenario
+        self._lock = lock
+        self._pending: list[str] = []
         self._rounds = (directory / ROUNDS).open("a", encoding="utf-8")
         self._clients = (directory / CLIENTS).open("a", encoding="utf-8")
 
@@ -73,9 +81,16 @@ class RunFolder:
         UserError
             Where the folder is refused or cannot be made.
         """
-        _make_room(directory, overwrite=overwrite)
-        write_atomically(directory / SCENARIO, scenario_text(scenario).encode())
-        return cls(directory, scenario)
+        _make_directory(directory)
+        lock = _lock(directory)
+        try:
+            _make_room(directory, overwrite=overwrite)
+            write_atomically(directory / SCENARIO, scenario_text(scenario).encode())
+            return cls(directory, scenario, lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
 
     @classmethod
     def reopen(cls, directory: Path, scenario: Scenario, *, last_round: int) -> RunFolder:
@@ -97,14 +112,24 @@ class RunFolder:
             write_atomically(directory / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
         return cls(directory, scenario)
 
+    def __enter__(self) -> Self:
+        """Hold the folder: no other run may write into it."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let go of the folder."""
+        self.close()
+
     def on_task(self, task: TaskRecord) -> None:
-        """Write one line of ``clients.jsonl``."""
-        self._clients.write(records.to_line(task))
+        """Keep one line of ``clients.jsonl`` until its round has ended."""
+        self._pending.append(records.to_line(task))
 
     def on_round(self, round: RoundRecord) -> None:
-        """Write one line of ``rounds.jsonl``, and everything so far to disk."""
+        """Write one line of ``rounds.jsonl`` and those of its clients, to disk."""
         # Clients first: a round that can be read then has all its clients.
+        self._clients.writelines(self._pending)
         self._clients.flush()
+        self._pending.clear()
         self._rounds.write(records.to_line(round))
         self._rounds.flush()
 
@@ -134,9 +159,21 @@ class RunFolder:
 
         Pictures need matplotlib, which a device install does without; they are left out there.
         """
-        self.close()
+        if status == "failed":
+            self._clients.writelines(self._pending)  # They say why.
+        self._clients.close()
+        self._rounds.close()
         rounds = records.read_lines(self.directory / ROUNDS)
-        model = self._write_model(state, masks, info)
+        try:
+            model = self._write_model(state, masks, info)
+        except Exception as error:
+            # A strategy of a user's may leave a state that is no model; the records are sound.
+            if status == "complete":
+                raise
+            model, reason = (
+                {},
+                f"{reason}; and the model could not be written: {type(error).__name__}: {error}",
+            )
         if rounds and util.find_spec("matplotlib") is not None:
             from fedprune.results import pictures
 
@@ -145,7 +182,8 @@ class RunFolder:
             rounds,
             records.read_lines(self.directory / CLIENTS),
             name=self.scenario.name,
-            strategy=self.scenario.strategy.name,
+            # Of "/home/me/mine.py:Mine" and "flwr.serverapp.strategy.FedAdam", the class.
+            strategy=self.scenario.strategy.name.rpartition(":")[2].rpartition(".")[2],
             seed=self.scenario.seed,
             planned_rounds=self.scenario.rounds,
             status=status,
@@ -155,12 +193,16 @@ class RunFolder:
         )
         text = json.dumps(records.strict(summary), indent=2, allow_nan=False)
         write_atomically(self.directory / SUMMARY, f"{text}\n".encode())
+        self.close()
         return self.directory
 
     def close(self) -> None:
-        """Close the files; may be called again."""
+        """Close the files and let go of the folder; may be called again."""
         self._clients.close()
         self._rounds.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write_model(self, state: Mapping[str, Tensor], masks: Masks, info: DataInfo) -> dict[str, float]:
         """Write ``model.safetensors``; return the model's size and densities for the summary."""
@@ -186,23 +228,45 @@ class RunFolder:
         }
 
 
-def _make_room(directory: Path, *, overwrite: bool) -> None:
-    """Make the folder, empty of any earlier run, or say why not."""
+def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        present = {path.name for path in directory.iterdir()}
     except OSError as error:
         raise UserError(f"{directory}: cannot be a run folder: {error.strerror}") from None
+
+
+def _lock(directory: Path) -> int | None:
+    """Take the folder for this process; the system lets go of it however the process ends."""
+    if fcntl is None:
+        return None
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"{directory}: another run is writing here; give another folder (--out, or out=...)"
+        ) from None
+    except OSError:  # A file system without locks: go without one.
+        os.close(handle)
+        return None
+    return handle
+
+
+def _make_room(directory: Path, *, overwrite: bool) -> None:
+    """Empty the folder of any earlier run, or say why not."""
+    present = {path.name for path in directory.iterdir()}
     if not present:
         return
     if not is_run_folder(directory):
         raise UserError(
             f"{directory}: holds files that are not a run's ({', '.join(sorted(present)[:3])}); "
-            "give an empty or new folder with --out"
+            "give an empty or new folder (--out, or out=... in Python)"
         )
     if _holds_records(directory) and not overwrite:
         raise UserError(
-            f"{directory}: holds a run already; give another folder with --out, or --overwrite to replace it"
+            f"{directory}: holds a run already; give another folder (--out), or replace it (--overwrite); "
+            "in Python out=... and overwrite=True"
         )
     for path in _own_files(directory):
         path.unlink()

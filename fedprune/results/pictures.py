@@ -97,10 +97,10 @@ def costs_figure(rounds: Sequence[Record], title: str) -> Picture:
     _cost(traffic, numbers, {"server to clients": down, "clients to server": up}, "bytes", "traffic so far")
     traffic.legend(frameon=False)
     _cost(flops, numbers, {"": _cumulative(rounds, "flops")}, "flops", "computation so far")
-    _cost(seconds, numbers, {"": _cumulative(rounds, "device_seconds")}, "seconds", "virtual time so far")
+    _cost(seconds, numbers, {"": _cumulative(rounds, "device_seconds")}, "seconds", "device time so far")
     peaks = [float(record["peak_memory_bytes"] or 0) for record in rounds]
     _cost(memory, numbers, {"": peaks}, "bytes", "peak memory of the largest client")
-    titles = ("Traffic", "Computation", "Virtual time", "Peak memory")
+    titles = ("Traffic", "Computation", "Device time", "Peak memory")
     for axes, panel_title in zip(panels.flat, titles, strict=True):
         axes.set_title(panel_title)
         _round_axis(axes, rounds)
@@ -125,7 +125,7 @@ def density_figure(rounds: Sequence[Record], title: str) -> Picture:
     whole = _known(rounds, "density")
     if whole:
         drawn += (value for _, value in whole)
-        _line(axes, *zip(*whole, strict=True), label="whole model", color="black", linewidth=2.6)
+        _line(axes, *zip(*whole, strict=True), label="all prunable weights", color="black", linewidth=2.6)
     _density_axis(axes, [value for value in drawn if value > 0] or [1.0])
     _round_axis(axes, rounds)
     if len(layers) <= _MOST_NAMES:

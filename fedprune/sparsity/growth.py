@@ -38,7 +38,7 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
         Of the parameter's shape and dtype; zeros without any batch.
     """
     weight = module.get_parameter(name)
-    buffers = {key: value.clone() for key, value in module.named_buffers()}
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     mode = module.training
     module.train()
     total, examples = torch.zeros_like(weight), 0
@@ -50,10 +50,21 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
             examples += len(y)
     finally:
         module.train(mode)
-        with torch.no_grad():
-            for key, value in module.named_buffers():
-                value.copy_(buffers[key])
+        for buffer, value in before:
+            buffer.copy_(value)
     return total / max(examples, 1)
+
+
+def mean_squared_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the square of one weight's `layer_gradient` on each batch, averaged over the batches.
+
+    As PruneFL measures importance (Jiang et al., TNNLS 2022, section IV): of a stochastic gradient.
+    """
+    total, count = torch.zeros_like(module.get_parameter(name)), 0
+    for batch in batches:
+        total += layer_gradient(module, name, [batch]).square()
+        count += 1
+    return total / max(count, 1)
 
 
 def largest_pruned(gradient: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -99,23 +110,41 @@ class GrowthVotes:
         self._sum[indices] += weight * values.double()
         self._reported[indices] = True
 
-    def swap(self, weight: Tensor, count: int) -> Tensor:
+    def swap(self, weight: Tensor, count: int, mask: Tensor | None = None) -> Tensor:
         """Return the mask with weights grown and as many dropped; its count stays.
 
         The ``count`` reported weights of largest averaged magnitude grow (all, where fewer were
         reported); as many kept ones of smallest magnitude in ``weight`` are dropped, never one
-        that grows now. Ties go to the lower position.
+        that grows now. Ties go to the lower position. With ``mask`` that is the one swapped, which
+        keeps no more than the layer did when clients reported.
         """
-        flat = self.mask.reshape(-1)
+        kept = self.mask if mask is None else mask
         reported = self._reported.nonzero().reshape(-1)
-        kept = flat.nonzero().reshape(-1)
-        count = min(count, len(reported), len(kept))
+        count = min(count, len(reported), int(kept.sum()))
         grown = reported[self._sum[reported].abs().argsort(descending=True, stable=True)[:count]]
-        dropped = kept[weight.reshape(-1)[kept].abs().argsort(stable=True)[:count]]
-        swapped = flat.clone()
-        swapped[dropped] = False
+        swapped = drop_smallest(weight, kept, count).reshape(-1)
         swapped[grown] = True
         return swapped.reshape(self.mask.shape)
+
+
+def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Return a mask less the ``count`` kept weights of smallest magnitude, of equal ones the first."""
+    left = mask.reshape(-1).clone()
+    kept = left.nonzero().reshape(-1)
+    left[kept[weight.reshape(-1)[kept].abs().argsort(stable=True)[:count]]] = False
+    return left.reshape(mask.shape)
+
+
+def regrow(weight: Tensor, gradient: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Return the mask after RigL's swap (Evci et al., ICML 2020, algorithm 1); its count stays.
+
+    The ``count`` kept weights of smallest magnitude are dropped, then as many grow of those that are
+    not kept, by the magnitude of their gradient; so a weight may be dropped and grow at once.
+    """
+    left = drop_smallest(weight, mask, count)
+    grown, _ = largest_pruned(gradient, left, count)
+    left.view(-1)[grown] = True
+    return left
 
 
 def check_report(name: str, indices: Tensor, values: Tensor, mask: Tensor) -> None:
@@ -140,5 +169,5 @@ def swap_masks(
     masks: Masks, votes: Mapping[str, GrowthVotes], state: Mapping[str, Tensor], counts: Mapping[str, int]
 ) -> Masks:
     """Return the masks with every voted layer swapped; density and each layer's count stay."""
-    swapped = {name: vote.swap(state[name], counts[name]) for name, vote in votes.items()}
+    swapped = {name: vote.swap(state[name], counts[name], masks[name]) for name, vote in votes.items()}
     return Masks({name: swapped.get(name, mask) for name, mask in masks.items()})

@@ -170,6 +170,36 @@ def prune(
     return masks
 
 
+def all_kept(module: nn.Module, names: Sequence[str]) -> Masks:
+    """Return masks of the named weights that prune nothing yet."""
+    return Masks({name: torch.ones(module.get_parameter(name).shape, dtype=torch.bool) for name in names})
+
+
+def prune_further(
+    state: Mapping[str, Tensor], masks: Masks, distribution: Distribution, density: float
+) -> Masks:
+    """Return masks with the weights of smallest magnitude pruned too, down to a density.
+
+    No pruned weight comes back, so a layer never has more weights than before: where the
+    distribution would give it more, the model ends up below the density.
+
+    Parameters
+    ----------
+    state
+        Tensors by name, at least those that have masks.
+    masks
+        What is kept so far.
+    distribution
+        How many each layer keeps.
+    density
+        Share of all weights that have masks to keep, in (0, 1].
+    """
+    scores = _scores_of_kept({name: state[name].abs() for name in masks}, masks)
+    shapes = {name: mask.shape for name, mask in masks.items()}
+    counts = kept_counts(distribution(shapes, density, scores), shapes, density)
+    return keep_highest(scores, {name: min(count, masks.kept[name]) for name, count in counts.items()})
+
+
 def _scores_of_kept(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
     """Return the scores with those of pruned weights below all others, so that none comes back."""
     for name, mask in masks.items():

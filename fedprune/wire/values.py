@@ -83,6 +83,7 @@ class StateCodec:
         for name, mask in masks.items():
             if mask.shape != layout.shapes.get(name):
                 raise WireError(f"mask of {name!r} has shape {tuple(mask.shape)}, which the model does not")
+        self.masks = masks
         self._layout = layout
         self._values = values
         self._positions = {
@@ -95,6 +96,11 @@ class StateCodec:
         self._names = list(layout.shapes)
         self._offsets = [0, *accumulate(sizes)]
         self.size = self._offsets[-1]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value on the wire."""
+        return np.dtype(_WIRE_DTYPES[self._values]).itemsize
 
     def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
         """Return the kept values of a state, float32 of shape (size,), in new memory.
@@ -130,6 +136,23 @@ class StateCodec:
                 dense = part.to(dtype, copy=True)
             state[name] = dense.reshape(shape)
         return state
+
+    def add(
+        self, flat: Tensor, sums: Mapping[str, Tensor], weights: Mapping[str, Tensor], weight: int
+    ) -> None:
+        """Add ``weight`` times ``flat`` to the sums, and ``weight`` to the weights, where values are kept.
+
+        ``sums`` and ``weights`` are float64, of the layout's names and shapes; they are written to.
+        """
+        self._check_flat(flat)
+        for name, part in self._parts(flat):
+            total, count, values = sums[name].view(-1), weights[name].view(-1), part.double()
+            if name in self._positions:
+                total.index_add_(0, self._positions[name], values, alpha=weight)
+                count[self._positions[name]] += weight
+            else:
+                total.add_(values, alpha=weight)
+                count += weight
 
     def encode(self, flat: Tensor, *, seed: int = 0) -> ArrayRecord:
         """Return a record with the array "values" and, for int8, the array "scales".

@@ -83,7 +83,7 @@ def test_equal_states_are_held_once(grid):
 def test_a_killed_workers_messages_run_again_and_only_one_that_kills_twice_is_lost(grid, tmp_path):
     """With many messages in a call, the innocent ones of the same call are not lost."""
     nodes = list(grid.get_node_ids())
-    for act, times, good in (("die", 1, True), ("die", 99, False), ("exit", 99, False)):
+    for act, times, good in (("die", 1, True), ("die", 99, False)):
         grid._paces["train"] = _Pace(seconds=CHUNK_SECONDS / 20)
         file = tmp_path / f"{act}{times}"
         messages = [message(node) for node in nodes]
@@ -95,6 +95,16 @@ def test_a_killed_workers_messages_run_again_and_only_one_that_kills_twice_is_lo
         assert all(echoes(reply, node) for reply, node in zip(replies, survivors, strict=True))
         assert attempts(file) == 2
     assert len(grid._workers) == WORKERS
+
+
+def test_an_app_that_asks_to_exit_is_an_error_reply_and_its_worker_stays(grid, tmp_path):
+    nodes = list(grid.get_node_ids())[:4]
+    before = [worker.actor for worker in grid._workers]
+    asked = [message(nodes[0], "exit", file=str(tmp_path / "exit"), times=99), *map(message, nodes[1:])]
+    first, *others = grid.send_and_receive(asked)
+    assert first.error.reason == "SystemExit: 3"
+    assert all(echoes(reply, node) for reply, node in zip(others, nodes[1:], strict=True))
+    assert [worker.actor for worker in grid._workers] == before
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -163,7 +163,10 @@ def test_ctrl_c_ends_a_run_with_a_complete_folder_and_leaves_no_process(running,
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=SLOW_START)
     assert running.returncode == 130
-    assert said.strip() == "interrupted"
+    assert said.splitlines() == [
+        f"the run folder {tmp_path / 'run'} holds the rounds that ended",
+        "interrupted",
+    ]
     out = tmp_path / "run"
     summary = json.loads((out / "summary.json").read_text())
     assert summary["status"] == "interrupted"

@@ -45,7 +45,7 @@ def test_cost_axes_name_the_unit_and_hold_cumulative_values():
     traffic, flops, seconds, memory = figure.axes
     assert traffic.get_ylabel() == "traffic so far (MiB)"
     assert flops.get_ylabel() == "computation so far (GFLOP)"
-    assert seconds.get_ylabel() == "virtual time so far (min)"
+    assert seconds.get_ylabel() == "device time so far (min)"
     assert memory.get_ylabel() == "peak memory of the largest client (MiB)"
     assert list(traffic.lines[0].get_ydata()) == [1, 2, 3, 4, 5, 6]
     assert list(traffic.lines[1].get_ydata()) == [0.5, 1, 1.5, 2, 2.5, 3]
@@ -90,7 +90,7 @@ def test_density_draws_every_layer_and_the_model(density, scale):
     axes = figure.axes[0]
     assert [line.get_label() for line in axes.lines] == [
         *(f"layer{n}.weight" for n in range(3)),
-        "whole model",
+        "all prunable weights",
     ]
     assert axes.get_yscale() == scale
     assert "(%)" in axes.get_ylabel()

@@ -1,0 +1,65 @@
+"""The extruding client: FedMef's local training under masks (Huang et al., CVPR 2024).
+
+A sparse client that, where the message asks for it, keeps pruned activations for the backward pass,
+keeps the filters of convolutions centred, and drives the weights that are about to be dropped towards
+zero. What it is asked for it does in all of the round's training, the growth report included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedprune.client import Fit, Order
+from fedprune.clients.sparse import Sparse
+from fedprune.extrusion import Extrusion, ExtrusionRequest
+from fedprune.messages import real
+from fedprune.sparsity.activations import sparse_activations
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.standardisation import centre
+from fedprune.training import Prepare, Trained
+
+
+class Extruding(Sparse):
+    """Trains with pruned activations and centred filters, and extrudes what is about to be dropped."""
+
+    def fit(self, order: Order) -> Fit:
+        """Train as the sparse client does, with pruned activations.
+
+        The marked weights are a buffer of four bytes each, a position.
+        """
+        density = real(order.config, "activation-density")
+        marked = ExtrusionRequest.of(order.config, order.masks)
+        with sparse_activations(density):
+            fit = super().fit(order)
+        positions = 4 * sum(marked.counts.values()) if marked else 0
+        return replace(fit, activation_density=density, buffer_bytes=fit.buffer_bytes + positions)
+
+    def train_on(
+        self,
+        order: Order,
+        masks: Masks,
+        steps: Iterable[tuple[Tensor, Tensor]],
+        prepare: Prepare | None = None,
+    ) -> Trained:
+        """Take a step on each batch, each with what the message asks for."""
+        module, extrusion = self.site.module, None
+        if request := ExtrusionRequest.of(order.config, masks):
+            examples = self.scenario.clients.training.epochs * len(self.data.train)
+            extrusion = Extrusion(module, request, masks, examples)
+            steps = extrusion.counted(steps)
+
+        def recentre(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            centre(module, masks)
+
+        def register(optimizer: torch.optim.Optimizer) -> None:
+            if extrusion is not None:
+                extrusion.register(optimizer)
+            if order.config.get("standardise", False):
+                optimizer.register_step_post_hook(recentre)
+
+        return super().train_on(order, masks, steps, register)

@@ -1,0 +1,166 @@
+"""FedMef (Huang et al., CVPR 2024): Towards Memory-efficient Federated Dynamic Pruning.
+
+FedTiny's adjustments (arXiv 2403.14737 builds on them) with two additions. Budget-aware extrusion: in
+the rounds before an adjustment clients drive the weights that it would drop, the smallest of the layers
+that it looks at, towards zero by strength * |w|^2 in the loss. Scaled activation pruning: of the
+activations that the backward pass needs clients keep the largest, and convolution filters are
+standardised over their kept weights so that activations centre around zero.
+
+As in the paper: the first mask is random; the same adjustment schedule for growth and extrusion; the
+learning rate of extrusion is beta = p(z) * (2 * sigmoid(|w_low|) - 1) * eta with REX's p over the budget
+(for all weights); forward passes are exact, and gradients of weights come from pruned activations.
+
+Different from it: every round marks its smallest weights anew, on the model as it was sent. A filter's
+kept weights are kept at mean 0 by projection after each step and each change of masks (an average of
+centred filters is centred), and standardised once at the start; from then on its norm, trained with
+them, is the gain that the paper's normalised convolution has as a parameter of its own. A weight that grows starts at 0 and shifts its filter's mean only as it
+moves. Batch norm is not taken out of a model behind its back: it stays, and the input that it saves
+stays dense, unless the model is built without (``model.batch_norm: false``, the paper's form; the models
+with batch norm have that option). Pooling and ReLU keep what they need in full, ReLU as one bit a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from pydantic import Field
+
+from fedprune import registry, seeds
+from fedprune.errors import PluginError
+from fedprune.extrusion import ExtrusionRequest
+from fedprune.progressive import Adjustments
+from fedprune.reports import GrowthRequest
+from fedprune.scenario import Scenario
+from fedprune.sparsity.criteria import needs_data
+from fedprune.sparsity.growth import swap_masks
+from fedprune.sparsity.pruning import prunable, prune
+from fedprune.sparsity.standardisation import centred_state, convolutions, standardised_state
+from fedprune.strategy import PruningStrategy
+from fedprune.wire import set_state
+
+
+class FedMef(PruningStrategy):
+    """FedMef (Huang et al., CVPR 2024): progressive pruning with extrusion and pruned activations."""
+
+    client = "extruding"
+
+    class Options(Adjustments, PruningStrategy.Options):
+        """The first mask, the adjustments, the extrusion before them and what is kept of activations."""
+
+        density: float = Field(gt=0, le=1, description="Kept share of the prunable weights.")
+        criterion: str = Field("random", description="What scores a weight; see `fedprune list criteria`.")
+        distribution: str = Field("erk", description="How much each layer keeps: uniform, erk or global.")
+        pretrain_epochs: int = Field(0, ge=0, description="Epochs on the server's public data at the start.")
+        extrusion_strength: float = Field(
+            1e-2, ge=0, description="Factor of the squared norm of the weights about to be dropped."
+        )
+        extrusion_rounds: int = Field(
+            1, ge=0, description="Rounds of extrusion before an adjustment, its own the last; 0 for none."
+        )
+        extrusion_schedule: Literal["budget", "constant"] = Field(
+            "budget",
+            description="Learning rate of these rounds: falling with the budget and with what is left to "
+            "extrude, as in the paper, or as in other rounds.",
+        )
+        activation_density: float = Field(
+            0.5, gt=0, le=1, description="Share of an activation that is kept for the backward pass."
+        )
+        standardise: bool = Field(
+            True, description="Whether the kept weights of each convolution filter have mean 0."
+        )
+
+    options: Options
+
+    @classmethod
+    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
+        """Find what does not exist or lacks data, and extrusion that would start before an adjustment ends."""
+        yield from super().mistakes(scenario, options)
+        public = scenario.data.server_fraction > 0
+        if options.pretrain_epochs > 0 and not public:
+            yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
+        if options.extrusion_rounds > options.adjust_every:
+            yield (
+                "extrusion_rounds",
+                f"{options.extrusion_rounds} rounds of extrusion do not fit between adjustments every "
+                f"{options.adjust_every} rounds",
+            )
+        for kind in ("criterion", "distribution"):
+            try:
+                found = registry.load(kind, getattr(options, kind), scenario.directory)
+            except PluginError as error:
+                yield kind, str(error)
+                continue
+            if kind == "criterion" and needs_data(found) and not public:
+                yield kind, f"{options.criterion} needs data on the server: set data.server_fraction"
+
+    def prepare(self, grid: Grid) -> None:
+        """Pretrain where asked, prune once, and standardise what is kept of each filter.
+
+        Pretrained weights are centred only: batch norm has statistics of their scale.
+        """
+        options, directory = self.options, self.scenario.directory
+        if options.pretrain_epochs:
+            self.pretrain(options.pretrain_epochs)
+        set_state(self.module, self.state)
+        masks = prune(
+            self.module,
+            prunable(self.module, options.keep),
+            criterion=registry.load("criterion", options.criterion, directory),
+            distribution=registry.load("distribution", options.distribution, directory),
+            density=options.density,
+            input_shape=self.federation.info.input_shape,
+            batches=self.public_batches(),
+            generator=seeds.torch_generator(self.scenario.seed, "prune"),
+        )
+        self.set_masks(masks)
+        if options.standardise:
+            standardise = centred_state if options.pretrain_epochs else standardised_state
+            self.state = standardise(self.state, convolutions(self.module), masks)
+
+    def growth(self, server_round: int) -> GrowthRequest | None:
+        """Ask for growth in the next group of layers, in a round with an adjustment."""
+        counts = self.options.swap_counts(server_round, self.module, self.masks)
+        return GrowthRequest(counts, self.options.growth_batches) if counts else None
+
+    def extrusion(self, server_round: int) -> ExtrusionRequest | None:
+        """Return what clients extrude in a round: what the adjustment at its end, or soon after, would drop."""
+        options = self.options
+        ahead = -server_round % options.adjust_every
+        if ahead >= options.extrusion_rounds or options.extrusion_strength == 0:
+            return None
+        counts = options.swap_counts(server_round + ahead, self.module, self.masks)
+        done = options.extrusion_rounds - ahead
+        return (
+            ExtrusionRequest(
+                counts,
+                strength=options.extrusion_strength,
+                start=(done - 1) / options.extrusion_rounds,
+                end=done / options.extrusion_rounds,
+                budget=options.extrusion_schedule == "budget",
+            )
+            if counts
+            else None
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Tell clients how to train: what they keep of activations, and what they extrude."""
+        own: dict[str, Any] = {
+            "activation-density": self.options.activation_density,
+            "standardise": self.options.standardise,
+        }
+        if extrusion := self.extrusion(server_round):
+            own |= extrusion.config(self.masks)
+        return super().configure_train(server_round, arrays, ConfigRecord({**config, **own}), grid)
+
+    def update_masks(self, server_round: int) -> None:
+        """Swap what the clients voted for, and centre each filter on what it now keeps."""
+        if self.request is None:
+            return
+        self.set_masks(swap_masks(self.masks, self.votes, self.state, self.request.counts))
+        if self.options.standardise:
+            self.state = centred_state(self.state, convolutions(self.module), self.masks)
