@@ -154,7 +154,7 @@ def timed(function: Callable[[], Any], rounds: int) -> list[float]:
 def engine_seconds(plan: Scenario) -> list[float]:
     """Return the seconds of each round in the engine but the first and the last."""
     with tempfile.TemporaryDirectory() as folder:
-        run = fedprune.run(plan, out=Path(folder) / "run")
+        run = fedprune.run(plan, out=Path(folder) / "run", progress=False)
         return [record["wall_seconds"] for record in run.rounds[2:-1]]
 
 

@@ -1,6 +1,6 @@
 """Budget-aware extrusion: training that drives the weights that are about to be dropped towards zero.
 
-FedMef (Huang et al., CVPR 2024, section 3.2): before an adjustment the loss gets a term
+FedMef (Huang et al., CVPR 2024): before an adjustment the loss gets a term
 strength * |w_low|^2 on the smallest weights of the layers to be adjusted, so that what they carry moves
 to the others, and the learning rate follows a schedule that ends with the budget of steps. Here are the
 request that a training message makes and the step hooks that follow it; when, and for how many weights,

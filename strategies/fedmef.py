@@ -7,16 +7,18 @@ activations that the backward pass needs clients keep the largest, and convoluti
 standardised over their kept weights so that activations centre around zero.
 
 As in the paper: the first mask is random; the same adjustment schedule for growth and extrusion; the
-learning rate of extrusion is beta = p(z) * (2 * sigmoid(|w_low|) - 1) * eta with REX's p over the budget
-(for all weights); forward passes are exact, and gradients of weights come from pruned activations.
+learning rate of extrusion is beta = p(z) * (2 * sigmoid(|w_low|) - 1) * eta with REX's p over the budget,
+here for all weights; forward passes are exact, and gradients of weights come from pruned activations.
+The defaults of strength, rounds, distribution and activation density are ours.
 
 Different from it: every round marks its smallest weights anew, on the model as it was sent. A filter's
 kept weights are kept at mean 0 by projection after each step and each change of masks (an average of
 centred filters is centred), and standardised once at the start; from then on its norm, trained with
-them, is the gain that the paper's normalised convolution has as a parameter of its own. A weight that grows starts at 0 and shifts its filter's mean only as it
-moves. Batch norm is not taken out of a model behind its back: it stays, and the input that it saves
-stays dense, unless the model is built without (``model.batch_norm: false``, the paper's form; the models
-with batch norm have that option). Pooling and ReLU keep what they need in full, ReLU as one bit a value.
+them, is the gain that the paper's normalised convolution has as a parameter of its own. A weight that
+grows starts at 0 less the mean of its filter. Batch norm is not taken out of a model behind its back: it
+stays, and the input that it saves stays dense, unless the model is built without
+(``model.batch_norm: false``, the paper's form, for the built-in models that have batch norm). Pooling
+keeps what it needs in full, ReLU one bit a value.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class FedMef(PruningStrategy):
             "extrude, as in the paper, or as in other rounds.",
         )
         activation_density: float = Field(
-            0.5, gt=0, le=1, description="Share of an activation that is kept for the backward pass."
+            0.2, gt=0, le=1, description="Share of an activation that is kept for the backward pass."
         )
         standardise: bool = Field(
             True, description="Whether the kept weights of each convolution filter have mean 0."
@@ -76,7 +78,7 @@ class FedMef(PruningStrategy):
 
     @classmethod
     def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find what does not exist or lacks data, and extrusion that would start before an adjustment ends."""
+        """Find what does not exist or lacks data, and extrusion longer than what lies between adjustments."""
         yield from super().mistakes(scenario, options)
         public = scenario.data.server_fraction > 0
         if options.pretrain_epochs > 0 and not public:
@@ -126,7 +128,7 @@ class FedMef(PruningStrategy):
         return GrowthRequest(counts, self.options.growth_batches) if counts else None
 
     def extrusion(self, server_round: int) -> ExtrusionRequest | None:
-        """Return what clients extrude in a round: what the adjustment at its end, or soon after, would drop."""
+        """Return what clients extrude in a round: what the next adjustment would drop."""
         options = self.options
         ahead = -server_round % options.adjust_every
         if ahead >= options.extrusion_rounds or options.extrusion_strength == 0:

@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("fedprune", deadline=None)
+settings.load_profile("fedprune")
 
 _TESTS = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from fedprune.check import resolve
 from fedprune.client import FederatedClientApp, Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
-from fedprune.determinism import make_deterministic
+from fedprune.determinism import deterministic, make_deterministic
 from fedprune.engine.cluster import cluster
 from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError
@@ -86,9 +86,10 @@ def run(
     data = datasets.load(plan)
     evaluation = SpreadEvaluation(plan, data)
     heard = list(listeners)
-    strategy = make_strategy(plan, data, evaluation, heard)
     directory = Path(out) if out is not None else Path("runs") / plan.name
     with ExitStack() as stack:
+        stack.enter_context(deterministic())
+        strategy = make_strategy(plan, data, evaluation, heard)
         folder = stack.enter_context(RunFolder.create(directory, plan, overwrite=overwrite))
         if progress:
             heard.insert(0, stack.enter_context(Progress(plan.rounds)))

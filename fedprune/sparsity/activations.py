@@ -24,13 +24,14 @@ def sparse_activations(density: float) -> Iterator[None]:
     """Save of the activations that convolutions, linear layers and ReLU see only a share, inside.
 
     It acts on the calls of ``torch.nn.functional.conv2d``, ``linear`` and ``relu`` (not in place) by any
-    module, in this thread; a convolution whose padding is a word is left as it is. As in scaled
-    activation pruning (Huang et al., CVPR 2024, section 3.3).
+    module, in this thread, on batches: dimension 0 is the example. A convolution whose padding is a word
+    is left as it is. As in scaled
+    activation pruning (Huang et al., CVPR 2024).
 
     Parameters
     ----------
     density : float
-        Share of each tensor's entries that is kept, rounded up, in (0, 1]; at 1 nothing is changed.
+        Share of each example's entries that is kept, rounded up, in (0, 1]; at 1 nothing is changed.
 
     Raises
     ------
@@ -47,52 +48,49 @@ def sparse_activations(density: float) -> Iterator[None]:
 
 
 def kept_entries(elements: int, density: float) -> int:
-    """Return how many entries of a tensor are kept."""
+    """Return how many entries of an example's activation are kept."""
     return math.ceil(density * elements)
 
 
 def compress(activation: Tensor, density: float) -> tuple[Tensor, Tensor]:
-    """Return the entries of largest magnitude, in row-major order, and the bitmap of where they are.
+    """Return each example's entries of largest magnitude, in row-major order, and bitmaps of where they are.
 
     Parameters
     ----------
     activation : Tensor
-        Any shape, floating point.
+        (B, ...), floating point, n values an example.
     density : float
-        Share of the entries that is kept, in (0, 1).
+        Share of an example's entries that is kept, in (0, 1).
 
     Returns
     -------
     values : Tensor
-        (k,), of the activation's dtype, with k = ``kept_entries``.
-    bitmap : Tensor
-        uint8, one bit per entry.
+        (B, k), of the activation's dtype, with k = ``kept_entries(n, density)``.
+    bitmaps : Tensor
+        uint8 (B, ceil(n / 8)), one bit per entry.
     """
-    flat = activation.detach().reshape(-1)
-    count = kept_entries(flat.numel(), density)
-    places = flat.abs().topk(count, sorted=False).indices.sort().values
-    kept = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    kept[places] = True
-    return flat[places], pack_bits(kept)
+    rows = activation.detach().flatten(1)
+    count = kept_entries(rows.shape[1], density)
+    places = rows.abs().topk(count, sorted=False).indices.sort().values
+    kept = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device).scatter_(1, places, True)
+    return rows.gather(1, places), pack_bits(kept)
 
 
-def restore(values: Tensor, bitmap: Tensor, shape: Sequence[int]) -> Tensor:
+def restore(values: Tensor, bitmaps: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the pruned activation, dense: `compress` undone, with 0 where nothing was kept."""
-    kept = unpack_bits(bitmap, shape)
-    return torch.zeros(kept.shape, dtype=values.dtype, device=values.device).masked_scatter(kept, values)
+    kept = unpack_bits(bitmaps, math.prod(shape[1:]))
+    return values.new_zeros(kept.shape).masked_scatter_(kept, values).reshape(tuple(shape))
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Return booleans of any shape as bytes, eight to one, the last one filled up with 0."""
-    flat = bits.reshape(-1)
-    padded = functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).reshape(-1, 8)
-    return (padded * _powers(bits.device)).sum(dim=1, dtype=torch.uint8)
+    """Return booleans (B, n) as bytes (B, ceil(n / 8)), eight to one, the last one filled up with 0."""
+    padded = functional.pad(bits.to(torch.uint8), (0, -bits.shape[1] % 8)).reshape(len(bits), -1, 8)
+    return (padded * _powers(bits.device)).sum(dim=2, dtype=torch.uint8)
 
 
-def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the booleans of a shape that were packed."""
-    bits = (packed[:, None] & _powers(packed.device)) != 0
-    return bits.reshape(-1)[: math.prod(shape)].reshape(tuple(shape))
+def unpack_bits(packed: Tensor, count: int) -> Tensor:
+    """Return the booleans (B, count) that were packed."""
+    return ((packed[:, :, None] & _powers(packed.device)) != 0).flatten(1)[:, :count]
 
 
 def _powers(device: torch.device) -> Tensor:
@@ -113,13 +111,15 @@ class _Sparse(TorchFunctionMode):
         if torch.is_grad_enabled():
             if func is functional.conv2d:
                 convolution = _arguments(args, kwargs, _CONVOLUTION)
-                if not isinstance(convolution[4], str):
+                if convolution[0].dim() == 4 and not isinstance(convolution[4], str):
                     return _Convolution.apply(self.density, *convolution)  # type: ignore[no-untyped-call]
             elif func is functional.linear:
-                return _Linear.apply(self.density, *_arguments(args, kwargs, _LINEAR))  # type: ignore[no-untyped-call]
+                linear = _arguments(args, kwargs, _LINEAR)
+                if linear[0].dim() > 1:
+                    return _Linear.apply(self.density, *linear)  # type: ignore[no-untyped-call]
             elif func is functional.relu or func is torch.relu:
-                (x, inplace) = _arguments(args, kwargs, _RELU)
-                if not inplace:
+                x, inplace = _arguments(args, kwargs, _RELU)
+                if x.dim() > 1 and not inplace:
                     return _Relu.apply(x)  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
@@ -162,7 +162,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         weight, *parts = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        x = restore(*parts, ctx.shape) if parts else gradient.new_zeros(ctx.shape)
+        x = restore(parts[0], parts[1], ctx.shape) if parts else gradient.new_zeros(ctx.shape)
         asked = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
         found = torch.ops.aten.convolution_backward(
             gradient, x, weight, ctx.bias, stride, padding, dilation, False, [0, 0], groups, asked
@@ -186,7 +186,7 @@ class _Linear(torch.autograd.Function):
         return (
             None,
             gradient @ weight if to_input else None,
-            rows.T @ restore(*parts, ctx.shape).reshape(-1, ctx.shape[-1]) if to_weight else None,
+            rows.T @ restore(parts[0], parts[1], ctx.shape).flatten(end_dim=-2) if to_weight else None,
             rows.sum(dim=0) if to_bias else None,
         )
 
@@ -195,10 +195,11 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):  # type: ignore[no-untyped-def]
         result = torch.relu(x)
-        ctx.save_for_backward(pack_bits(result > 0))
+        ctx.save_for_backward(pack_bits((result > 0).flatten(1)))
         return result
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (bits,) = ctx.saved_tensors
-        return gradient * unpack_bits(bits, gradient.shape)
+        rows = gradient.flatten(1)
+        return (rows * unpack_bits(bits, rows.shape[1])).reshape(gradient.shape)

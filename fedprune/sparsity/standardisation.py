@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.sparsity.masks import Masks
 
-#: Keeps the variance of activations through a centred filter and a ReLU (Brock et al., ICLR 2021, section 4).
+#: Keeps the variance of activations through a centred filter and a ReLU (Brock et al., ICLR 2021).
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 
 

@@ -59,7 +59,7 @@ def test_tuple_options_take_the_lists_of_a_scenario() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 1.0}, r"no option 'widht'; did you mean 'width'\? \(its options: width, hidden\)"),
+        ({"widht": 1.0}, r"no option 'widht'; did you mean 'width'\? \(its options: width, hidden, "),
         ({"width": "wide"}, "option 'width' is 'wide'.*number"),
         ({"width": True}, "option 'width' is True.*number"),
         ({"hidden": 1.5}, "option 'hidden' is 1.5.*integer"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import UserError
-from fedprune.models import MODELS
+from fedprune.models import MODELS, build
 from fedprune.models.layers import scaled
 
 CIFAR, MNIST, DIGITS = (3, 32, 32), (1, 28, 28), (1, 8, 8)
@@ -118,3 +118,18 @@ def test_pictures_of_eight_pixels_train_in_all_that_take_them() -> None:
     for name in ("resnet18", "vgg11", "cnn", "mlp"):
         model = MODELS[name](DIGITS, 10, width=0.1).train()
         assert model(torch.rand(2, *DIGITS)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "vgg11"])
+def test_without_batch_norm_convolutions_have_biases_and_the_same_weights(name: str) -> None:
+    plain = build(name, (3, 16, 16), 10, seed=1, options={"width": 0.125})
+    bare = build(name, (3, 16, 16), 10, seed=1, options={"width": 0.125, "batch_norm": False})
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in bare.modules())
+    assert all(not layer.bias.any() for layer in bare.modules() if isinstance(layer, nn.Conv2d))
+    weights, before = bare.state_dict(), plain.state_dict()
+    assert not any("norm" in key for key in weights)
+    shared = weights.keys() & before.keys()
+    assert all(torch.equal(weights[key], before[key]) for key in shared)
+    assert {key for key in before if "norm" not in key} == shared
+    bare(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert all(parameter.grad is not None for parameter in bare.parameters())
