@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fedprune
+from fedprune import registry
 from fedprune.check import check
 from fedprune.errors import ScenarioError
 from fedprune.scenario import load_scenario
@@ -50,3 +51,8 @@ def test_the_strategy_runs_and_prunes_in_steps(tmp_path: Path) -> None:
     assert densities == sorted(densities, reverse=True)
     assert densities[0] == 1.0
     assert densities[3] == densities[4] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_every_strategy_is_in_the_table() -> None:
+    table = set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
+    assert set(registry.names("strategy")) <= table
