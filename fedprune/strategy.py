@@ -45,6 +45,7 @@ from fedprune.messages import arrays_of, metrics_of, real, whole
 from fedprune.own_masks import MaskRequest, read_own_masks
 from fedprune.reports import GrowthRequest, read_growth
 from fedprune.scenario import Scenario
+from fedprune.sparsity.criteria import needs_data
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.sparsity.pruning import prunable
@@ -131,8 +132,15 @@ class PruningStrategy(Strategy):
     def mistakes(cls, scenario: Scenario, options: Any) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for options that do not fit the scenario, before it runs.
 
-        ``options`` are valid by themselves. An override starts with ``super().mistakes(...)``.
+        ``options`` are valid by themselves. Found here: a criterion or distribution that does not
+        exist, and what needs public data where the server has none. An override starts with
+        ``yield from super().mistakes(...)``.
         """
+        for kind in ("criterion", "distribution"):
+            if (name := getattr(options, kind, None)) is not None:
+                yield from plugin_mistakes(scenario, kind, kind, name)
+        if getattr(options, "pretrain_epochs", 0) > 0 and scenario.data.server_fraction == 0:
+            yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
         try:
             stock = stock_aggregator(scenario, options.aggregator)
             if stock is not None:
@@ -474,6 +482,21 @@ class PruningStrategy(Strategy):
         total = sum(self.exchange.failures.values())
         reasons = listed(self.exchange.failures)
         return f"round {server_round}: none of {total} clients gave a usable reply: {reasons}"
+
+
+def plugin_mistakes(scenario: Scenario, option: str, kind: str, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong) for a criterion or distribution that an option names."""
+    try:
+        found = registry.load(kind, name, scenario.directory)
+    except PluginError as error:
+        yield option, str(error)
+        return
+    if kind == "criterion" and needs_data(found) and scenario.data.server_fraction == 0:
+        yield (
+            option,
+            f"{name} needs data on the server: set data.server_fraction, or take a criterion without data "
+            "(random, magnitude, synflow)",
+        )
 
 
 def stock_aggregator(

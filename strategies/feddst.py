@@ -10,16 +10,12 @@ the server prunes by magnitude would be the first to go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import registry, seeds
 from fedprune.aggregators import OverlapMean
-from fedprune.errors import PluginError
 from fedprune.own_masks import AdjustRequest
-from fedprune.scenario import Scenario
 from fedprune.sparsity.criteria import random
 from fedprune.sparsity.masks import keep_highest
 from fedprune.sparsity.pruning import prunable, prune
@@ -51,15 +47,6 @@ class FedDST(PruningStrategy):
         growth_batches: int = Field(1, ge=1, description="Batches on which a client judges what should grow.")
 
     options: Options
-
-    @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find a distribution that does not exist."""
-        yield from super().mistakes(scenario, options)
-        try:
-            registry.load("distribution", options.distribution, scenario.directory)
-        except PluginError as error:
-            yield "distribution", str(error)
 
     def prepare(self, grid: Grid) -> None:
         """Prune the initial model at random, by the layer distribution."""

@@ -31,12 +31,10 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import registry, seeds
-from fedprune.errors import PluginError
 from fedprune.extrusion import ExtrusionRequest
 from fedprune.progressive import Adjustments
 from fedprune.reports import GrowthRequest
 from fedprune.scenario import Scenario
-from fedprune.sparsity.criteria import needs_data
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.pruning import prunable, prune
 from fedprune.sparsity.standardisation import centred_state, convolutions, standardised_state
@@ -78,25 +76,14 @@ class FedMef(PruningStrategy):
 
     @classmethod
     def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find what does not exist or lacks data, and extrusion longer than what lies between adjustments."""
+        """Find extrusion that is longer than what lies between adjustments."""
         yield from super().mistakes(scenario, options)
-        public = scenario.data.server_fraction > 0
-        if options.pretrain_epochs > 0 and not public:
-            yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
         if options.extrusion_rounds > options.adjust_every:
             yield (
                 "extrusion_rounds",
                 f"{options.extrusion_rounds} rounds of extrusion do not fit between adjustments every "
                 f"{options.adjust_every} rounds",
             )
-        for kind in ("criterion", "distribution"):
-            try:
-                found = registry.load(kind, getattr(options, kind), scenario.directory)
-            except PluginError as error:
-                yield kind, str(error)
-                continue
-            if kind == "criterion" and needs_data(found) and not public:
-                yield kind, f"{options.criterion} needs data on the server: set data.server_fraction"
 
     def prepare(self, grid: Grid) -> None:
         """Pretrain where asked, prune once, and standardise what is kept of each filter.

@@ -19,18 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fedprune import batch_norm, registry, seeds
-from fedprune.errors import PluginError, RunError
+from fedprune.errors import RunError
 from fedprune.exchange import listed
 from fedprune.messages import metrics_of, real
 from fedprune.progressive import Adjustments
 from fedprune.reports import GrowthRequest
 from fedprune.scenario import Scenario
-from fedprune.sparsity.criteria import needs_data
 from fedprune.sparsity.distributions import Distribution, Shapes, rescale
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prune
-from fedprune.strategy import PruningStrategy
+from fedprune.strategy import PruningStrategy, plugin_mistakes
 from fedprune.wire import CODEC, get_state, set_state
 
 
@@ -82,20 +81,11 @@ class FedTiny(PruningStrategy):
 
     @classmethod
     def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find bases that do not exist, and modules that lack the data they need."""
+        """Find bases that do not exist or lack data."""
         yield from super().mistakes(scenario, options)
-        public = scenario.data.server_fraction > 0
-        if options.pretrain_epochs > 0 and not public:
-            yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
         for pair in options.bases:
             for kind, name in zip(("criterion", "distribution"), pair, strict=True):
-                try:
-                    found = registry.load(kind, name, scenario.directory)
-                except PluginError as error:
-                    yield "bases", str(error)
-                    continue
-                if kind == "criterion" and needs_data(found) and not public:
-                    yield "bases", f"{name} needs data on the server: set data.server_fraction"
+                yield from plugin_mistakes(scenario, "bases", kind, name)
 
     # Selection ---------------------------------------------------------------------------
 

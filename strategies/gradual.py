@@ -17,7 +17,6 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import registry
-from fedprune.errors import PluginError
 from fedprune.reports import GrowthRequest
 from fedprune.scenario import Scenario
 from fedprune.sparsity.growth import swap_masks
@@ -50,7 +49,7 @@ class Gradual(PruningStrategy):
 
     @classmethod
     def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find a schedule that does not fit the rounds, and a distribution that does not exist."""
+        """Find a schedule that does not fit the rounds."""
         yield from super().mistakes(scenario, options)
         end = last_round(options, scenario.rounds)
         if end < options.start:
@@ -62,10 +61,6 @@ class Gradual(PruningStrategy):
             yield "end", f"round {end} never comes: the scenario has {scenario.rounds} rounds"
         if options.density > options.initial_density:
             yield "density", f"{options.density} is above initial_density, {options.initial_density}"
-        try:
-            registry.load("distribution", options.distribution, scenario.directory)
-        except PluginError as error:
-            yield "distribution", str(error)
 
     def prepare(self, grid: Grid) -> None:
         """Start at the initial density."""

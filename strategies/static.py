@@ -7,15 +7,10 @@ are settings of it: ``criterion: synflow, distribution: global`` (Tanaka et al.,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import registry, seeds
-from fedprune.errors import PluginError
-from fedprune.scenario import Scenario
-from fedprune.sparsity.criteria import needs_data
 from fedprune.sparsity.pruning import prunable, prune
 from fedprune.strategy import PruningStrategy
 
@@ -34,25 +29,6 @@ class Static(PruningStrategy):
         )
 
     options: Options
-
-    @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find a criterion or distribution that does not exist or lacks the data it needs."""
-        yield from super().mistakes(scenario, options)
-        for kind in ("criterion", "distribution"):
-            try:
-                found = registry.load(kind, getattr(options, kind), scenario.directory)
-            except PluginError as error:
-                yield kind, str(error)
-                continue
-            if kind == "criterion" and needs_data(found) and scenario.data.server_fraction == 0:
-                yield (
-                    kind,
-                    (
-                        f"{options.criterion} needs data on the server: set data.server_fraction, or take a "
-                        "criterion without data (random, magnitude, synflow)"
-                    ),
-                )
 
     def prepare(self, grid: Grid) -> None:
         """Prune the initial model; criteria that need data use the server's public data."""
