@@ -20,12 +20,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune import data as datasets
-from fedprune import models
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import FederatedData
-from fedprune.engine.simulation import build_client_app, score_locally
+from fedprune.engine.simulation import build_client_app, make_strategy, score_locally
 from fedprune.scenario import Scenario
-from fedprune.strategy import Federation, PruningStrategy, build_strategy
+from fedprune.strategy import PruningStrategy
 
 SERVER = 1
 
@@ -191,31 +190,13 @@ def assemble(
     nodes = {node_id: {"partition-id": n} for node_id, n in zip(node_ids, numbers, strict=True)}
     grid = InProcessGrid(app or build_client_app(scenario, data, "cpu"), nodes, **grid_options)
     local = score_locally(scenario, data)
-    module = models.build(
-        scenario.model.name,
-        data.info.input_shape,
-        data.info.classes,
-        seed=scenario.seed,
-        options=scenario.model.options,
-        directory=scenario.directory,
-    )
 
     def evaluate(state, masks):
         made.states.append({name: tensor.clone() for name, tensor in state.items()})
         return local(state, masks)
 
     listeners: list[Any] = []
-    strategy = build_strategy(
-        Federation(
-            scenario=scenario,
-            info=data.info,
-            module=module,
-            pictures=data.train,
-            public=data.server,
-            evaluate=evaluate,
-            listeners=listeners,
-        )
-    )
+    strategy = make_strategy(scenario, data, evaluate, listeners)
     made = Federated(scenario, data, strategy, grid)
     listeners.append(made)
     return made

@@ -1,0 +1,62 @@
+"""What holds for every built-in strategy, found through the registry: a new file is tested here at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fedprune
+from fedprune import registry
+from fedprune.scenario import Scenario
+
+#: Options that let a short run reach what a strategy does later.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "feddst": {"adjust_every": 1, "stop_adjusting_at": 3},
+    "fedmef": {"adjust_every": 2, "stop_adjusting_at": 4},
+    "fedtiny": {"adjust_every": 1, "stop_adjusting_at": 4, "candidates": 2},
+    "gradual": {"end": 2, "regrow": True},
+    "lotteryfl": {"accuracy_threshold": 0.05, "prune_step": 0.5},
+    "prunefl": {"adjust_every": 1},
+}
+
+
+def scenario(name: str, workers: int) -> Scenario:
+    options = {} if name == "fedavg" else {"density": 0.2, **OPTIONS.get(name, {})}
+    return Scenario.from_mapping(
+        {
+            "name": name,
+            "rounds": 3,
+            "model": {"name": "cnn", "width": 0.25},
+            "data": {"name": "digits", "server_fraction": 0.1, "client_test_fraction": 0.2},
+            "clients": {
+                "count": 6,
+                "per_round": 3,
+                "training": {"batch_size": 16, "optimizer": {"lr": 0.1, "momentum": 0.9}},
+            },
+            "strategy": {"name": name, **options},
+            "engine": {"workers": workers},
+        }
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "wall_seconds"} for record in records]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.names("strategy"))
+def test_one_worker_and_two_give_the_same_bits(shared_ray: None, tmp_path: Path, name: str) -> None:
+    one, two = (
+        fedprune.run(scenario(name, workers), out=tmp_path / str(workers), progress=False)
+        for workers in (1, 2)
+    )
+    for file in ("rounds.jsonl", "clients.jsonl"):
+        assert lines(one.directory / file) == lines(two.directory / file)
+    states = one.model().state_dict(), two.model().state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert one.summary["clients_failed"] == 0
