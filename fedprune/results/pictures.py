@@ -203,7 +203,7 @@ def _round_axis(axes: Axes, rounds: Sequence[Record]) -> None:
     """Label the rounds, at whole numbers; a single round gets room on both sides."""
     numbers = [record["round"] for record in rounds]
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
     if len(set(numbers)) == 1:
         axes.set_xlim(numbers[0] - 1, numbers[0] + 1)
     axes.grid(alpha=0.3)
