@@ -1,10 +1,10 @@
 """Every method under equal conditions: accuracy and costs, mean and deviation over seeds.
 
     python benchmarks/methods.py [--density D ...] [--seeds N] [--rounds N] [--methods NAME ...]
-        [--data DIR] [--set KEY=VALUE ...] [--out DIR]
+        [--pretrain EPOCHS] [--data DIR] [--set KEY=VALUE ...] [--out DIR]
 
 All runs share the federation of scenarios/fedtiny-cifar10-small.yaml: the same partition, initial
-weights, rounds and local work for a seed; only the strategy differs. A run that is there already,
+weights, pretraining, rounds and local work for a seed; only the strategy differs. A run that is there already,
 of the same scenario, is not repeated. The table (methods.md, methods.csv) and the picture of
 accuracy against each cost (methods.png) are written to --out.
 """
@@ -46,7 +46,7 @@ def methods(rounds: int) -> dict[str, dict[str, Any]]:
     """Return the strategies to compare: label -> strategy, without its density."""
     wide = [["magnitude", "uniform"], ["magnitude", "erk"], ["magnitude", "global"], ["synflow", "global"]]
     adjust = adjusting(rounds)
-    tiny = {"name": "fedtiny", "pretrain_epochs": 10, **adjust}
+    tiny = {"name": "fedtiny", **adjust}
     return {
         "fedavg": {"name": "fedavg"},
         "static magnitude erk": {"name": "static", "criterion": "magnitude", "distribution": "erk"},
@@ -60,7 +60,7 @@ def methods(rounds: int) -> dict[str, dict[str, Any]]:
         "feddst": {"name": "feddst", **adjust},
         "prunefl": {"name": "prunefl", "adjust_every": 2},
         "lotteryfl": {"name": "lotteryfl"},
-        "fedmef": {"name": "fedmef", "pretrain_epochs": 10, **adjust},
+        "fedmef": {"name": "fedmef", **adjust},
     }
 
 
@@ -71,6 +71,8 @@ def scenario(options: argparse.Namespace, strategy: dict[str, Any], density: flo
         key, _, value = assignment.partition("=")
         changes[key] = value
     changes["strategy"] = strategy if strategy["name"] == "fedavg" else {**strategy, "density": density}
+    if strategy["name"] != "lotteryfl":  # It rewinds to the initial weights.
+        changes["strategy.pretrain_epochs"] = options.pretrain
     if options.rounds:
         changes["rounds"] = options.rounds
     if strategy["name"] == "lotteryfl":
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, nargs="+", default=[0.05, 0.01])
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on")
     parser.add_argument("--rounds", type=int, help="rounds; the scenario's own where not given")
+    parser.add_argument("--pretrain", type=int, default=10, help="epochs on public data, for every method")
     parser.add_argument("--methods", nargs="+", help="labels to run; all where not given")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="CIFAR-10 in the hub's parquet form")
     parser.add_argument(

@@ -92,6 +92,9 @@ class PruningStrategy(Strategy):
             strict=False,
             description="Weights that are never pruned: name patterns, or 'first' and 'last'.",
         )
+        pretrain_epochs: int = Field(
+            0, ge=0, description="Epochs on the server's public data, before masks are chosen."
+        )
         aggregator: str | dict[str, Any] | None = Field(
             None,
             description="A stock Flower strategy that aggregates: its dotted name, or a mapping "
@@ -139,7 +142,7 @@ class PruningStrategy(Strategy):
         for kind in ("criterion", "distribution"):
             if (name := getattr(options, kind, None)) is not None:
                 yield from plugin_mistakes(scenario, kind, kind, name)
-        if getattr(options, "pretrain_epochs", 0) > 0 and scenario.data.server_fraction == 0:
+        if options.pretrain_epochs > 0 and scenario.data.server_fraction == 0:
             yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
         try:
             stock = stock_aggregator(scenario, options.aggregator)
@@ -153,7 +156,10 @@ class PruningStrategy(Strategy):
     # Hooks -------------------------------------------------------------------------------
 
     def prepare(self, grid: Grid) -> None:
-        """Choose the first masks, with ``set_masks``; may exchange messages through ``exchange``."""
+        """Choose the first masks, with ``set_masks``; may exchange messages through ``exchange``.
+
+        ``self.module`` holds the global state, pretrained where that is asked for.
+        """
 
     def sample(self, server_round: int) -> list[int]:
         """Return the client numbers of a round, ascending."""
@@ -373,6 +379,9 @@ class PruningStrategy(Strategy):
         self.exchange.meet(grid)
         if initial_arrays is not None:
             self.state = self.codec.unflatten(self.codec.decode(initial_arrays))
+        if self.options.pretrain_epochs:
+            self.pretrain(self.options.pretrain_epochs)
+        set_state(self.module, self.state)
         self.prepare(grid)
         self._end_round(0, None, None)
         for server_round in range(1, self._rounds + 1):

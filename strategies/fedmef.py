@@ -53,7 +53,6 @@ class FedMef(PruningStrategy):
         density: float = Field(gt=0, le=1, description="Kept share of the prunable weights.")
         criterion: str = Field("random", description="What scores a weight; see `fedprune list criteria`.")
         distribution: str = Field("erk", description="How much each layer keeps: uniform, erk or global.")
-        pretrain_epochs: int = Field(0, ge=0, description="Epochs on the server's public data at the start.")
         extrusion_strength: float = Field(
             1e-2, ge=0, description="Factor of the squared norm of the weights about to be dropped."
         )
@@ -86,13 +85,11 @@ class FedMef(PruningStrategy):
             )
 
     def prepare(self, grid: Grid) -> None:
-        """Pretrain where asked, prune once, and standardise what is kept of each filter.
+        """Prune once, and standardise what is kept of each filter.
 
         Pretrained weights are centred only: batch norm has statistics of their scale.
         """
         options, directory = self.options, self.scenario.directory
-        if options.pretrain_epochs:
-            self.pretrain(options.pretrain_epochs)
         set_state(self.module, self.state)
         masks = prune(
             self.module,

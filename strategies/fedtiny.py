@@ -57,7 +57,7 @@ class FedTiny(PruningStrategy):
         """Both modules; ``selection`` and ``adjust`` switch them off for the paper's ablations."""
 
         density: float = Field(gt=0, le=1, description="Kept share of the prunable weights.")
-        pretrain_epochs: int = Field(1, ge=0, description="Epochs on the server's public data at the start.")
+        pretrain_epochs: int = Field(1, ge=0, description="Epochs on the server's public data, before masks are chosen.")
         selection: bool = Field(True, description="Whether clients choose among candidates.")
         candidates: int | None = Field(
             None, ge=1, description="Size of the pool; round(0.1 / density), at least 2, where not given."
@@ -90,9 +90,7 @@ class FedTiny(PruningStrategy):
     # Selection ---------------------------------------------------------------------------
 
     def prepare(self, grid: Grid) -> None:
-        """Pretrain, then take the candidate with the smallest loss on the clients' data."""
-        if self.options.pretrain_epochs:
-            self.pretrain(self.options.pretrain_epochs)
+        """Take the candidate with the smallest loss on the clients' data."""
         dense, pool = self.state, self.candidates()
         if not self.options.selection:
             self.set_masks(pool[0])

@@ -52,6 +52,8 @@ class LotteryFL(PruningStrategy):
                 "accuracy_threshold",
                 "clients need held-out examples to measure it: set data.client_test_fraction, as to 0.2",
             )
+        if options.pretrain_epochs > 0:
+            yield "pretrain_epochs", "clients rewind to the initial weights, not to pretrained ones: set 0"
 
     def prepare(self, grid: Grid) -> None:
         """Start with every client at the whole model."""

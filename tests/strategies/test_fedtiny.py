@@ -530,7 +530,8 @@ def test_pretraining_sees_public_data_alone_and_all_of_it():
         pixels = made.data.train.pixels.copy()
         pixels[blanked(made)] = 0
         object.__setattr__(made.data.train, "pixels", pixels)
-        made.strategy.prepare(made.grid)
+        if epochs:
+            made.strategy.pretrain(epochs)
         return made.strategy.state
 
     def none(made):
