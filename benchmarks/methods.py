@@ -4,8 +4,8 @@
         [--pretrain EPOCHS] [--data DIR] [--set KEY=VALUE ...] [--out DIR]
 
 All runs share the federation of scenarios/fedtiny-cifar10-small.yaml: the same partition, initial
-weights, pretraining, rounds and local work for a seed; only the strategy differs. A run that is there already,
-of the same scenario, is not repeated. The table (methods.md, methods.csv) and the picture of
+weights, pretraining, rounds and local work for a seed; only the strategy differs. A run that is there
+already, of the same scenario, is not repeated. The table (methods.md, methods.csv) and the picture of
 accuracy against each cost (methods.png) are written to --out.
 """
 

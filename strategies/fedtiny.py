@@ -57,7 +57,9 @@ class FedTiny(PruningStrategy):
         """Both modules; ``selection`` and ``adjust`` switch them off for the paper's ablations."""
 
         density: float = Field(gt=0, le=1, description="Kept share of the prunable weights.")
-        pretrain_epochs: int = Field(1, ge=0, description="Epochs on the server's public data, before masks are chosen.")
+        pretrain_epochs: int = Field(
+            1, ge=0, description="Epochs on the server's public data, before masks are chosen."
+        )
         selection: bool = Field(True, description="Whether clients choose among candidates.")
         candidates: int | None = Field(
             None, ge=1, description="Size of the pool; round(0.1 / density), at least 2, where not given."
