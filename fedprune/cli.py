@@ -213,10 +213,10 @@ def describe(plan: Scenario) -> str:
 
 def print_summary(done: Run, console: Console) -> None:
     """Print what a run reached and what it cost, and where its folder is."""
-    from fedprune.results.measures import MEASURES
+    from fedprune.results.measures import known_measures
 
     relative = done.summary.get("relative")
-    rows = {measure.label: measure.text(done.summary, relative) for measure in MEASURES}
+    rows = {m.label: m.text(done.summary, relative) for m in known_measures([done.summary])}
     print_names(done.name, rows, console)
     if relative:
         console.print("In brackets: relative to dense FedAvg under the same scenario, by the cost model.")

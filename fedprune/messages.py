@@ -56,6 +56,14 @@ def real(record: ConfigRecord | MetricRecord, key: str) -> float:
     return float(value)
 
 
+def share(record: ConfigRecord | MetricRecord, key: str) -> float:
+    """Return a number from 0 to 1."""
+    value = real(record, key)
+    if not 0 <= value <= 1:
+        raise WireError(f"{key!r} is {value}, expected a number from 0 to 1")
+    return value
+
+
 def text(record: ConfigRecord, key: str) -> str:
     """Return a text."""
     value = record.get(key)

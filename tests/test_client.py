@@ -75,6 +75,7 @@ def test_metrics_of_training(made, context):
     examples = len(made.data.client(0).train)
     left_out = examples % 16 == 1  # a last batch of one is not trained on
     assert metrics["num-examples"] == examples
+    assert metrics["test-examples"] == len(made.data.client(0).test)
     assert metrics["examples-seen"] == 2 * (examples - left_out)
     assert metrics["flops"] == made.strategy.cost.training_flops(
         made.strategy.masks, metrics["examples-seen"]

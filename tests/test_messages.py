@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.messages import arrays_of, config_of, metrics_of, payload, real, text, whole
+from fedprune.messages import arrays_of, config_of, metrics_of, payload, real, share, text, whole
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats()
 values = numbers | st.booleans() | st.text(max_size=5) | st.binary(max_size=5)
@@ -33,11 +33,13 @@ def test_each_reader_takes_its_kind_and_no_other(value, least):
     is_real = is_number and math.isfinite(value)
     assert outcome(whole, record, "x", least=least) == (value if is_whole else WireError)
     assert outcome(real, record, "x") == (float(value) if is_real else WireError)
+    is_share = is_real and 0 <= value <= 1
+    assert outcome(share, record, "x") == (float(value) if is_share else WireError)
     assert outcome(text, record, "x") == (value if isinstance(value, str) else WireError)
     assert outcome(payload, record, "x") == (value if isinstance(value, bytes) else WireError)
 
 
-@pytest.mark.parametrize("read", [whole, real, text, payload])
+@pytest.mark.parametrize("read", [whole, real, share, text, payload])
 def test_what_is_missing_is_named(read):
     assert outcome(read, ConfigRecord({"y": 1}), "x") is WireError
 
@@ -48,6 +50,11 @@ def test_numbers_in_metrics():
     for read, key in ((whole, "loss"), (whole, "many"), (real, "many"), (real, "nan")):
         with pytest.raises(WireError, match=f"'{key}'"):
             read(record, key)
+    for value in (0.0, 1, 0.25):
+        assert share(MetricRecord({"x": value}), "x") == value
+    for value in (-1e-9, 1.0 + 1e-9, 2):
+        with pytest.raises(WireError, match=r"'x' is .*, expected a number from 0 to 1"):
+            share(MetricRecord({"x": value}), "x")
     with pytest.raises(WireError, match=r"'n' is 3, expected a whole number from 4"):
         whole(record, "n", least=4)
 

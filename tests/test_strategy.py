@@ -12,11 +12,12 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from inprocess import assemble, federate, plan, same_state
+from masked import trained
 
 from fedprune.client import UNKNOWN_MASK, FederatedClientApp, Site
 from fedprune.clients.sparse import Sparse
 from fedprune.errors import RunError
-from fedprune.wire import mask_bytes
+from fedprune.wire import mask_bytes, set_state
 
 STATIC = {"name": "static", "density": 0.2}
 MOVING = {"name": "moving:Moving"}
@@ -281,6 +282,11 @@ FAULTS = {
     "float flops": lambda c: with_metric(c, flops=1e9),
     "huge flops": lambda c: with_metric(c, flops=2**64 - 1),
     "negative memory": lambda c: with_metric(c, peak_memory_bytes=-1),
+    "no test accuracy": lambda c: with_metric(c, test_examples=10),
+    "no test examples": lambda c: with_metric(c, test_accuracy=0.5),
+    "0 test examples": lambda c: with_metric(c, test_examples=0, test_accuracy=0.0),
+    "test accuracy above 1": lambda c: with_metric(c, test_examples=10, test_accuracy=1.1),
+    "NaN test accuracy": lambda c: with_metric(c, test_examples=10, test_accuracy=float("nan")),
 }
 
 
@@ -455,20 +461,90 @@ def test_evaluation_every_so_many_rounds_and_at_the_end(every, expected):
     assert [record.round for record in made.rounds] == [0, 1, 2, 3, 4, 5]
     assert [r.round for r in made.rounds if r.accuracy is not None and r.loss is not None] == expected
     assert [r.round for r in made.rounds if r.client_accuracy is not None] == expected[1:]
+    assert [r.round for r in made.rounds if r.personal_accuracy is not None] == [1, 2, 3, 4, 5]
     assert sorted({task.round for task in tasks_of(made, "evaluate")}) == expected[1:]
     assert len(made.states) == len(expected)
+
+
+def answered_right(made, state, client):
+    """Return which of a client's held-out examples a state gets right, bool, shape (n,); plain PyTorch."""
+    module = Site(made.scenario, made.data).module.eval()
+    module.load_state_dict(state, strict=False)
+    indices, info = made.data.client_test.of(client), made.data.info
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (info.mean, info.std))
+    x = (torch.from_numpy(made.data.train.pixels[indices]) / 255 - mean) / std
+    with torch.no_grad():
+        return module(x).argmax(dim=1).numpy() == made.data.train.labels[indices]
 
 
 @pytest.mark.parametrize("strategy", [{"name": "fedavg"}, STATIC, MOVING], ids=lambda s: s["name"])
 def test_client_accuracy_is_that_of_the_state_that_the_server_has(strategy):
     made = federate(plan(strategy=strategy, rounds=3, **CLIENTS_EVALUATE))
-    module = Site(made.scenario, made.data).module.eval()
     for record, state in zip(made.rounds[1:], made.states[1:], strict=True):
-        module.load_state_dict(state, strict=False)
         clients = [task.client for task in tasks_of(made, "evaluate") if task.round == record.round]
-        indices = np.concatenate([made.data.client_test.of(client) for client in clients])
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (made.data.info.mean, made.data.info.std))
-        x = (torch.from_numpy(made.data.train.pixels[indices]) / 255 - mean) / std
-        with torch.no_grad():
-            right = module(x).argmax(dim=1).numpy() == made.data.train.labels[indices]
+        right = np.concatenate([answered_right(made, state, client) for client in clients])
         assert record.client_accuracy == pytest.approx(right.mean(), abs=1e-12)
+
+
+def test_a_client_that_claims_to_be_right_more_than_always_is_refused():
+    def tamper(message, reply):
+        if (kind_of(message), message.metadata.dst_node_id) == ("evaluate", 3):
+            return Message(with_metric(reply.content, accuracy=1.5), reply_to=message)
+        return reply
+
+    made = federate(plan(rounds=1, clients__per_round=4, **CLIENTS_EVALUATE), tamper=tamper)
+    assert [t.client for t in made.tasks if t.status == "failed"] == [1]
+    right = np.concatenate([answered_right(made, made.states[1], client) for client in (0, 2, 3)])
+    assert made.rounds[1].client_accuracy == pytest.approx(right.mean(), abs=1e-12)
+
+
+OWN_MASKS = [
+    {"name": "feddst", "density": 0.2, "adjust_every": 1, "stop_adjusting_at": 4},
+    {"name": "lotteryfl", "density": 0.2, "prune_step": 0.5, "accuracy_threshold": 0.0},
+]
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"name": "fedavg"}, STATIC, MOVING, *OWN_MASKS], ids=lambda s: s["name"]
+)
+def test_personal_accuracy_is_that_of_each_clients_own_model(strategy, monkeypatch):
+    """The trained states are read off the replies, each under the masks that its client made."""
+    fit = Sparse.fit
+
+    def leaving_another_model(self, order):
+        done = fit(self, order)
+        set_state(self.site.module, self.site.initial)
+        return done
+
+    monkeypatch.setattr(Sparse, "fit", leaving_another_model)
+    made = federate(plan(strategy=strategy, rounds=3, data__client_test_fraction=0.3))
+    entries = trained(made)
+    assert any(entry.masks != entry.sent for entry in entries) == (strategy in OWN_MASKS)
+    assert made.rounds[0].personal_accuracy is None
+    for record in made.rounds[1:]:
+        own = [entry for entry in entries if entry.round == record.round]
+        right = np.concatenate([answered_right(made, entry.state, entry.client) for entry in own])
+        assert record.personal_accuracy == pytest.approx(right.mean(), abs=1e-12)
+        assert record.client_accuracy is None
+
+
+def test_without_held_out_examples_there_is_no_personal_accuracy_and_no_byte_for_it():
+    made = federate(plan(strategy=STATIC))
+    assert [record.personal_accuracy for record in made.rounds] == [None] * 3
+    metrics = {"num-examples", "loss", "examples-seen", "flops", "peak-memory-bytes", "train-seconds"}
+    assert all(set(reply.content["metrics"]) == metrics for _, reply in made.trained())
+
+
+@pytest.mark.parametrize("aggregator", [None, "flwr.serverapp.strategy.FedAvg"])
+def test_a_client_without_held_out_examples_has_no_part_in_personal_accuracy(aggregator):
+    strategy = {**STATIC, "aggregator": aggregator}
+    scenario = plan(strategy=strategy, clients__per_round=4, data__client_test_fraction=0.3)
+    plain = federate(scenario)
+    nothing = replacing(1, lambda content: with_metric(content, test_examples=None, test_accuracy=None))
+    made = federate(scenario, tamper=nothing)
+    assert same_state(made.strategy.state, plain.strategy.state)
+    assert [record.clients_failed for record in made.rounds] == [0, 0, 0]
+    for record in made.rounds[1:]:
+        own = [e for e in trained(made) if e.round == record.round and e.client != 1]
+        right = np.concatenate([answered_right(made, entry.state, entry.client) for entry in own])
+        assert record.personal_accuracy == pytest.approx(right.mean(), abs=1e-12)

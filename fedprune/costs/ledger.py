@@ -42,8 +42,10 @@ class RoundRecord:
 
     ``accuracy`` and ``loss`` are those of the global model on the server's test data, None in
     a round without evaluation. ``train_loss`` is the clients' mean, weighted by examples.
-    ``client_accuracy`` is the global model's on what the round's clients hold out, weighted by
-    examples; None where nothing is held out or asked for.
+    ``client_accuracy`` is the global model's on what the round's clients hold out;
+    ``personal_accuracy`` is that of the model of each of them after its local training, on what it
+    holds out itself. Both are weighted by examples, and None where nothing is held out; the former
+    also where it is not asked for.
     ``device_seconds`` is the round's virtual time: that of its slowest client.
     ``layer_densities`` is the kept share per pruned tensor.
     """
@@ -53,6 +55,7 @@ class RoundRecord:
     loss: float | None
     train_loss: float | None
     client_accuracy: float | None
+    personal_accuracy: float | None
     density: float
     layer_densities: dict[str, float]
     bytes_down: int

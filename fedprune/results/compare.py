@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedprune.errors import UserError
-from fedprune.results.measures import MEASURES
+from fedprune.results.measures import MEASURES, known_measures
 from fedprune.results.records import COSTS, Record, relative_costs
 from fedprune.results.run import Run
 
@@ -54,7 +54,7 @@ class Comparison:
     def rows(self) -> list[list[str]]:
         """Return the table as text: a row a measure, a column a run, names first."""
         rows = [["run", *self.labels]]
-        for measure in MEASURES:
+        for measure in known_measures(run.summary for run in self.runs):
             rows.append(
                 [measure.label, *(measure.text(run.summary, self.relative(run)) for run in self.runs)]
             )
@@ -84,9 +84,13 @@ class Comparison:
         return "\n".join(notes)
 
     def write_csv(self, path: Path) -> None:
-        """Write the raw numbers: a row a run, its summary, and its costs relative to the dense run."""
-        keys = [key for key, value in self.runs[0].summary.items() if not isinstance(value, dict)]
-        keys = [key for key in keys if key not in ("name", "relative", "failures")]
+        """Write the raw numbers: a row a run, its summary, and its costs relative to the dense run.
+
+        The columns are those of all runs and of all measures; one that a run does not have is empty.
+        """
+        found = dict.fromkeys(key for run in self.runs for key in run.summary)
+        found.update(dict.fromkeys(measure.key for measure in MEASURES))
+        keys = [key for key in found if key not in ("name", "relative", "failures")]
         with _writable(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["run", "directory", *keys, *(f"relative_{cost}" for cost in COSTS)])

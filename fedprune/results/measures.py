@@ -5,7 +5,7 @@ The numbers are those of ``summary.json``; this module only turns them into text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,15 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of a run: its key in the summary, its name for people, and how its value is written."""
+    """One measure of a run: its key in the summary, its name for people, and how its value is written.
+
+    An ``optional`` one is of interest only where it is known.
+    """
 
     key: str
     label: str
     form: Callable[[Any], str] = str
+    optional: bool = False
 
     def text(self, summary: Mapping[str, Any], relative: Mapping[str, Any] | None = None) -> str:
         """Return the value for people; a cost is followed by its ratio to the dense one, if known."""
@@ -62,6 +66,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("rounds", "rounds"),
     Measure("final_accuracy", "accuracy, final", format_share),
     Measure("best_accuracy", "accuracy, best", format_share),
+    Measure("final_personal_accuracy", "personal accuracy, final", format_share, optional=True),
+    Measure("best_personal_accuracy", "personal accuracy, best", format_share, optional=True),
     Measure("density", "density", format_share),
     Measure("bytes_up", "bytes up", format_bytes),
     Measure("bytes_down", "bytes down", format_bytes),
@@ -71,3 +77,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure("wall_seconds", "wall time", format_seconds),
     Measure("clients_failed", "failed tasks"),
 )
+
+
+def known_measures(summaries: Iterable[Mapping[str, Any]]) -> tuple[Measure, ...]:
+    """Return the measures to show of some runs: an optional one where at least one of them has it."""
+    known = {key for summary in summaries for key, value in summary.items() if value is not None}
+    return tuple(measure for measure in MEASURES if not measure.optional or measure.key in known)

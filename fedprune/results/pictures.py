@@ -56,29 +56,33 @@ def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
 
 
 def accuracy_figure(rounds: Sequence[Record], title: str) -> Picture:
-    """Draw accuracy against rounds, on the server's test data and, where known, on the clients'.
+    """Draw accuracy against rounds: the global model's, and (dashed) that of the clients' own models.
 
+    The global model's is that on the server's test data and, where known, on the clients' data.
     Rounds without evaluation are left out.
     """
     figure, axes = _new(title, "accuracy")
-    points, of_clients = _known(rounds, "accuracy"), _known(rounds, "client_accuracy")
-    axes.set_ylabel("accuracy of the global model (%)")
+    points, of_clients, personal = (
+        _known(rounds, column) for column in ("accuracy", "client_accuracy", "personal_accuracy")
+    )
+    axes.set_ylabel("accuracy (%)")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     _round_axis(axes, rounds)
-    if not points and not of_clients:
+    if not points and not of_clients and not personal:
         axes.set_ylim(0, 1)
         axes.text(0.5, 0.5, "no round was evaluated", transform=axes.transAxes, ha="center")
         return figure
-    for line, label, colour in (
-        (points, "on the server's test data", COLOURS[0]),
-        (of_clients, "on the clients' held-out data", COLOURS[3]),
+    for line, label, colour, style in (
+        (points, "global model, on the server's test data", COLOURS[0], "-"),
+        (of_clients, "global model, on the clients' held-out data", COLOURS[3], "-"),
+        (personal, "clients' own models, on their held-out data", COLOURS[4], "--"),
     ):
         if line:
-            _line(axes, *zip(*line, strict=True), label=label, color=colour)
+            _line(axes, *zip(*line, strict=True), label=label, color=colour, linestyle=style)
     if points:
         _mark(axes, max(points, key=lambda point: point[1]), "best", marker="o", mec=COLOURS[1])
         _mark(axes, points[-1], "last", marker="s", mec=COLOURS[2])
-    values = [value for _, value in points + of_clients]
+    values = [value for _, value in points + of_clients + personal]
     space = max(0.02, 0.08 * (max(values) - min(values)))
     axes.set_ylim(max(0.0, min(values) - space), min(1.0 + space / 2, max(values) + space))
     _legend_below(figure, axes)

@@ -75,6 +75,7 @@ def line_of(round: RoundRecord, rounds: int) -> str:
     """Return one round as one line of plain text."""
     parts = [
         f"accuracy {format_share(round.accuracy)}" if round.accuracy is not None else None,
+        f"personal {format_share(round.personal_accuracy)}" if round.personal_accuracy is not None else None,
         f"density {format_share(round.density)}",
         f"down {format_bytes(round.bytes_down)}",
         f"up {format_bytes(round.bytes_up)}",

@@ -116,6 +116,9 @@ def summarise(
         the density is that of the last round and the others are None.
     """
     accuracies = [record["accuracy"] for record in rounds if record.get("accuracy") is not None]
+    personal = [
+        record["personal_accuracy"] for record in rounds if record.get("personal_accuracy") is not None
+    ]
     last = rounds[-1] if rounds else {}
     model = model or {"density": last.get("density")}
     costs = total_costs(rounds)
@@ -129,6 +132,8 @@ def summarise(
         "reason": reason,
         "final_accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
+        "final_personal_accuracy": personal[-1] if personal else None,
+        "best_personal_accuracy": max(personal, default=None),
         "density": model.get("density"),
         "density_all_weights": model.get("density_all_weights"),
         "parameters": model.get("parameters"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedprune import documents
 from fedprune.errors import UserError
 from fedprune.results import folder
-from fedprune.results.measures import MEASURES
+from fedprune.results.measures import known_measures
 from fedprune.results.records import Record, read_lines, summarise
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Run:
         rows = "".join(
             f"<tr><th>{escape(measure.label)}</th>"
             f"<td>{escape(measure.text(self.summary, self.summary.get('relative')))}</td></tr>"
-            for measure in MEASURES
+            for measure in known_measures([self.summary])
         )
         return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 

@@ -61,6 +61,7 @@ def round_of(number: int, **changes: Any) -> RoundRecord:
         "loss": 1.25,
         "train_loss": 1.5,
         "client_accuracy": None,
+        "personal_accuracy": None,
         "density": 0.25,
         "layer_densities": {"stem.conv.weight": 0.5, "head.weight": 0.2},
         "bytes_down": 1000,

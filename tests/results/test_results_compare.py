@@ -63,6 +63,20 @@ def test_csv_holds_the_raw_numbers(pair, tmp_path):
     assert float(dense["relative_flops"]) == 1
 
 
+def test_personal_accuracy_is_shown_where_a_run_has_it(pair, tmp_path):
+    personal = make_run(tmp_path / "personal", changes={"name": "personal"}, personal_accuracy=0.9)
+    del pair[0].summary["final_personal_accuracy"], pair[0].summary["best_personal_accuracy"]  # an older run
+    assert not any("personal" in label for label in as_rows(compare(pair)))
+    rows = as_rows(compare([*pair, personal]))
+    assert rows["personal accuracy, final"] == rows["personal accuracy, best"] == ["-", "-", "90%"]
+    for runs, expected in ((pair, ["", ""]), ([*pair, personal], ["", "", "0.9"])):
+        compare(runs).write_csv(tmp_path / "numbers.csv")
+        with (tmp_path / "numbers.csv").open(newline="") as file:
+            written = list(csv.DictReader(file))
+        for key in ("final_personal_accuracy", "best_personal_accuracy"):
+            assert [row[key] for row in written] == expected
+
+
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     runs = [make_run(tmp_path / folder) for folder in ("a/tiny", "b/tiny")]
     assert compare(runs).labels == ("tiny (a/tiny)", "tiny (b/tiny)")

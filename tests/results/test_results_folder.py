@@ -106,6 +106,8 @@ def test_summary_totals_and_ratios(tmp_path):
         "reason": None,
         "final_accuracy": 0.8,
         "best_accuracy": 0.8,
+        "final_personal_accuracy": None,
+        "best_personal_accuracy": None,
         "bytes_down": 4000,
         "bytes_up": 400,
         "flops": 8 * 10**9,
@@ -143,10 +145,12 @@ def test_summary_of_the_model_counts_parameters_and_not_buffers(tmp_path):
 
 def test_rounds_without_evaluation_do_not_count_as_accuracy(tmp_path):
     folder = RunFolder.create(tmp_path / "run", scenario())
-    for number, accuracy in enumerate((0.1, 0.9, 0.6, None)):
-        folder.on_round(round_of(number, accuracy=accuracy))
+    measured = ((0.1, None), (0.9, 0.75), (0.6, 0.95), (None, 0.5))
+    for number, (accuracy, personal) in enumerate(measured):
+        folder.on_round(round_of(number, accuracy=accuracy, personal_accuracy=personal))
     summary = load_run(finish(folder)).summary
     assert (summary["final_accuracy"], summary["best_accuracy"]) == (0.6, 0.9)
+    assert (summary["final_personal_accuracy"], summary["best_personal_accuracy"]) == (0.5, 0.95)
 
 
 def test_a_run_without_rounds_finishes(tmp_path):

@@ -75,8 +75,21 @@ def test_accuracy_on_the_clients_own_data_is_a_line_of_its_own():
     for record in records[1:]:
         record["client_accuracy"] = 0.4
     axes = pictures.accuracy_figure(records, "tiny").axes[0]
-    line = next(line for line in axes.lines if line.get_label() == "on the clients' held-out data")
+    line = next(
+        line for line in axes.lines if line.get_label() == "global model, on the clients' held-out data"
+    )
     assert list(line.get_xdata()) == [1, 2, 3]
+
+
+def test_personal_accuracy_is_dashed():
+    records = rounds(3)
+    for record in records[1:]:
+        record["personal_accuracy"] = 1.0
+    axes = pictures.accuracy_figure(records, "tiny").axes[0]
+    (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [1.0] * 3)
+    assert line.get_label() == "clients' own models, on their held-out data"
+    assert axes.get_ylim()[1] > 1
 
 
 def test_accuracy_of_a_run_without_evaluation_says_so():

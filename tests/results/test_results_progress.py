@@ -37,6 +37,12 @@ def test_a_round_without_evaluation_says_no_accuracy():
     assert "failed" not in stream.getvalue()
 
 
+def test_a_line_says_personal_accuracy_where_there_is_one():
+    stream = StringIO()
+    Progress(2, stream).on_round(round_of(1, personal_accuracy=0.625))
+    assert "accuracy 60%, personal 62.5%, density 25%" in stream.getvalue()
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
