@@ -32,7 +32,6 @@ from fedprune.sparsity.distributions import global_
 from fedprune.sparsity.growth import largest_pruned, layer_gradient, mean_squared_gradient, regrow
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prune_further
-from fedprune.sparsity.schedules import SCHEDULES
 from fedprune.training import Prepare, Trained, train
 from fedprune.wire import get_state, set_state
 
@@ -180,20 +179,6 @@ class Sparse(Client):
         )
         return RecordDict({"importance": importance_record(found), "metrics": metrics})
 
-    def epochs(self, purpose: str, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the shuffled batches of a round's local epochs."""
-        training = self.scenario.clients.training
-        generator = seeds.torch_generator(self.scenario.seed, purpose, server_round, self.number)
-        for _ in range(training.epochs):
-            yield from batches(
-                self.data.pictures,
-                self.data.train,
-                self.site.data.info,
-                training.batch_size,
-                generator=generator,
-                augment=self.scenario.data.augment,
-            )
-
     def with_growth(self, fit: Fit, order: Order, request: GrowthRequest) -> Fit:
         """Add the largest gradients of pruned weights, layer by layer, after training.
 
@@ -283,13 +268,6 @@ class Sparse(Client):
         if "proximal-mu" in order.config:
             return real(order.config, "proximal-mu")
         return self.scenario.clients.training.proximal_mu
-
-    def learning_rate(self, server_round: int) -> float:
-        """Return the learning rate of a round by the schedule over rounds."""
-        training, rounds = self.scenario.clients.training, self.scenario.rounds
-        start = training.optimizer.lr
-        progress = (server_round - 1) / rounds  # Below 1, or a schedule that ends at 0 wastes a round.
-        return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
 
 
 def up_to(steps: Iterable[tuple[Tensor, Tensor]], examples: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from fedprune import seeds
 from fedprune.errors import PluginError, RunError
 from fedprune.reports import Report
-from fedprune.wire import StateCodec
+from fedprune.wire import Codec
 
 State = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ class TrainReply:
         Its mean training loss.
     values : Tensor
         float32, shape (codec.size,): the state, flat under the codec's masks.
-    codec : StateCodec
+    codec : Codec
         How ``values`` is laid out.
     growth : Report
         The growth report by layer, where one was asked for.
@@ -54,16 +54,22 @@ class TrainReply:
         The reply itself.
     report : Any
         What the strategy's ``read`` made of what else it asked for.
+    held_out : int
+        Examples that the client held out and scored its trained model on; 0: none.
+    held_out_accuracy : float
+        Share of these that the trained model gets right, in [0, 1].
     """
 
     client: int
     weight: int
     loss: float
     values: Tensor
-    codec: StateCodec
+    codec: Codec
     growth: Report
     message: Message
     report: Any = None
+    held_out: int = 0
+    held_out_accuracy: float = 0.0
 
 
 class Aggregator(Protocol):
@@ -85,7 +91,7 @@ class WeightedMean:
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._weight = 0
-        self._codec: StateCodec | None = None
+        self._codec: Codec | None = None
 
     def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
         """Forget the last round."""
@@ -99,11 +105,15 @@ class WeightedMean:
         self._sum.add_(reply.values, alpha=reply.weight)
         self._weight += reply.weight
 
-    def finish(self) -> State:
-        """Return the mean."""
+    def mean(self) -> Tensor:
+        """Return the mean of the flat values, float32."""
         assert self._sum is not None
+        return (self._sum / self._weight).float()
+
+    def finish(self) -> State:
+        """Return the state that the mean stands for."""
         assert self._codec is not None
-        return self._codec.unflatten((self._sum / self._weight).float())
+        return self._codec.unflatten(self.mean())
 
 
 class OverlapMean:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -27,15 +27,17 @@ from fedprune import models, registry, seeds
 from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import forward_memory, optimizer_slots, step_memory
-from fedprune.data import ClientData, FederatedData
+from fedprune.data import ClientData, FederatedData, batches
 from fedprune.errors import FedpruneError, WireError
-from fedprune.evaluation import score
+from fedprune.evaluation import Score, score
 from fedprune.messages import arrays_of, config_of, payload, text, whole
 from fedprune.own_masks import with_own_masks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.schedules import SCHEDULES
 from fedprune.wire import (
     CODEC,
+    Codec,
     Layout,
     StateCodec,
     decode_masks,
@@ -133,7 +135,7 @@ class Order:
     round: int
     config: ConfigRecord
     masks: Masks
-    codec: StateCodec
+    codec: Codec
     values: Tensor
 
 
@@ -221,7 +223,11 @@ class Client(ABC):
         return RecordDict({"facts": facts})
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
-        """Train from what was sent; reply the trained values, the loss and what it cost."""
+        """Train from what was sent; reply the trained values, the loss and what it cost.
+
+        A client that holds out examples also replies its model's accuracy on them. That is a
+        measurement, as the server's evaluation is: no part of what training costs.
+        """
         order = self._receive(content, state)
         began = time.perf_counter()
         torch.manual_seed(seeds.derive(self.scenario.seed, "train", order.round, self.number))
@@ -249,7 +255,10 @@ class Client(ABC):
                 "train-seconds": time.perf_counter() - began,
             }
         )
-        arrays = self.site.codec(fit.masks).encode(fit.values, seed=seed)
+        if len(self.data.test):
+            personal = self.personal_score(order, fit)
+            metrics.update({"test-examples": personal.examples, "test-accuracy": personal.accuracy})
+        arrays = self.reply_codec(order.config, fit.masks).encode(fit.values, seed=seed)
         if fit.masks != order.masks:
             arrays = with_own_masks(arrays, fit.masks, order.masks)
             self._hold(fit.masks, state)
@@ -257,14 +266,17 @@ class Client(ABC):
         reply.update(fit.extra)
         return reply
 
+    def personal_score(self, order: Order, fit: Fit) -> Score:
+        """Score the model that came of training, before wire rounding, on this client's held-out examples."""
+        set_state(self.site.module, self.reply_codec(order.config, fit.masks).unflatten(fit.values))
+        return self._held_out_score()
+
     def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Evaluate what was sent on this client's held-out examples."""
         order = self._receive(content, state)
         began = time.perf_counter()
         examples, size = len(self.data.test), self.scenario.evaluation.batch_size
-        result = score(
-            self.site.module, self.data.pictures, self.data.test, self.site.data.info, batch_size=size
-        )
+        result = self._held_out_score()
         memory = forward_memory(self.site.cost, order.masks, min(size, max(examples, 1)))
         metrics = MetricRecord(
             {
@@ -278,16 +290,50 @@ class Client(ABC):
         )
         return RecordDict({"metrics": metrics})
 
+    def _held_out_score(self) -> Score:
+        """Score the model as it stands on this client's held-out examples."""
+        data, size = self.data, self.scenario.evaluation.batch_size
+        return score(self.site.module, data.pictures, data.test, self.site.data.info, batch_size=size)
+
     def _receive(self, content: RecordDict, state: RecordDict) -> Order:
         """Agree on the mask, decode the values and load them into the model."""
         config, arrays = config_of(content), arrays_of(content)
         if config.get("codec") != CODEC:
             raise WireError(f"the server speaks codec {config.get('codec')!r}, this client {CODEC!r}")
         masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
-        codec = self.site.codec(masks)
+        codec = self.codec_of(config, masks)
         values = codec.decode(arrays)
         set_state(self.site.module, codec.unflatten(values))
         return Order(whole(config, "round"), config, masks, codec, values)
+
+    def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
+        """Return how the state travels that is sent with a config, under masks."""
+        return self.site.codec(masks)
+
+    def reply_codec(self, config: ConfigRecord, masks: Masks) -> Codec:
+        """Return how the trained state travels in the reply to a message with a config."""
+        return self.codec_of(config, masks)
+
+    def epochs(self, purpose: str, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the shuffled batches of a round's local epochs."""
+        training = self.scenario.clients.training
+        generator = seeds.torch_generator(self.scenario.seed, purpose, server_round, self.number)
+        for _ in range(training.epochs):
+            yield from batches(
+                self.data.pictures,
+                self.data.train,
+                self.site.data.info,
+                training.batch_size,
+                generator=generator,
+                augment=self.scenario.data.augment,
+            )
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the learning rate of a round by the schedule over rounds."""
+        training, rounds = self.scenario.clients.training, self.scenario.rounds
+        start = training.optimizer.lr
+        progress = (server_round - 1) / rounds  # Below 1, or a schedule that ends at 0 wastes a round.
+        return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
 
     def _agree(self, version: str, sent: bytes | None, state: RecordDict) -> Masks:
         """Return the masks of a version: those just sent, or those kept; never any others."""

@@ -7,15 +7,18 @@ allows. Which method asks for what, and what becomes of the masks, is for strate
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord
+from torch import Tensor
 
 from fedprune.errors import WireError
-from fedprune.messages import real, whole
-from fedprune.sparsity.distributions import total_kept
-from fedprune.sparsity.masks import Masks
+from fedprune.messages import share, whole
+from fedprune.sparsity.distributions import kept_counts, total_kept, uniform
+from fedprune.sparsity.masks import Masks, highest
 from fedprune.wire import Layout, decode_masks, encode_masks, take_masks, with_masks
 
 
@@ -56,8 +59,8 @@ class AdjustRequest:
         """Read a request from a message's config; None where there is none."""
         if "adjust-share" not in config:
             return None
-        share, after = _share(config, "adjust-share"), _share(config, "adjust-after")
-        return cls(share, after, whole(config, "adjust-batches", least=1))
+        swapped, after = share(config, "adjust-share"), share(config, "adjust-after")
+        return cls(swapped, after, whole(config, "adjust-batches", least=1))
 
     def check(self, masks: Masks, sent: Masks) -> None:
         """Refuse masks in which a layer has another number of weights."""
@@ -99,7 +102,7 @@ class TicketRequest:
         if "ticket-share" not in config:
             return None
         keys = ("ticket-share", "ticket-accuracy", "ticket-density")
-        return cls(*(_share(config, key) for key in keys))
+        return cls(*(share(config, key) for key in keys))
 
     def next_density(self, masks: Masks) -> float:
         """Return the density of these masks after one more pruning."""
@@ -107,13 +110,99 @@ class TicketRequest:
 
     def check(self, masks: Masks, sent: Masks) -> None:
         """Refuse masks that keep a weight which was pruned, or not as many as one pruning leaves."""
-        for name, mask in sent.items():
-            if name in masks and (masks[name] & ~mask).any():
-                raise WireError(f"the own mask of {name!r} keeps a weight that was pruned")
+        _check_nested(masks, sent)
         shapes = {name: mask.shape for name, mask in sent.items()}
         found, expected = sum(masks.kept.values()), total_kept(shapes, self.next_density(sent))
         if found != expected:
             raise WireError(f"the own masks keep {found} weights, expected {expected}")
+
+
+@dataclass(frozen=True)
+class OneShotRequest:
+    """Prune once, to a density in every layer, by the scores that were just learned.
+
+    A client whose masks are at the density already keeps them.
+
+    Parameters
+    ----------
+    density : float
+        Share of each layer to keep, in (0, 1].
+    """
+
+    density: float
+
+    def config(self) -> dict[str, int | float]:
+        """Return the request as config values."""
+        return {"one-shot-density": self.density}
+
+    @classmethod
+    def of(cls, config: ConfigRecord) -> OneShotRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        return cls(share(config, "one-shot-density")) if "one-shot-density" in config else None
+
+    def masks(self, scores: Mapping[str, Tensor], sent: Masks) -> Masks:
+        """Return masks that keep the highest scores, of shape (kept,) by name, of what is kept."""
+        counts = self._counts(sent)
+        if counts == sent.kept:
+            return sent
+        chosen = {}
+        for name, mask in sent.items():
+            own = torch.zeros_like(mask)
+            own[mask] = highest(scores[name], counts[name], name)
+            chosen[name] = own
+        return Masks(chosen)
+
+    def check(self, masks: Masks, sent: Masks) -> None:
+        """Refuse masks that keep a weight which was pruned, or another number of weights."""
+        _check_nested(masks, sent)
+        for name, count in self._counts(sent).items():
+            if masks.kept[name] != count:
+                raise WireError(
+                    f"the own mask of {name!r} keeps {masks.kept[name]} weights, expected {count}"
+                )
+
+    def _counts(self, sent: Masks) -> dict[str, int]:
+        shapes = {name: mask.shape for name, mask in sent.items()}
+        counts = kept_counts(uniform(shapes, self.density, {}), shapes, self.density)
+        return {name: min(count, sent.kept[name]) for name, count in counts.items()}
+
+
+class Tickets:
+    """The masks that clients have made their own, and which weights any of them keeps.
+
+    Held are a few bits a weight for each client that has masks of its own, and a count a weight.
+
+    Parameters
+    ----------
+    whole : Masks
+        What every client starts from.
+    clients : int
+        How many there are.
+    """
+
+    def __init__(self, whole: Masks, clients: int) -> None:
+        self._whole = whole
+        self._shapes = {name: mask.shape for name, mask in whole.items()}
+        self._own: dict[int, bytes] = {}
+        self._holders = {name: torch.where(mask, clients, 0).to(torch.int32) for name, mask in whole.items()}
+
+    def of(self, number: int) -> Masks:
+        """Return a client's masks."""
+        if number not in self._own:
+            return self._whole
+        return decode_masks(self._own[number], self._shapes)
+
+    def note(self, number: int, masks: Masks) -> None:
+        """Note the masks that a client has made of those it had."""
+        before = self.of(number)
+        if masks != before:
+            for name, holders in self._holders.items():
+                holders += masks[name].int() - before[name].int()
+            self._own[number] = encode_masks(masks)
+
+    def union(self) -> Masks:
+        """Return the masks of the weights that any client keeps."""
+        return Masks({name: holders > 0 for name, holders in self._holders.items()})
 
 
 def with_own_masks(record: ArrayRecord, masks: Masks, sent: Masks) -> ArrayRecord:
@@ -144,8 +233,7 @@ def read_own_masks(
     return masks
 
 
-def _share(config: ConfigRecord, key: str) -> float:
-    value = real(config, key)
-    if not 0 <= value <= 1:
-        raise WireError(f"{key!r} is {value}, expected a number from 0 to 1")
-    return value
+def _check_nested(masks: Masks, sent: Masks) -> None:
+    for name, mask in sent.items():
+        if name in masks and (masks[name] & ~mask).any():
+            raise WireError(f"the own mask of {name!r} keeps a weight that was pruned")

@@ -9,6 +9,7 @@ subclass with options and a few hooks:
 - ``growth``: which layers may grow after a round; clients then report candidates.
 - ``mask_request``: how clients may move their own masks in a round.
 - ``masks_for``: under which masks a client is sent values, where each has its own.
+- ``supermasks``: how clients learn signs or masks of frozen weights, where they do.
 - ``configure_train``: what a round's messages ask for besides training.
 - ``read``: read, from a reply, what else was asked for.
 - ``observe``: look at each reply as it is aggregated.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -41,17 +42,20 @@ from fedprune.dense import DenseTwin
 from fedprune.errors import PluginError, RunError
 from fedprune.exchange import Exchange, Facts, listed
 from fedprune.federation import Federation
-from fedprune.messages import arrays_of, metrics_of, real, whole
+from fedprune.messages import arrays_of, metrics_of, real, share, whole
 from fedprune.own_masks import MaskRequest, read_own_masks
 from fedprune.reports import GrowthRequest, read_growth
 from fedprune.scenario import Scenario
-from fedprune.sparsity.criteria import needs_data
+from fedprune.sparsity.criteria import Criterion, needs_data
+from fedprune.sparsity.distributions import Distribution
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks, apply_masks
-from fedprune.sparsity.pruning import prunable
+from fedprune.sparsity.pruning import prunable, prune
+from fedprune.supermask import FrozenNetwork, LearningOptions, Supermasks, drawn_weights
 from fedprune.training import train
 from fedprune.wire import (
     CODEC,
+    Codec,
     Layout,
     StateCodec,
     get_state,
@@ -111,10 +115,12 @@ class PruningStrategy(Strategy):
         self.layout = Layout.of(federation.module)
         self.cost = ModelCost.of(federation.module, federation.info.input_shape)
         self.state: dict[str, Tensor] = get_state(federation.module)
+        self.initial = self.state
         self.masks = Masks()
-        self.codec = StateCodec(self.layout, self.masks, self.scenario.wire.values)
-        self.aggregator = aggregator or self._make_aggregator(
-            stock_aggregator(self.scenario, options.aggregator)
+        self.codec: Codec = StateCodec(self.layout, self.masks, self.scenario.wire.values)
+        stock = stock_aggregator(self.scenario, options.aggregator)
+        self.aggregator: Aggregator = aggregator or (
+            self.make_mean() if stock is None else flower_aggregator(federation, *stock)
         )
         if options.density < 1:
             prunable(self.module, options.keep)  # What it refuses is refused before anything runs.
@@ -126,10 +132,9 @@ class PruningStrategy(Strategy):
         self.request: GrowthRequest | None = None
         self.move: MaskRequest | None = None
 
-    def _make_aggregator(self, stock: tuple[type[Strategy], dict[str, Any]] | None) -> Aggregator:
-        if stock is None:
-            return self.mean()
-        return flower_aggregator(self.federation, *stock)
+    def make_mean(self) -> Aggregator:
+        """Return what averages replies where no stock Flower strategy does it; of the class ``mean``."""
+        return self.mean()
 
     @classmethod
     def mistakes(cls, scenario: Scenario, options: Any) -> Iterator[tuple[str, str]]:
@@ -150,6 +155,8 @@ class PruningStrategy(Strategy):
                 FlowerAggregator(*stock, (), scenario.seed)
         except PluginError as error:
             yield "aggregator", str(error)
+        if isinstance(options, LearningOptions):
+            yield from options.mistakes(scenario)
         if options.aggregator is not None and cls.mean is not WeightedMean:
             yield "aggregator", f"{cls.__name__} has an average of its own over the weights that clients keep"
 
@@ -182,6 +189,13 @@ class PruningStrategy(Strategy):
         What a client made of its masks is in ``reply.codec.masks`` when ``observe`` is called. The
         aggregated state is then left as the aggregator made it: ``update_masks`` has to put it
         under masks, with ``set_masks``.
+        """
+        return None
+
+    def supermasks(self) -> Supermasks | None:
+        """Return how clients learn signs or masks of frozen weights; None: they train weights.
+
+        It stays the same over a run. The weights are those that ``freeze`` puts into the state.
         """
         return None
 
@@ -226,7 +240,34 @@ class PruningStrategy(Strategy):
                 raise ValueError(f"mask of {name!r} has shape {tuple(mask.shape)}: {expected}")
         self.masks = masks
         self.state = apply_masks(self.state, masks)
-        self.codec = StateCodec(self.layout, masks, self.scenario.wire.values)
+        self.codec = self._new_codec(masks)
+
+    def draw(self) -> None:
+        """Put the weights that the seed of ``supermasks`` draws into the state and ``self.module``."""
+        settings = self.supermasks()
+        assert settings is not None
+        self.state = {**self.state, **drawn_weights(self.module, settings.seed)}
+        set_state(self.module, self.state)
+
+    def freeze(self, masks: Masks) -> None:
+        """Make ``masks`` the global ones and the frozen weights under them, as drawn, the state.
+
+        For a strategy with ``supermasks``.
+        """
+        self.set_masks(masks)
+        self.state = self.frozen(masks).state
+
+    @cached_property
+    def frozen(self) -> Callable[[Masks], FrozenNetwork]:
+        """Return the frozen weights under masks, for a strategy with ``supermasks``."""
+
+        @lru_cache(maxsize=4)
+        def make(masks: Masks) -> FrozenNetwork:
+            settings = self.supermasks()
+            assert settings is not None
+            return FrozenNetwork(self.module, self.initial, masks, settings)
+
+        return make
 
     def state_contents(
         self, server_round: int, config: Mapping[str, Any], arrays: ArrayRecord | None = None
@@ -240,10 +281,12 @@ class PruningStrategy(Strategy):
 
         def content_of(masks: Masks, values: ArrayRecord, holds: bool) -> RecordDict:
             own: dict[str, Any] = {"round": server_round, "mask-version": masks.version, "codec": CODEC}
+            if settings is not None:
+                own |= settings.config()
             with_all = values if holds else self.exchange.with_masks(values, masks)
             return RecordDict({"arrays": with_all, "config": ConfigRecord({**config, **own})})
 
-        shared_masks = self.masks
+        shared_masks, settings = self.masks, self.supermasks()
 
         @lru_cache(maxsize=2)
         def shared(holds: bool) -> RecordDict:
@@ -257,6 +300,45 @@ class PruningStrategy(Strategy):
             return content_of(masks, self.encode_state(server_round, self.codec_of(masks)), holds)
 
         return content
+
+    def pruned(
+        self,
+        criterion: str,
+        distribution: str | Distribution,
+        *,
+        iterations: int | None = None,
+        draw: int | None = None,
+    ) -> Masks:
+        """Return masks that prune what ``self.module`` holds to the target density.
+
+        Parameters
+        ----------
+        criterion : str
+            Its name; one that needs data is given the server's public examples.
+        distribution : str or Distribution
+            Its name, or one made on the way.
+        iterations : int, optional
+            Pruning steps; the criterion's own number where not given.
+        draw : int, optional
+            Which of several random draws this is.
+        """
+        scored_by: Criterion = registry.load("criterion", criterion, self.scenario.directory)
+        shared_out: Distribution = (
+            registry.load("distribution", distribution, self.scenario.directory)
+            if isinstance(distribution, str)
+            else distribution
+        )
+        return prune(
+            self.module,
+            prunable(self.module, self.options.keep),
+            criterion=scored_by,
+            distribution=shared_out,
+            density=self.options.density,
+            iterations=iterations,
+            input_shape=self.federation.info.input_shape,
+            batches=self.public_batches() if needs_data(scored_by) else (),
+            generator=seeds.torch_generator(self.scenario.seed, "prune", *(() if draw is None else (draw,))),
+        )
 
     def public_batches(self) -> list[tuple[Tensor, Tensor]]:
         """Return the server's public examples in batches of the clients' size; [] without any."""
@@ -285,17 +367,24 @@ class PruningStrategy(Strategy):
         train(module, public(), spec.optimizer, lr=spec.optimizer.lr, masks=self.masks)
         self.state = get_state(module)
 
-    def encode_state(self, server_round: int, codec: StateCodec | None = None) -> ArrayRecord:
+    def encode_state(self, server_round: int, codec: Codec | None = None) -> ArrayRecord:
         """Return the global state as it travels, under the global masks or those of another codec."""
         seed = seeds.derive(self.scenario.seed, "wire", server_round)
         codec = codec or self.codec
         return codec.encode(codec.flatten(self.state), seed=seed)
 
-    def codec_of(self, masks: Masks) -> StateCodec:
+    def codec_of(self, masks: Masks) -> Codec:
         """Return how the state travels under masks; the global ones have theirs ready."""
-        if masks == self.masks:
-            return self.codec
-        return StateCodec(self.layout, masks, self.scenario.wire.values)
+        return self.codec if masks == self.masks else self._new_codec(masks)
+
+    def reply_codec(self, masks: Masks) -> Codec:
+        """Return how a client's trained state travels under masks."""
+        return self.codec_of(masks) if self.supermasks() is None else self.frozen(masks).uplink
+
+    def _new_codec(self, masks: Masks) -> Codec:
+        if self.supermasks() is None or not masks:
+            return StateCodec(self.layout, masks, self.scenario.wire.values)
+        return self.frozen(masks).downlink
 
     # Flower's interface ------------------------------------------------------------------
 
@@ -308,8 +397,13 @@ class PruningStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate replies as they arrive; the new state is ``self.state``, under the masks."""
+        """Aggregate replies as they arrive; the new state is ``self.state``, under the masks.
+
+        The metrics are ``train-loss``, weighted by examples, and, where clients hold out examples,
+        ``personal-accuracy``, weighted by these.
+        """
         weight, loss = 0, 0.0
+        held_out, right = 0, 0.0
         for reply in self.exchange.accept(server_round, replies, partial(self._read_train, server_round)):
             self.aggregator.add(reply)
             if self.move is not None:
@@ -319,13 +413,18 @@ class PruningStrategy(Strategy):
             self.observe(server_round, reply)
             weight += reply.weight
             loss += reply.weight * reply.loss
+            held_out += reply.held_out
+            right += reply.held_out * reply.held_out_accuracy
         if weight == 0:
             return None, None
         self.state = self.aggregator.finish()
         if self.move is None:
             # An aggregator that knows no masks may move a pruned weight: it is put back to 0.
             self.state = apply_masks(self.state, self.masks)
-        return self.encode_state(server_round), MetricRecord({"train-loss": loss / weight})
+        metrics = MetricRecord({"train-loss": loss / weight})
+        if held_out:
+            metrics["personal-accuracy"] = right / held_out
+        return self.encode_state(server_round), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -340,7 +439,7 @@ class PruningStrategy(Strategy):
 
         def read(reply: Message) -> tuple[int, float]:
             metrics = metrics_of(reply.content)
-            return whole(metrics, "num-examples"), real(metrics, "accuracy")
+            return whole(metrics, "num-examples"), share(metrics, "accuracy")
 
         scores = list(self.exchange.accept(server_round, replies, read))
         examples = sum(count for count, _ in scores)
@@ -442,7 +541,8 @@ class PruningStrategy(Strategy):
             growth = read_growth(reply.content.array_records.get("growth"), self.request, self.masks)
         number, arrays = self.exchange.number_of(reply), arrays_of(reply.content)
         sent = self.masks_for(number)
-        codec = self.codec_of(read_own_masks(arrays, self.layout, sent, self.move) or sent)
+        codec = self.reply_codec(read_own_masks(arrays, self.layout, sent, self.move) or sent)
+        held_out, held_out_accuracy = _read_held_out(metrics)
         return TrainReply(
             client=number,
             weight=whole(metrics, "num-examples", least=1),
@@ -452,6 +552,8 @@ class PruningStrategy(Strategy):
             growth=growth,
             message=reply,
             report=self.read(server_round, reply),
+            held_out=held_out,
+            held_out_accuracy=held_out_accuracy,
         )
 
     def _start_round(self) -> None:
@@ -471,6 +573,9 @@ class PruningStrategy(Strategy):
             loss=score.loss if score else None,
             train_loss=real(train, "train-loss") if train else None,
             client_accuracy=real(clients, "accuracy") if clients else None,
+            personal_accuracy=real(train, "personal-accuracy")
+            if train and "personal-accuracy" in train
+            else None,
             density=self.masks.density,
             layer_densities=self.masks.densities(),
             wall_seconds=time.perf_counter() - self._began,
@@ -491,6 +596,13 @@ class PruningStrategy(Strategy):
         total = sum(self.exchange.failures.values())
         reasons = listed(self.exchange.failures)
         return f"round {server_round}: none of {total} clients gave a usable reply: {reasons}"
+
+
+def _read_held_out(metrics: MetricRecord) -> tuple[int, float]:
+    """Return how many examples a client scored its trained model on, and its accuracy; (0, 0.0) for none."""
+    if "test-examples" not in metrics and "test-accuracy" not in metrics:
+        return 0, 0.0
+    return whole(metrics, "test-examples", least=1), share(metrics, "test-accuracy")
 
 
 def plugin_mistakes(scenario: Scenario, option: str, kind: str, name: str) -> Iterator[tuple[str, str]]:

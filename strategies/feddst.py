@@ -13,12 +13,9 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune import registry, seeds
 from fedprune.aggregators import OverlapMean
 from fedprune.own_masks import AdjustRequest
-from fedprune.sparsity.criteria import random
 from fedprune.sparsity.masks import keep_highest
-from fedprune.sparsity.pruning import prunable, prune
 from fedprune.sparsity.schedules import cosine
 from fedprune.strategy import PruningStrategy
 
@@ -50,17 +47,7 @@ class FedDST(PruningStrategy):
 
     def prepare(self, grid: Grid) -> None:
         """Prune the initial model at random, by the layer distribution."""
-        options = self.options
-        masks = prune(
-            self.module,
-            prunable(self.module, options.keep),
-            criterion=random,
-            distribution=registry.load("distribution", options.distribution, self.scenario.directory),
-            density=options.density,
-            input_shape=self.federation.info.input_shape,
-            generator=seeds.torch_generator(self.scenario.seed, "prune"),
-        )
-        self.set_masks(masks)
+        self.set_masks(self.pruned("random", self.options.distribution))
 
     def mask_request(self, server_round: int) -> AdjustRequest | None:
         """Let clients swap a share of their weights, in a round with an adjustment."""

@@ -30,16 +30,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune import registry, seeds
 from fedprune.extrusion import ExtrusionRequest
 from fedprune.progressive import Adjustments
 from fedprune.reports import GrowthRequest
 from fedprune.scenario import Scenario
 from fedprune.sparsity.growth import swap_masks
-from fedprune.sparsity.pruning import prunable, prune
 from fedprune.sparsity.standardisation import centred_state, convolutions, standardised_state
 from fedprune.strategy import PruningStrategy
-from fedprune.wire import set_state
 
 
 class FedMef(PruningStrategy):
@@ -89,18 +86,8 @@ class FedMef(PruningStrategy):
 
         Pretrained weights are centred only: batch norm has statistics of their scale.
         """
-        options, directory = self.options, self.scenario.directory
-        set_state(self.module, self.state)
-        masks = prune(
-            self.module,
-            prunable(self.module, options.keep),
-            criterion=registry.load("criterion", options.criterion, directory),
-            distribution=registry.load("distribution", options.distribution, directory),
-            density=options.density,
-            input_shape=self.federation.info.input_shape,
-            batches=self.public_batches(),
-            generator=seeds.torch_generator(self.scenario.seed, "prune"),
-        )
+        options = self.options
+        masks = self.pruned(options.criterion, options.distribution)
         self.set_masks(masks)
         if options.standardise:
             standardise = centred_state if options.pretrain_epochs else standardised_state

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fedprune import batch_norm, registry, seeds
+from fedprune import batch_norm, seeds
 from fedprune.errors import RunError
 from fedprune.exchange import listed
 from fedprune.messages import metrics_of, real
@@ -28,7 +28,7 @@ from fedprune.scenario import Scenario
 from fedprune.sparsity.distributions import Distribution, Shapes, rescale
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
-from fedprune.sparsity.pruning import prunable, prune
+from fedprune.sparsity.pruning import prunable
 from fedprune.strategy import PruningStrategy, plugin_mistakes
 from fedprune.wire import CODEC, get_state, set_state
 
@@ -112,30 +112,21 @@ class FedTiny(PruningStrategy):
 
     def candidates(self) -> list[Masks]:
         """Return the pool: each base first as it is, then with perturbed layer densities."""
-        options, directory, seed = self.options, self.scenario.directory, self.scenario.seed
+        options, seed = self.options, self.scenario.seed
         count = options.candidates or max(2, round(0.1 / options.density))
-        names, public = prunable(self.module, options.keep), self.public_batches()
-        set_state(self.module, self.state)
+        names = prunable(self.module, options.keep)
         pool: list[Masks] = []
         for number in range(count if options.selection else 1):
             base = number % len(options.bases)
-            criterion, distribution = options.bases[base]
-            shares: Distribution = registry.load("distribution", distribution, directory)
+            criterion, named = options.bases[base]
+            distribution: str | Distribution = named
             if number > base:
                 factors = options.noise.factors(seeds.numpy_generator(seed, "candidate", number), len(names))
                 densities = pool[base].densities()
-                shares = proportional({n: densities[n] * f for n, f in zip(names, factors, strict=True)})
-            masks = prune(
-                self.module,
-                names,
-                criterion=registry.load("criterion", criterion, directory),
-                distribution=shares,
-                density=options.density,
-                input_shape=self.federation.info.input_shape,
-                batches=public,
-                generator=seeds.torch_generator(seed, "prune", number),
-            )
-            pool.append(masks)
+                distribution = proportional(
+                    {n: densities[n] * f for n, f in zip(names, factors, strict=True)}
+                )
+            pool.append(self.pruned(criterion, distribution, draw=number))
         return pool
 
     def loss_of_candidate(self, grid: Grid) -> float:

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune.aggregators import OverlapMean, TrainReply
-from fedprune.own_masks import TicketRequest
+from fedprune.own_masks import TicketRequest, Tickets
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import all_kept, prunable
 from fedprune.strategy import PruningStrategy
-from fedprune.wire import decode_masks, encode_masks
 
 
 class LotteryFL(PruningStrategy):
@@ -58,20 +56,11 @@ class LotteryFL(PruningStrategy):
     def prepare(self, grid: Grid) -> None:
         """Start with every client at the whole model."""
         self.set_masks(all_kept(self.module, prunable(self.module, self.options.keep)))
-        #: Masks of the clients that have pruned, as they travel: a few bits a weight.
-        self.tickets: dict[int, bytes] = {}
-        #: How many clients keep each weight.
-        self.holders = {
-            name: torch.full(mask.shape, len(self.clients), dtype=torch.int32)
-            for name, mask in self.masks.items()
-        }
-        self.whole = self.masks
+        self.tickets = Tickets(self.masks, len(self.clients))
 
     def masks_for(self, number: int) -> Masks:
         """Return the client's own masks."""
-        if number not in self.tickets:
-            return self.whole
-        return decode_masks(self.tickets[number], self.layout.shapes)
+        return self.tickets.of(number)
 
     def mask_request(self, server_round: int) -> TicketRequest:
         """Let every client prune whose accuracy is high enough."""
@@ -80,14 +69,10 @@ class LotteryFL(PruningStrategy):
 
     def observe(self, server_round: int, reply: TrainReply) -> None:
         """Keep the masks that a client has pruned."""
-        before, after = self.masks_for(reply.client), reply.codec.masks
-        if after != before:
-            for name, holders in self.holders.items():
-                holders -= (before[name] & ~after[name]).int()
-            self.tickets[reply.client] = encode_masks(after)
+        self.tickets.note(reply.client, reply.codec.masks)
 
     def update_masks(self, server_round: int) -> None:
         """The global model has every weight that any client keeps."""
-        masks = Masks({name: holders > 0 for name, holders in self.holders.items()})
+        masks = self.tickets.union()
         if masks != self.masks:
             self.set_masks(masks)

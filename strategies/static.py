@@ -10,8 +10,6 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune import registry, seeds
-from fedprune.sparsity.pruning import prunable, prune
 from fedprune.strategy import PruningStrategy
 
 
@@ -32,17 +30,5 @@ class Static(PruningStrategy):
 
     def prepare(self, grid: Grid) -> None:
         """Prune the initial model; criteria that need data use the server's public data."""
-        options, directory = self.options, self.scenario.directory
-        self.set_masks(
-            prune(
-                self.module,
-                prunable(self.module, options.keep),
-                criterion=registry.load("criterion", options.criterion, directory),
-                distribution=registry.load("distribution", options.distribution, directory),
-                density=options.density,
-                iterations=options.iterations,
-                input_shape=self.federation.info.input_shape,
-                batches=self.public_batches(),
-                generator=seeds.torch_generator(self.scenario.seed, "prune"),
-            )
-        )
+        options = self.options
+        self.set_masks(self.pruned(options.criterion, options.distribution, iterations=options.iterations))

@@ -1,7 +1,8 @@
 """The wire format: sparse state <-> ``ArrayRecord``, masks <-> bytes, and how long they are.
 
-`layout` says what a state is, `values` packs states into arrays, `masks` and `bits` code masks and
-sign masks, `size` counts the bytes of a message. When to send what is for the strategy and client.
+`layout` says what a state is, `values` packs states into arrays, `supermasks` those of networks with
+frozen weights, `masks` and `bits` code masks and other bits, `size` counts the bytes of a message. When
+to send what is for the strategy and client.
 """
 
 from __future__ import annotations
@@ -10,12 +11,23 @@ from fedprune.wire.bits import decode_bits, encode_bits
 from fedprune.wire.layout import Layout, get_state, set_state
 from fedprune.wire.masks import decode_masks, encode_masks
 from fedprune.wire.size import content_bytes
-from fedprune.wire.values import CODEC, StateCodec, ValueType, mask_bytes, take_masks, with_masks
+from fedprune.wire.supermasks import SupermaskCodec
+from fedprune.wire.values import (
+    CODEC,
+    Codec,
+    StateCodec,
+    ValueType,
+    mask_bytes,
+    take_masks,
+    with_masks,
+)
 
 __all__ = [
     "CODEC",
+    "Codec",
     "Layout",
     "StateCodec",
+    "SupermaskCodec",
     "ValueType",
     "content_bytes",
     "decode_bits",

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,34 @@ _NPY_PREFIX = len(_NPY_MAGIC) + 2  # and the length of the header, as a little-e
 _NPY_HEADER = re.compile(
     rb"\{'descr': '([<|][a-z]\d)', 'fortran_order': False, 'shape': \((\d{1,19}), ?(\d{0,19})\), \} *\n"
 )
+
+
+class Codec(Protocol):
+    """How states of one model travel under one set of masks; see `StateCodec` for the methods."""
+
+    masks: Masks
+    size: int
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of a masked weight on the wire."""
+
+    def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Return what travels of a state, float32 of shape (size,)."""
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return the state that flat values stand for."""
+
+    def add(
+        self, flat: Tensor, sums: Mapping[str, Tensor], weights: Mapping[str, Tensor], weight: int
+    ) -> None:
+        """Add a state to sums, where values are kept."""
+
+    def encode(self, flat: Tensor, *, seed: int = 0) -> ArrayRecord:
+        """Return flat values as a record."""
+
+    def decode(self, record: ArrayRecord) -> Tensor:
+        """Return the flat values of a record, checked."""
 
 
 class StateCodec:
@@ -112,7 +140,7 @@ class StateCodec:
         """
         self._layout.check(state)
         flat = torch.empty(self.size)
-        for name, part in self._parts(flat):
+        for name, part in self.parts(flat):
             dense = state[name].detach().reshape(-1).float()
             if name in self._positions:
                 torch.index_select(dense, 0, self._positions[name], out=part)
@@ -127,7 +155,7 @@ class StateCodec:
         """
         self._check_flat(flat)
         state = {}
-        for name, part in self._parts(flat):
+        for name, part in self.parts(flat):
             shape, dtype = self._layout.shapes[name], self._layout.dtypes[name]
             if name in self._positions:
                 dense = torch.zeros(shape.numel(), dtype=dtype)
@@ -145,7 +173,7 @@ class StateCodec:
         ``sums`` and ``weights`` are float64, of the layout's names and shapes; they are written to.
         """
         self._check_flat(flat)
-        for name, part in self._parts(flat):
+        for name, part in self.parts(flat):
             total, count, values = sums[name].view(-1), weights[name].view(-1), part.double()
             if name in self._positions:
                 total.index_add_(0, self._positions[name], values, alpha=weight)
@@ -207,7 +235,12 @@ class StateCodec:
         self._check_finite(flat)
         return flat
 
-    def _parts(self, flat: Tensor) -> list[tuple[str, Tensor]]:
+    def check(self, flat: Tensor) -> None:
+        """Raise a ``WireError`` unless ``flat`` is float32 of shape (size,), and finite."""
+        self._check_flat(flat)
+        self._check_finite(flat)
+
+    def parts(self, flat: Tensor) -> list[tuple[str, Tensor]]:
         """Return each tensor's name and its part of ``flat``, a view."""
         bounds = zip(self._offsets, self._offsets[1:], strict=False)
         return [(name, flat[start:end]) for name, (start, end) in zip(self._names, bounds, strict=True)]
@@ -236,7 +269,7 @@ class StateCodec:
         generator = torch.Generator().manual_seed(seed)
         codes = torch.empty(self.size, dtype=torch.int8)
         scales = torch.zeros(len(self._names), 2)
-        for row, (_, part), (_, code) in zip(scales, self._parts(flat), self._parts(codes), strict=True):
+        for row, (_, part), (_, code) in zip(scales, self.parts(flat), self.parts(codes), strict=True):
             if not part.numel():
                 continue
             low, high = (extreme.item() for extreme in part.aminmax())
@@ -250,7 +283,7 @@ class StateCodec:
 
     def _dequantise(self, codes: Tensor, scales: Tensor) -> Tensor:
         flat = codes.float()
-        for (_, part), (scale, zero) in zip(self._parts(flat), scales.tolist(), strict=True):
+        for (_, part), (scale, zero) in zip(self.parts(flat), scales.tolist(), strict=True):
             part.mul_(scale).add_(zero)
         return flat
 

@@ -18,7 +18,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "feddst": {"adjust_every": 1, "stop_adjusting_at": 3},
     "fedmef": {"adjust_every": 2, "stop_adjusting_at": 4},
     "fedtiny": {"adjust_every": 1, "stop_adjusting_at": 4, "candidates": 2},
+    "fedmask": {"keep_scores": True},
+    "fedpm": {"reset_every": 2},
     "gradual": {"end": 2, "regrow": True},
+    "hidenseek": {"keep_scores": True, "train_dense": True},
     "lotteryfl": {"accuracy_threshold": 0.05, "prune_step": 0.5},
     "prunefl": {"adjust_every": 1},
 }
@@ -60,3 +63,4 @@ def test_one_worker_and_two_give_the_same_bits(shared_ray: None, tmp_path: Path,
     states = one.model().state_dict(), two.model().state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert one.summary["clients_failed"] == 0
+    assert all(0 <= record["personal_accuracy"] <= 1 for record in one.rounds[1:])

@@ -1,0 +1,123 @@
+"""The supermask client: it learns signs, or a {0, 1} mask, of weights that stay as they were drawn.
+
+One way of training for HideNseek (arXiv 2206.04385), FedMask (Li et al., SenSys 2021) and FedPM (Isik
+et al., ICLR 2023): they differ in what a score stands for and in what the server makes of the replies.
+The frozen weights come from a seed; a reply holds one bit for each kept weight.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedprune.client import Client, Fit, Order, Site
+from fedprune.errors import WireError
+from fedprune.messages import payload
+from fedprune.own_masks import OneShotRequest
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.supermasks import MaskKind, Supermask, frozen_but, threshold
+from fedprune.supermask import FrozenNetwork, Supermasks
+from fedprune.training import train
+from fedprune.wire import Codec, SupermaskCodec, get_state
+
+
+class SupermaskClient(Client):
+    """Learns signs or a {0, 1} mask of frozen weights, by scores with a straight-through gradient."""
+
+    def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
+        """Return how the global state travels: a few bits a weight."""
+        return network(self.site, masks, Supermasks.of(config)).downlink
+
+    def reply_codec(self, config: ConfigRecord, masks: Masks) -> SupermaskCodec:
+        """Return how the reply travels: a bit a weight."""
+        return network(self.site, masks, Supermasks.of(config)).uplink
+
+    def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Train; keep the scores for the next time where that is asked for."""
+        self.kept = state.config_records.get("scores")
+        reply = super().train(content, state)
+        if self.kept is not None:
+            state["scores"] = self.kept
+        return reply
+
+    def fit(self, order: Order) -> Fit:
+        """Train the scores for ``clients.training.epochs`` epochs, on the weights as they were drawn.
+
+        On a device the scores are one value a weight besides those that a forward pass uses; weights that
+        do not share one magnitude a layer are another.
+        """
+        settings = Supermasks.of(order.config)
+        frozen = network(self.site, order.masks, settings)
+        module, learning, training = self.site.module, settings.learning, self.scenario.clients.training
+        with frozen_but(module, frozen.trained):
+            supermask = Supermask(
+                module,
+                order.masks,
+                {name: factor[order.masks[name]] for name, factor in frozen.factors.items()},
+                self.first_scores(order, settings),
+                kind=settings.mask,
+                straight_through=learning.straight_through,
+            )
+            batches = self.epochs("batches", order.round)
+            rate = self.learning_rate(order.round)
+            trained = train(supermask, batches, training.optimizer, lr=rate, masks=Masks())
+        masks = order.masks
+        if one_shot := OneShotRequest.of(order.config):
+            masks = one_shot.masks(supermask.scores, order.masks)
+        if learning.keep_scores:
+            left = [s[masks[name][order.masks[name]]] for name, s in supermask.scores.items()]
+            flat = torch.cat(left).numpy()
+            self.kept = ConfigRecord({"version": masks.version, "values": flat.tobytes()})
+        values = self.reply_codec(order.config, masks).flatten({**get_state(module), **supermask.weights()})
+        steps = -(-trained.examples_seen // training.batch_size)
+        return Fit(
+            values=values,
+            masks=masks,
+            loss=trained.loss,
+            examples_seen=trained.examples_seen,
+            extra_slots=1 + int(learning.init == "kaiming_normal"),
+            flops=2 * steps * sum(order.masks.kept.values()),  # A product forward, and one backward.
+        )
+
+    def first_scores(self, order: Order, settings: Supermasks) -> dict[str, Tensor]:
+        """Return the scores to start from, by name, of shape (kept,): those of the numbers sent.
+
+        Kept scores stay where what they stand for is what the federation sent.
+        """
+        assert isinstance(order.codec, SupermaskCodec)
+        numbers = order.codec.numbers(order.values)
+        bits = settings.learning.vote_bits
+        sent = {
+            name: scores_of(numbers[name], settings.mask, settings.learning.score_scale, bits)
+            for name in order.masks
+        }
+        if self.kept is None or self.kept.get("version") != order.masks.version:
+            return sent
+        flat = torch.frombuffer(bytearray(payload(self.kept, "values")), dtype=torch.float32)
+        if len(flat) != sum(order.masks.kept.values()):
+            raise WireError(f"client {self.number} kept {len(flat)} scores for another number of weights")
+        parts = flat.split([len(scores) for scores in sent.values()])
+        return {
+            name: torch.where(threshold(own, settings.mask) == threshold(start, settings.mask), own, start)
+            for (name, start), own in zip(sent.items(), parts, strict=True)
+        }
+
+
+def scores_of(numbers: Tensor, kind: MaskKind, scale: float, bits: int) -> Tensor:
+    """Return scores that stand for numbers, of their shape.
+
+    Those of signs in [-1, 1] are ``scale`` times the number, those of masks in [0, 1] lie as far from 0,
+    and those of chances in [0, 1] are their logits, half a step of the grid away from certainty.
+    """
+    if kind == "bernoulli":
+        return numbers.logit(eps=0.5 / 2**bits)
+    return scale * (numbers if kind == "sign" else 2 * numbers - 1)
+
+
+@lru_cache(maxsize=8)
+def network(site: Site, masks: Masks, settings: Supermasks) -> FrozenNetwork:
+    """Return the frozen weights under masks; the clients of a site mostly share them."""
+    return FrozenNetwork(site.module, site.initial, masks, settings)
