@@ -348,6 +348,17 @@ def test_a_shipped_scenario_loads_dumps_and_pickles(path: Path, tmp_path: Path) 
     assert scenario.name == path.stem
 
 
+def test_the_quickstarts_differ_in_the_strategy_alone() -> None:
+    tiny, static, dense = (
+        load_scenario(SHIPPED[0].with_name(f"quickstart{twin}.yaml")) for twin in ("", "-static", "-dense")
+    )
+    shared = tiny.model_dump(exclude={"name", "strategy"})
+    assert shared == static.model_dump(exclude={"name", "strategy"})
+    assert shared == dense.model_dump(exclude={"name", "strategy"})
+    assert len({quickstart.strategy.options["pretrain_epochs"] for quickstart in (tiny, static, dense)}) == 1
+    assert tiny.strategy.options["density"] == static.strategy.options["density"]
+
+
 def test_a_dump_has_every_value_that_counts_and_no_other(example: Path) -> None:
     dump = yaml.safe_load(load_scenario(example).to_yaml())
     assert dump["clients"]["training"]["batch_size"] == 32

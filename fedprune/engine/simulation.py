@@ -78,7 +78,7 @@ def run(
     Examples
     --------
     >>> run("scenarios/quickstart.yaml", rounds=2).summary["density"]  # doctest: +SKIP
-    0.05
+    0.02
     """
     plan = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, overrides)
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
