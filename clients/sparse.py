@@ -237,7 +237,8 @@ class Sparse(Client):
         order = self._receive(RecordDict({"arrays": candidate, "config": config_of(content)}), state)
         began = time.perf_counter()
         put_statistics(self.site.module, content.array_records.get("statistics"))
-        examples, size = len(self.data.train), self.scenario.evaluation.batch_size
+        # In batches of training's size: a forward pass then needs less memory than a training step.
+        examples, size = len(self.data.train), self.scenario.clients.training.batch_size
         result = score(
             self.site.module, self.data.pictures, self.data.train, self.site.data.info, batch_size=size
         )
