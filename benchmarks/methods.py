@@ -1,18 +1,22 @@
 """Every method under equal conditions: accuracy and costs, mean and deviation over seeds.
 
-    python benchmarks/methods.py [--density D ...] [--seeds N] [--rounds N] [--methods NAME ...]
-        [--pretrain EPOCHS] [--data DIR] [--set KEY=VALUE ...] [--out DIR]
+    python benchmarks/methods.py [--scenario FILE] [--density D ...] [--seeds N] [--rounds N]
+        [--methods NAME ...] [--until ACCURACY] [--pretrain EPOCHS] [--data DIR]
+        [--set KEY=VALUE ...] [--out DIR]
 
-All runs share the federation of scenarios/fedtiny-cifar10-small.yaml: the same partition, initial
-weights, pretraining, rounds and local work for a seed; only the strategy differs. A run that is there
-already, of the same scenario, is not repeated. The table (methods.md, methods.csv) and the picture of
-accuracy against each cost (methods.png) are written to --out.
+All runs share the federation of a scenario file, scenarios/fedtiny-cifar10-small.yaml where none is
+named: the same partition, initial weights, pretraining (where the server has data, and the method does
+not rewind to or freeze the initial weights), rounds and local work for a seed; only the strategy
+differs. A run that is there already, of the same scenario, is not repeated. The table (methods.md,
+methods.csv), the picture of accuracy against each cost (methods.png) and that of accuracy over rounds
+(curves.png) are written to --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import statistics
 import sys
@@ -27,14 +31,37 @@ import fedprune
 from fedprune import registry
 from fedprune.check import resolve
 from fedprune.errors import UserError
+from fedprune.results.pictures import log_axis
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario, load_scenario
 from fedprune.units import format_bytes, format_flops, format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
-SCENARIO = ROOT / "scenarios" / "fedtiny-cifar10-small.yaml"
+SMALL = ROOT / "scenarios" / "fedtiny-cifar10-small.yaml"
 DEFAULT_DATA = ROOT.parent / "shared" / "data" / "cifar10"
-COSTS = ("bytes_up", "bytes_down", "flops", "peak_memory_bytes", "device_seconds")
+REACHED = {
+    "best_accuracy": "best accuracy",
+    "final_accuracy": "final accuracy",
+    "best_personal_accuracy": "best personal",
+    "final_personal_accuracy": "final personal",
+}
+COSTS = {
+    "bytes_up": ("up", format_bytes),
+    "bytes_down": ("down", format_bytes),
+    "flops": ("FLOPs", format_flops),
+    "peak_memory_bytes": ("peak memory", format_bytes),
+    "device_seconds": ("device time", format_seconds),
+}
+UNTIL = {
+    "bytes until": ("bytes until", format_bytes),
+    "FLOPs until": ("FLOPs until", format_flops),
+    "device seconds until": ("device time until", format_seconds),
+}
+
+#: Scores have no scale of their own: these fit the learning rates of the scenarios.
+SUPERMASK = {"score_lr": 0.3, "keep_scores": True}
+#: Methods that do not start from the server's pretraining: they rewind to, or keep, the initial weights.
+UNTRAINED = ("lotteryfl", "hidenseek", "fedmask", "fedpm")
 
 
 def adjusting(rounds: int) -> dict[str, int]:
@@ -61,6 +88,10 @@ def methods(rounds: int) -> dict[str, dict[str, Any]]:
         "prunefl": {"name": "prunefl", "adjust_every": 2},
         "lotteryfl": {"name": "lotteryfl"},
         "fedmef": {"name": "fedmef", **adjust},
+        "hidenseek": {"name": "hidenseek", **SUPERMASK},
+        "hidenseek mean": {"name": "hidenseek", "aggregate": "mean", **SUPERMASK},
+        "fedmask": {"name": "fedmask", **SUPERMASK},
+        "fedpm": {"name": "fedpm", "score_lr": 30.0},
     }
 
 
@@ -71,13 +102,14 @@ def scenario(options: argparse.Namespace, strategy: dict[str, Any], density: flo
         key, _, value = assignment.partition("=")
         changes[key] = value
     changes["strategy"] = strategy if strategy["name"] == "fedavg" else {**strategy, "density": density}
-    if strategy["name"] != "lotteryfl":  # It rewinds to the initial weights.
-        changes["strategy.pretrain_epochs"] = options.pretrain
     if options.rounds:
         changes["rounds"] = options.rounds
-    if strategy["name"] == "lotteryfl":
-        changes["data.client_test_fraction"] = 0.1  # It prunes by the accuracy on held-out data.
-    return load_scenario(SCENARIO, changes)
+    plan = load_scenario(options.scenario, changes)
+    if plan.data.server_fraction > 0 and strategy["name"] not in UNTRAINED:
+        plan = plan.override(strategy__pretrain_epochs=options.pretrain)
+    if strategy["name"] == "lotteryfl" and plan.data.client_test_fraction == 0:
+        plan = plan.override(data__client_test_fraction=0.1)  # It prunes by the accuracy on held-out data.
+    return plan
 
 
 def run(plan: Scenario, folder: Path) -> Run:
@@ -91,7 +123,7 @@ def run(plan: Scenario, folder: Path) -> Run:
 
 def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing; return one row a method and density, with a list of values a column."""
-    rounds = options.rounds or load_scenario(SCENARIO).rounds
+    rounds = options.rounds or load_scenario(options.scenario).rounds
     known = registry.names("strategy")
     rows: list[dict[str, Any]] = []
     for label, strategy in methods(rounds).items():
@@ -106,10 +138,28 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
                     done = run(scenario(options, strategy, density, seed), folder)
                 except UserError as error:
                     sys.exit(f"{label}: {error}")
-                for key in ("best_accuracy", "final_accuracy", *COSTS):
-                    row.setdefault(key, []).append(done.summary[key])
+                for key in (*REACHED, *COSTS):
+                    row.setdefault(key, []).append(done.summary.get(key))
+                row.setdefault("kept", []).append(done.summary["density"])
+                row["curves"].append([record["accuracy"] for record in done.rounds])
+                for key, cost in until(done, options.until).items():
+                    row.setdefault(key, []).append(cost)
             rows.append(row)
     return rows
+
+
+def until(done: Run, accuracy: float | None) -> dict[str, float]:
+    """Return what a run cost up to the first round that reached an accuracy; nan where none did."""
+    if accuracy is None:
+        return {}
+    totals = dict.fromkeys(UNTIL, 0.0)
+    for record in done.rounds:
+        totals["bytes until"] += record["bytes_up"] + record["bytes_down"]
+        totals["device seconds until"] += record["device_seconds"]
+        totals["FLOPs until"] += record["flops"]
+        if (record["accuracy"] or 0) >= accuracy:
+            return totals
+    return dict.fromkeys(UNTIL, math.nan)
 
 
 def spread(values: list[float]) -> tuple[float, float]:
@@ -120,21 +170,21 @@ def spread(values: list[float]) -> tuple[float, float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table; costs are relative to dense FedAvg in brackets."""
     dense = next((row for row in rows if row["method"] == "fedavg"), None)
-    units = (format_bytes, format_bytes, format_flops, format_bytes, format_seconds)
-    lines = [
-        "| method | density | best accuracy | final accuracy "
-        "| up | down | FLOPs | peak memory | device time |",
-        "| --- " * 9 + "|",
-    ]
+    reached = {key: name for key, name in REACHED.items() if any(None not in row[key] for row in rows)}
+    costs = COSTS | {key: UNTIL[key] for key in UNTIL if any(key in row for row in rows)}
+    names = ["method", "density", *reached.values(), *(name for name, _ in costs.values())]
+    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
     for row in rows:
         cells = [row["method"], f"{row['density']:g}"]
-        for key in ("best_accuracy", "final_accuracy"):
+        if (kept := statistics.mean(row["kept"])) > 1.1 * row["density"]:
+            cells[1] += f" ({kept:.2g} reached)"
+        for key in reached:
             mean, deviation = spread(row[key])
             cells.append(f"{mean:.2%}" + (f" ± {deviation:.2%}" if len(row[key]) > 1 else ""))
-        for key, unit in zip(COSTS, units, strict=True):
+        for key, (_, unit) in costs.items():
             mean = statistics.mean(row[key])
-            part = f" ({mean / statistics.mean(dense[key]):.3f}x)" if dense else ""
-            cells.append(f"{unit(mean)}{part}")
+            part = f" ({mean / statistics.mean(dense[key]):.3g}x)" if dense else ""
+            cells.append("never" if math.isnan(mean) else f"{unit(mean)}{part}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -159,7 +209,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     markers = "osD^v<>"
     for axes, (name, cost) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         for row in rows:
-            mean, deviation = spread(row["best_accuracy"])
+            mean, deviation = spread(row["final_accuracy"])
             axes.errorbar(
                 cost(row),
                 100 * mean,
@@ -170,18 +220,49 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                 mfc="none" if labels.index(row["method"]) >= 10 else None,
                 label=f"{row['method']}, {row['density']:g}",
             )
-        axes.set_xscale("log")
+        log_axis(axes, [cost(row) for row in rows])
         axes.set_xlabel(name)
         axes.grid(alpha=0.3, which="both")
-    figure.axes[0].set_ylabel("best accuracy (%)")
+    figure.axes[0].set_ylabel("final accuracy (%)")
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right", fontsize=8, title="method, density")
+    figure.savefig(path, dpi=110)
+
+
+def curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy over rounds, the mean over seeds, a line a method and a panel a density."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    labels = list(dict.fromkeys(row["method"] for row in rows))
+    densities = sorted({row["density"] for row in rows if row["method"] != "fedavg"}, reverse=True)
+    figure = Figure(figsize=(6.5 * len(densities) + 2, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(densities), sharey=True, squeeze=False)[0]
+    for axes, density in zip(panels, densities, strict=True):
+        for row in rows:
+            if row["density"] not in (density, 1.0):
+                continue
+            number = labels.index(row["method"])
+            seeds = enumerate(zip(*row["curves"], strict=True))
+            means = {n: 100 * statistics.mean(values) for n, values in seeds if None not in values}
+            line = "--" if number >= 10 else "-"
+            axes.plot(*zip(*means.items(), strict=True), line, color=f"C{number % 10}", label=row["method"])
+        axes.set_title(f"density {density:g} (fedavg: 1)")
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy (%)")
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Run what is missing, print the table, write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", type=Path, default=SMALL, help="the federation to compare on")
+    parser.add_argument("--until", type=float, help="also say what it cost to reach this accuracy")
     parser.add_argument("--density", type=float, nargs="+", default=[0.05, 0.01])
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on")
     parser.add_argument("--rounds", type=int, help="rounds; the scenario's own where not given")
@@ -201,12 +282,13 @@ def main() -> None:
     (options.out / "methods.md").write_text(text + "\n", encoding="utf-8")
     with (options.out / "methods.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        keys = ("best_accuracy", "final_accuracy", *COSTS)
+        keys = [key for key in (*REACHED, *COSTS, *UNTIL) if key in rows[0]]
         writer.writerow(["method", "density", "seed", *keys])
         for row in rows:
             for seed in range(options.seeds):
                 writer.writerow([row["method"], row["density"], seed, *(row[key][seed] for key in keys)])
     picture(rows, options.out / "methods.png")
+    curves(rows, options.out / "curves.png")
 
 
 if __name__ == "__main__":
