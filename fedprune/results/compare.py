@@ -141,7 +141,6 @@ class Comparison:
         spent = [cost for curve in curves for cost, _ in curve if cost > 0]
         factor, unit = scale(quantity, max(spent, default=1.0))
         for place, (label, curve) in enumerate(zip(self.labels, curves, strict=True)):
-            # A logarithmic axis has no place for the untrained model, which has cost nothing.
             points = [(cost / factor, accuracy) for cost, accuracy in curve if cost > 0]
             if "peak_memory_bytes" in costs:
                 points = points[-1:]
@@ -214,14 +213,14 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _curve(rounds: Sequence[Record], costs: Sequence[str]) -> list[tuple[float, float]]:
-    """Return (what was spent so far, accuracy) of every evaluated round, in the order of rounds."""
+    """Return (what was spent so far, accuracy) of every evaluated round from the first on, in their order."""
     total = COSTS[costs[0]]
     each = (sum(float(record.get(cost) or 0) for cost in costs) for record in rounds)
     so_far = accumulate(each, lambda before, now: total((before, now)))
     return [
         (spent, record["accuracy"])
         for spent, record in zip(so_far, rounds, strict=True)
-        if record.get("accuracy") is not None
+        if record.get("accuracy") is not None and record["round"] > 0
     ]
 
 
