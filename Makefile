@@ -1,4 +1,4 @@
-# make demo: install, run three scenarios, compare them.   make test: install, run every test.
+# make demo: install, run four scenarios, compare them.   make test: install, run every test.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -22,11 +22,12 @@ $(VENV)/installed: pyproject.toml
 
 install: $(VENV)/installed  ## Create .venv and install fedprune into it
 
-demo: install  ## Run the quickstart, its static and its dense twin, and compare them
+demo: install  ## Run the quickstart and its twins (dense, static, HideNseek), and compare them
 	$(BIN)/fedprune run scenarios/quickstart-dense.yaml --out runs/quickstart-dense --overwrite
 	$(BIN)/fedprune run scenarios/quickstart-static.yaml --out runs/quickstart-static --overwrite
 	$(BIN)/fedprune run scenarios/quickstart.yaml --out runs/quickstart --overwrite
-	$(BIN)/fedprune compare runs/quickstart-dense runs/quickstart-static runs/quickstart
+	$(BIN)/fedprune run scenarios/hidenseek-digits.yaml --out runs/hidenseek-digits --overwrite
+	$(BIN)/fedprune compare runs/quickstart-dense runs/quickstart-static runs/quickstart runs/hidenseek-digits
 
 test: install  ## Run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -7,7 +7,7 @@ The frozen weights come from a seed; a reply holds one bit for each kept weight.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -61,9 +61,16 @@ class SupermaskClient(Client):
                 kind=settings.mask,
                 straight_through=learning.straight_through,
             )
-            batches = self.epochs("batches", order.round)
             rate = self.learning_rate(order.round)
-            trained = train(supermask, batches, training.optimizer, lr=rate, masks=Masks())
+            factor = (learning.score_lr or training.optimizer.lr) / training.optimizer.lr
+            trained = train(
+                supermask,
+                self.epochs("batches", order.round),
+                training.optimizer,
+                lr=rate,
+                masks=Masks(),
+                prepare=partial(set_score_rate, supermask, rate * factor),
+            )
         masks = order.masks
         if one_shot := OneShotRequest.of(order.config):
             masks = one_shot.masks(supermask.scores, order.masks)
@@ -71,8 +78,9 @@ class SupermaskClient(Client):
             left = [s[masks[name][order.masks[name]]] for name, s in supermask.scores.items()]
             flat = torch.cat(left).numpy()
             self.kept = ConfigRecord({"version": masks.version, "values": flat.tobytes()})
-        values = self.reply_codec(order.config, masks).flatten({**get_state(module), **supermask.weights()})
-        steps = -(-trained.examples_seen // training.batch_size)
+        learned = {name: weight.cpu() for name, weight in supermask.weights().items()}
+        values = self.reply_codec(order.config, masks).flatten({**get_state(module), **learned})
+        steps = training.epochs * -(-trained.examples_seen // (training.epochs * training.batch_size))
         return Fit(
             values=values,
             masks=masks,
@@ -80,12 +88,13 @@ class SupermaskClient(Client):
             examples_seen=trained.examples_seen,
             extra_slots=1 + int(learning.init == "kaiming_normal"),
             flops=2 * steps * sum(order.masks.kept.values()),  # A product forward, and one backward.
+            trained_under=order.masks,
         )
 
     def first_scores(self, order: Order, settings: Supermasks) -> dict[str, Tensor]:
         """Return the scores to start from, by name, of shape (kept,): those of the numbers sent.
 
-        Kept scores stay where what they stand for is what the federation sent.
+        Kept scores stay, and where they stand for something else than what was sent they change sign.
         """
         assert isinstance(order.codec, SupermaskCodec)
         numbers = order.codec.numbers(order.values)
@@ -101,9 +110,27 @@ class SupermaskClient(Client):
             raise WireError(f"client {self.number} kept {len(flat)} scores for another number of weights")
         parts = flat.split([len(scores) for scores in sent.values()])
         return {
-            name: torch.where(threshold(own, settings.mask) == threshold(start, settings.mask), own, start)
+            name: taken_over(own, start, settings.mask)
             for (name, start), own in zip(sent.items(), parts, strict=True)
         }
+
+
+def taken_over(own: Tensor, sent: Tensor, kind: MaskKind) -> Tensor:
+    """Return a client's own scores, those negated that stand for something else than the scores sent."""
+    same = threshold(own, kind) == threshold(sent, kind)
+    return torch.where(same, own, torch.where(own == 0, sent, -own))
+
+
+def set_score_rate(supermask: Supermask, rate: float, optimizer: torch.optim.Optimizer) -> None:
+    """Give the scores a learning rate of their own; all parameters are in the optimizer's one group."""
+    (group,) = optimizer.param_groups
+    scores = list(supermask.score_parameters)
+    of_scores = {id(parameter) for parameter in scores}
+    others = [parameter for parameter in group["params"] if id(parameter) not in of_scores]
+    group["params"] = scores
+    if others:
+        optimizer.add_param_group({"params": others, "lr": group["lr"]})
+    group["lr"] = rate
 
 
 def scores_of(numbers: Tensor, kind: MaskKind, scale: float, bits: int) -> Tensor:

@@ -149,7 +149,6 @@ class Fit:
         The trained state, float32, flat under ``masks``.
     masks : Masks
         The masks of ``values``; those of the order unless the client moved them, as it was asked to.
-        What training is taken to cost is by these.
     loss : float
         Mean training loss over all examples seen.
     examples_seen : int
@@ -164,6 +163,8 @@ class Fit:
         What the method computed besides training.
     activation_density : float
         Share that training kept of what layers save for the backward pass.
+    trained_under : Masks, optional
+        The masks that say what training cost, where these are not ``masks``.
     """
 
     values: Tensor
@@ -175,6 +176,7 @@ class Fit:
     buffer_bytes: int = 0
     flops: int = 0
     activation_density: float = 1.0
+    trained_under: Masks | None = None
 
 
 class Client(ABC):
@@ -235,15 +237,16 @@ class Client(ABC):
         training = self.scenario.clients.training
         slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum) + fit.extra_slots
         batch = min(training.batch_size, len(self.data.train))
+        trained_under = fit.trained_under or fit.masks
         memory = step_memory(
             self.site.cost,
-            fit.masks,
+            trained_under,
             batch,
             slots=slots,
             buffers=fit.buffer_bytes,
             activation_density=fit.activation_density,
         )
-        flops = self.site.cost.training_flops(fit.masks, fit.examples_seen) + fit.flops
+        flops = self.site.cost.training_flops(trained_under, fit.examples_seen) + fit.flops
         seed = seeds.derive(self.scenario.seed, "wire", order.round, self.number)
         metrics = MetricRecord(
             {

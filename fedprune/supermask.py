@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from flwr.app import ConfigRecord
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from fedprune.errors import WireError
+from fedprune.errors import UserError, WireError
 from fedprune.messages import text, whole
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks, apply_masks
@@ -44,11 +44,19 @@ class Learning(BaseModel):
     score_scale: float = Field(
         0.01,
         gt=0,
+        allow_inf_nan=False,
         description="Size of the scores that local training starts from; its ratio to the learning rate "
         "says how fast signs flip.",
     )
+    score_lr: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Learning rate of scores in the first round, from where it goes as the others do; "
+        "the optimizer's where not given.",
+    )
     keep_scores: bool = Field(
-        False, description="Whether a client keeps its scores, but where the federation's sign differs."
+        False, description="Whether a client keeps its scores, and takes over the signs that were flipped."
     )
     init: Literal["signed_constant", "kaiming_normal"] = Field(
         "signed_constant",
@@ -66,8 +74,21 @@ class LearningOptions(Learning):
     """What every strategy has whose clients learn supermasks, besides `PruningStrategy.Options`."""
 
     keep: tuple[str, ...] = Field(
-        (), strict=False, description="Frozen layers that learn nothing: name patterns, 'first' and 'last'."
+        (),
+        strict=False,
+        description="Layers without a supermask, frozen as drawn: name patterns, 'first' and 'last'. "
+        "With train_dense the last layer has none, and is trained.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_is_trained(cls, given: Any) -> Any:
+        """Leave the last layer out of the supermask where it is trained itself."""
+        if isinstance(given, dict) and given.get("train_dense") is True:
+            keep = given.get("keep", ())
+            if isinstance(keep, list | tuple) and "last" not in keep:
+                return {**given, "keep": [*keep, "last"]}
+        return given
 
     def mistakes(self, scenario: Scenario) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for what a network with frozen weights can't be trained with."""
@@ -79,10 +100,21 @@ class LearningOptions(Learning):
             yield "score_scale", "scores have no proximal term: set clients.training.proximal_mu: 0"
 
 
-class _Sent(Learning):
-    """The settings as they travel."""
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.split("_"))
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+class _Sent(Learning):
+    """The settings as they travel, under their initials: they are a part of every message."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        alias_generator=_initials,
+        populate_by_name=True,
+        loc_by_alias=False,
+    )
 
     mask: MaskKind = "sign"
 
@@ -109,7 +141,8 @@ class Supermasks:
         """Return the settings as config values."""
         own = {key: getattr(self.learning, key) for key in Learning.model_fields}
         sent = _Sent(mask=self.mask, **own)
-        return {"supermask": sent.model_dump_json(exclude_defaults=True), "weights-seed": self.seed}
+        told = sent.model_dump_json(exclude_defaults=True, by_alias=True)
+        return {"supermask": told, "weights-seed": self.seed}
 
     @classmethod
     def of(cls, config: ConfigRecord) -> Supermasks:
@@ -177,7 +210,8 @@ class FrozenNetwork:
     @cached_property
     def downlink(self) -> SupermaskCodec:
         """How the global state travels: ``vote_bits`` bits a weight."""
-        return self._codec(self.settings.learning.vote_bits)
+        bits = self.settings.learning.vote_bits
+        return self.uplink if bits == 1 else self._codec(bits)
 
     @property
     def _signs(self) -> bool:
@@ -204,7 +238,15 @@ class FrozenNetwork:
 
 
 def drawn_weights(module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Return the weights of a network's convolutions and linear layers as the seed draws them."""
+    """Return the weights of a network's convolutions and linear layers as the seed draws them.
+
+    Raises
+    ------
+    UserError
+        For a network whose layers share parameters: a state would have them twice, drawn and not.
+    """
+    if len(dict(module.named_parameters(remove_duplicate=False))) > len(list(module.parameters())):
+        raise UserError("layers of the model share a parameter, which no supermask can learn")
     shapes = {name: module.get_parameter(name).shape for name in prunable(module, ())}
     return dict(_drawn(tuple(shapes.items()), seed))
 

@@ -81,7 +81,7 @@ class FedPM(PruningStrategy):
         )
         criterion: str = Field("synflow", description="What scores a weight, at a density below 1.")
         distribution: str = Field("global", description="How much each layer keeps: uniform, erk or global.")
-        prior: float = Field(1.0, gt=0, description="Both parameters of the Beta prior.")
+        prior: float = Field(1.0, gt=0, allow_inf_nan=False, description="Both parameters of the Beta prior.")
         reset_every: int = Field(1, ge=1, description="Rounds from one reset of the posterior to the next.")
         vote_bits: int = Field(8, ge=1, le=16, description="Bits of a probability that the server sends.")
 

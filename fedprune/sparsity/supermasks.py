@@ -122,16 +122,16 @@ class Supermask(nn.Module):
         self._shapes = {name: mask.shape for name, mask in masks.items()}
         self._positions = {name: mask.reshape(-1).nonzero()[:, 0].to(device) for name, mask in masks.items()}
         self._frozen = {name: frozen[name].to(device) for name in masks}
-        self._scores = nn.ParameterList(scores[name].clone().to(device) for name in masks)
+        self.score_parameters = nn.ParameterList(scores[name].clone().to(device) for name in masks)
 
     @property
     def scores(self) -> dict[str, Tensor]:
         """The scores by name, on the CPU."""
-        return {name: s.detach().cpu() for name, s in zip(self._names, self._scores, strict=True)}
+        return {name: s.detach().cpu() for name, s in zip(self._names, self.score_parameters, strict=True)}
 
     def numbers(self) -> dict[str, Tensor]:
         """Return what the scores stand for now, by name, of shape (kept,); bernoulli draws anew."""
-        return {name: self._numbers(s) for name, s in zip(self._names, self._scores, strict=True)}
+        return {name: self._numbers(s) for name, s in zip(self._names, self.score_parameters, strict=True)}
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights that a forward pass uses; a gradient to them goes on to the scores."""

@@ -79,7 +79,8 @@ class SupermaskCodec:
     Raises
     ------
     WireError
-        For a mask whose tensor the layout does not have, or whose shape differs.
+        For no masks, a mask whose tensor the layout does not have or whose shape differs, or a frozen
+        weight that is 0.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class SupermaskCodec:
         sent: Collection[str],
         grid: Grid,
     ) -> None:
+        if not masks:
+            raise WireError("a supermask needs masks, and there are none")
         for name, mask in masks.items():
             if mask.shape != layout.shapes.get(name):
                 raise WireError(f"mask of {name!r} has shape {tuple(mask.shape)}, which the model does not")
