@@ -35,6 +35,7 @@ from fedprune.own_masks import with_own_masks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.schedules import SCHEDULES
+from fedprune.supermask import FrozenNetwork, Supermasks
 from fedprune.wire import (
     CODEC,
     Codec,
@@ -124,6 +125,16 @@ class Site:
         @lru_cache(maxsize=8)
         def make(masks: Masks) -> StateCodec:
             return StateCodec(self.layout, masks, self.scenario.wire.values)
+
+        return make
+
+    @cached_property
+    def frozen(self) -> Callable[[Masks, Supermasks], FrozenNetwork]:
+        """The frozen weights under masks, for clients that learn supermasks."""
+
+        @lru_cache(maxsize=8)
+        def make(masks: Masks, settings: Supermasks) -> FrozenNetwork:
+            return FrozenNetwork(self.module, self.initial, masks, settings)
 
         return make
 
