@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fedprune
 from fedprune import registry
@@ -25,6 +26,11 @@ def test_the_scenario_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "readme.yaml"
     path.write_text(blocks("yaml")[0], encoding="utf-8")
     check(load_scenario(path))
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.startswith("strategy:")])
+def test_the_strategies_shown_are_valid(block: str) -> None:
+    check(load_scenario(ROOT / "scenarios/quickstart.yaml", yaml.safe_load(block)))
 
 
 def test_the_error_message_is_the_one_shown() -> None:
