@@ -114,6 +114,12 @@ def test_validate_describes_what_would_run(plan, capsys):
         assert text in shown, text
 
 
+def test_validate_says_which_devices_there_are_once(plan, capsys):
+    kinds = "clients.devices={0: laptop, 1: laptop, 2: raspberry-pi-4, 3: laptop}"
+    assert main(["validate", str(plan), "--set", kinds]) == 0
+    assert "on laptop and raspberry-pi-4. " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "setting", ["clients.per_round=9", "strategy.name=nosuch", "model.name=cn", "rounds=0", "colour=1"]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from inprocess import federate, plan
 
-from fedprune import data
+from fedprune import data, registry
 from fedprune.costs.devices import profiles
 from fedprune.errors import UserError
 from fedprune.sizing import Fit, clients_of, devices_of, sizing
@@ -60,6 +60,39 @@ def test_a_fit_is_of_its_device():
     assert fit.fits == (fit.peak <= board.memory)
     assert (fit.density, fit.batch >= 16) == (1.0, True)
     assert not Fit(board, board.memory + 1, None, None).fits
+
+
+@pytest.mark.parametrize("name", sorted(registry.names("strategy")))
+def test_every_strategy_is_sized(name):
+    density = {} if name == "fedavg" else {"density": 0.5}
+    asked = sizing(plan(strategy={"name": name, **density}))
+    assert asked.density == density.get("density", 1.0)
+    assert asked.step.memory(asked.density, 2).total < asked.step.memory(1.0, 4).total
+
+
+LOOKS = '''\
+from torch import nn
+
+class Looks(nn.Module):
+    """A model that can't be traced without data."""
+
+    def __init__(self, input_shape, classes):
+        super().__init__()
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) * (2.0 if x.sum().item() > 0 else 1.0))
+'''
+
+
+def test_a_model_that_has_to_be_run_is_run_on_small_batches_only(tmp_path):
+    (tmp_path / "nets.py").write_text(LOOKS)
+    asked = sizing(plan(tmp_path, model={"name": "nets.py:Looks"}))
+    fit = asked.on(profiles()["laptop"])
+    # It has nothing to prune but its only layer, which is kept.
+    assert (fit.density, fit.batch, asked.most) == (1.0, 256, 256)
+    with pytest.raises(UserError, match="nothing is left to prune"):
+        sizing(plan(tmp_path, model={"name": "nets.py:Looks"}), density=0.5)
 
 
 def test_devices_are_the_profiles_and_what_a_scenario_has_besides(tmp_path):
