@@ -13,11 +13,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
+# In "compat" mode the checkout is a folder on the path: a script beside it, where Python takes the checkout's
+# folder for a package of the same name, still finds the package.
 # The stamp makes a second `make` install nothing; a change of what is to be installed makes it anew.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sim,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--config-settings editable_mode=compat --editable '.[sim,dev]'
 	@touch $@
 
 install: $(VENV)/installed  ## Create .venv and install fedprune into it

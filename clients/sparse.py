@@ -42,10 +42,7 @@ class Sparse(Client):
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
-        """Return what a step needs besides, by the weight of FedProx's term and the strategy's options.
-
-        FedProx's term needs the weights that training started from.
-        """
+        """Return what a step needs besides: FedProx's term the weights that training started from."""
         return Overhead(slots=int(proximal_mu > 0))
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:

@@ -8,21 +8,21 @@ The frozen weights come from a seed; a reply holds one bit for each kept weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedprune.client import Client, Fit, Order, Site
+from fedprune.client import Client, Fit, Order
 from fedprune.costs.memory import Overhead
 from fedprune.errors import WireError
 from fedprune.messages import payload
 from fedprune.own_masks import OneShotRequest
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.supermasks import MaskKind, Supermask, frozen_but, threshold
-from fedprune.supermask import FrozenNetwork, Learning, Supermasks
+from fedprune.supermask import Learning, Supermasks
 from fedprune.training import train
 from fedprune.wire import Codec, SupermaskCodec, get_state
 
@@ -37,11 +37,11 @@ class SupermaskClient(Client):
 
     def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
         """Return how the global state travels: a few bits a weight."""
-        return network(self.site, masks, Supermasks.of(config)).downlink
+        return self.site.frozen(masks, Supermasks.of(config)).downlink
 
     def reply_codec(self, config: ConfigRecord, masks: Masks) -> SupermaskCodec:
         """Return how the reply travels: a bit a weight."""
-        return network(self.site, masks, Supermasks.of(config)).uplink
+        return self.site.frozen(masks, Supermasks.of(config)).uplink
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Train; keep the scores for the next time where that is asked for."""
@@ -57,7 +57,7 @@ class SupermaskClient(Client):
         What that needs on a device besides the optimizer's state is in `slots`.
         """
         settings = Supermasks.of(order.config)
-        frozen = network(self.site, order.masks, settings)
+        frozen = self.site.frozen(order.masks, settings)
         module, learning, training = self.site.module, settings.learning, self.scenario.clients.training
         with frozen_but(module, frozen.trained):
             supermask = Supermask(
@@ -157,9 +157,3 @@ def scores_of(numbers: Tensor, kind: MaskKind, scale: float, bits: int) -> Tenso
     if kind == "bernoulli":
         return numbers.logit(eps=0.5 / 2**bits)
     return scale * (numbers if kind == "sign" else 2 * numbers - 1)
-
-
-@lru_cache(maxsize=8)
-def network(site: Site, masks: Masks, settings: Supermasks) -> FrozenNetwork:
-    """Return the frozen weights under masks; the clients of a site mostly share them."""
-    return FrozenNetwork(site.module, site.initial, masks, settings)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune import data, models, registry
+from fedprune.client import Client
 from fedprune.costs.devices import DeviceProfile, client_profiles, profiles
 from fedprune.costs.fit import TrainingStep, largest_batch, largest_density
 from fedprune.costs.flops import ModelCost
@@ -185,11 +186,8 @@ def _distribution(
 
 
 def _overhead(scenario: Scenario, strategy: Callable[..., Any], options: Mapping[str, Any]) -> Overhead:
-    """Return what the strategy's clients keep besides, as their class says; nothing where it does not say."""
-    client = registry.load("client", getattr(strategy, "client", "sparse"), scenario.directory)
-    if not hasattr(client, "overhead"):
-        return Overhead()
+    """Return what the strategy's clients keep besides, as their class says."""
+    client: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), scenario.directory)
     stock = options.get("aggregator")
     told = stock.get("proximal_mu", 0.0) if isinstance(stock, dict) else 0.0
-    overhead: Overhead = client.overhead(told or scenario.clients.training.proximal_mu, options)
-    return overhead
+    return client.overhead(told or scenario.clients.training.proximal_mu, options)

@@ -25,6 +25,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
+from math import isfinite
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -364,8 +365,12 @@ class PruningStrategy(Strategy):
                     augment=self.scenario.data.augment,
                 )
 
-        train(module, public(), spec.optimizer, lr=spec.optimizer.lr, masks=self.masks)
+        trained = train(module, public(), spec.optimizer, lr=spec.optimizer.lr, masks=self.masks)
         self.state = get_state(module)
+        if not (isfinite(trained.loss) and all(tensor.isfinite().all() for tensor in self.state.values())):
+            raise RunError(
+                f"pretraining diverged (loss {trained.loss:g}): lower clients.training.optimizer.lr"
+            )
 
     def encode_state(self, server_round: int, codec: Codec | None = None) -> ArrayRecord:
         """Return the global state as it travels, under the global masks or those of another codec."""

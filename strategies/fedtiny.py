@@ -62,7 +62,10 @@ class FedTiny(PruningStrategy):
         )
         selection: bool = Field(True, description="Whether clients choose among candidates.")
         candidates: int | None = Field(
-            None, ge=1, description="Size of the pool; round(0.1 / density), at least 2, where not given."
+            None,
+            ge=1,
+            le=1000,
+            description="Size of the pool; round(0.1 / density), at least 2, where not given.",
         )
         bases: tuple[Annotated[tuple[str, str], Field(strict=False)], ...] = Field(
             (("magnitude", "uniform"),),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,9 +60,12 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
             options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
         else:
             options["address"] = engine.ray_address
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             _knock(engine.ray_address or "")
             ray.init(**options)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in its place.
         except (OSError, ValueError, RuntimeError) as error:
             at = engine.ray_address
             message = f"engine.ray_address: no Ray cluster answers at {at!r}" if at else "Ray could not start"

@@ -178,8 +178,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for folder, times in Counter(run.directory.resolve() for run in runs).items():
         if times > 1:
             raise UserError(f"{folder}: given {times} times")
-    dense = (place for place, run in enumerate(runs) if run.summary.get("density") == 1)
+    dense = (place for place, run in enumerate(runs) if _is_dense(run))
     return Comparison(tuple(runs), _labels(runs), next(dense, None), _differences(runs))
+
+
+def _is_dense(run: Run) -> bool:
+    """Return whether a run kept every weight and sent every one: masks of frozen weights are far smaller."""
+    relative = run.summary.get("relative") or {}
+    return run.summary.get("density") == 1 and (relative.get("bytes_up") or 1) > 0.99
 
 
 def _labels(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -157,10 +157,14 @@ def running(plan: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_run_with_a_complete_folder_and_leaves_no_process(running, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
+def test_a_signal_ends_a_run_with_a_complete_folder_and_leaves_no_process(running, tmp_path, end):
     children = psutil.Process(running.pid).children(recursive=True)
     assert any("ray::" in child.name() or "Worker" in " ".join(child.cmdline()) for child in children)
-    os.killpg(running.pid, signal.SIGINT)
+    if end == signal.SIGINT:  # A terminal's Ctrl-C reaches every process of the group.
+        os.killpg(running.pid, end)
+    else:
+        running.send_signal(end)
     _, said = running.communicate(timeout=SLOW_START)
     assert running.returncode == 130
     assert said.splitlines() == [

@@ -93,6 +93,14 @@ def test_unequal_conditions_are_said(tmp_path):
     assert "seed, clients.training.batch_size" in compare(runs).notes()
 
 
+def test_masks_of_frozen_weights_are_no_dense_reference(tmp_path):
+    masks = make_run(tmp_path / "masks", density=1.0, changes={"name": "masks"})
+    masks.summary["relative"] = {"bytes_up": 0.03}
+    assert compare([masks]).reference is None
+    dense = make_run(tmp_path / "dense", density=1.0, changes={"name": "dense"})
+    assert compare([masks, dense]).reference == 1
+
+
 def test_no_run_is_refused():
     with pytest.raises(UserError, match="no run"):
         compare([])

@@ -523,6 +523,12 @@ def test_without_pretraining_it_starts_from_the_initial_weights():
     assert same_state(made.strategy.state, expected)
 
 
+def test_pretraining_that_diverges_ends_the_run_with_a_reason():
+    optimizer = {"name": "sgd", "lr": 1e30}
+    with pytest.raises(RunError, match="pretraining diverged"):
+        federate(plan(strategy={**TINY, "pretrain_epochs": 1}, clients__training__optimizer=optimizer))
+
+
 def test_pretraining_sees_public_data_alone_and_all_of_it():
     def state(epochs, blanked):
         strategy = {**TINY, "selection": False, "pretrain_epochs": epochs}
