@@ -7,7 +7,7 @@ zero. What it is asked for it does in all of the round's training, the growth re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedprune.client import Fit, Order
 from fedprune.clients.sparse import Sparse
+from fedprune.costs.memory import Overhead
 from fedprune.extrusion import Extrusion, ExtrusionRequest
 from fedprune.messages import real
 from fedprune.sparsity.activations import sparse_activations
@@ -26,6 +27,12 @@ from fedprune.training import Prepare, Trained
 
 class Extruding(Sparse):
     """Trains with pruned activations and centred filters, and extrudes what is about to be dropped."""
+
+    @classmethod
+    def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
+        """Return what a step needs besides; pruned activations need less."""
+        density = options.get("activation_density", 1.0)
+        return replace(super().overhead(proximal_mu, options), activation_density=density)
 
     def fit(self, order: Order) -> Fit:
         """Train as the sparse client does, with pruned activations.

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from fedprune import seeds
 from fedprune.batch_norm import collect_statistics, put_statistics, statistics_record
 from fedprune.client import Client, Fit, Order, UnknownMaskError
-from fedprune.costs.memory import forward_memory, step_memory
+from fedprune.costs.memory import Overhead, forward_memory, step_memory
 from fedprune.data import batches
 from fedprune.evaluation import score
 from fedprune.messages import arrays_of, config_of, real, text, whole
@@ -38,6 +39,11 @@ from fedprune.wire import get_state, set_state
 
 class Sparse(Client):
     """Trains the kept weights on the client's own examples (SGD or Adam, FedProx's term)."""
+
+    @classmethod
+    def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
+        """Return what a step needs besides: FedProx's term the weights that training started from."""
+        return Overhead(slots=int(proximal_mu > 0))
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Train, and let go of the candidate of an earlier query."""
@@ -89,7 +95,7 @@ class Sparse(Client):
             masks=masks,
             loss=loss / max(seen, 1) if len(trained) > 1 else trained[0].loss,
             examples_seen=seen,
-            extra_slots=int(self.proximal_mu(order) > 0),
+            extra_slots=self.overhead(self.proximal_mu(order), {}).slots,
         )
 
     def fit_and_adjust(self, order: Order, request: AdjustRequest) -> Fit:

@@ -7,25 +7,33 @@ The frozen weights come from a seed; a reply holds one bit for each kept weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedprune.client import Client, Fit, Order
+from fedprune.costs.memory import Overhead
 from fedprune.errors import WireError
 from fedprune.messages import payload
 from fedprune.own_masks import OneShotRequest
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.supermasks import MaskKind, Supermask, frozen_but, threshold
-from fedprune.supermask import Supermasks
+from fedprune.supermask import Learning, Supermasks
 from fedprune.training import train
 from fedprune.wire import Codec, SupermaskCodec, get_state
 
 
 class SupermaskClient(Client):
     """Learns signs or a {0, 1} mask of frozen weights, by scores with a straight-through gradient."""
+
+    @classmethod
+    def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
+        """Return what a step needs besides: `slots` for the frozen weights; there is no proximal term."""
+        return Overhead(slots=slots(options.get("init", Learning.model_fields["init"].default)))
 
     def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
         """Return how the global state travels: a few bits a weight."""
@@ -46,8 +54,7 @@ class SupermaskClient(Client):
     def fit(self, order: Order) -> Fit:
         """Train the scores for ``clients.training.epochs`` epochs, on the weights as they were drawn.
 
-        On a device the scores are one value a weight besides those that a forward pass uses; weights that
-        do not share one magnitude a layer are another.
+        What that needs on a device besides the optimizer's state is in `slots`.
         """
         settings = Supermasks.of(order.config)
         frozen = self.site.frozen(order.masks, settings)
@@ -86,7 +93,7 @@ class SupermaskClient(Client):
             masks=masks,
             loss=trained.loss,
             examples_seen=trained.examples_seen,
-            extra_slots=1 + int(learning.init == "kaiming_normal"),
+            extra_slots=slots(learning.init),
             flops=2 * steps * sum(order.masks.kept.values()),  # A product forward, and one backward.
             trained_under=order.masks,
         )
@@ -113,6 +120,14 @@ class SupermaskClient(Client):
             name: taken_over(own, start, settings.mask)
             for (name, start), own in zip(sent.items(), parts, strict=True)
         }
+
+
+def slots(init: str) -> int:
+    """Return how many values a weight training needs besides those that a forward pass uses.
+
+    The scores are one; weights as drawn, which do not share one magnitude a layer, are another.
+    """
+    return 1 + int(init == "kaiming_normal")
 
 
 def taken_over(own: Tensor, sent: Tensor, kind: MaskKind) -> Tensor:

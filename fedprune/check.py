@@ -117,7 +117,7 @@ def _data(scenario: Scenario) -> Iterator[_Mistake]:
 def _devices(scenario: Scenario) -> Iterator[_Mistake]:
     from fedprune.costs.devices import profiles
 
-    known = profiles()
+    known = profiles(scenario.clients.profiles)
     for number, device in enumerate(scenario.clients.devices):
         if device.profile is not None and device.profile not in known:
             hint = did_you_mean(device.profile, known)

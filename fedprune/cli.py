@@ -8,6 +8,7 @@ came of it. A mistake ends with one line and exit status 2, a fault of a run wit
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +31,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedprune.costs.devices import DeviceProfile
     from fedprune.results.run import Run
     from fedprune.scenario import Scenario
+    from fedprune.sizing import Fit
 
 _INTERRUPTED = 130
 
@@ -173,6 +176,48 @@ def list_names(
 
 
 @app.command()
+def devices(
+    scenario: Annotated[Path | None, typer.Argument(metavar="[SCENARIO]", hidden=True)] = None,
+    settings: Settings = None,
+    density: Annotated[
+        float | None, typer.Option(metavar="D", help="In place of the scenario's target density.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="In place of the scenario's batch.")] = None,
+) -> None:
+    """List device profiles, and what of SCENARIO fits each: peak memory, largest density and batch.
+
+    Without SCENARIO, a YAML file, the profiles alone.
+    """
+    console = _console()
+    if scenario is None:
+        from fedprune.costs.devices import profiles
+
+        if settings or density is not None or batch is not None:
+            raise UserError("name a SCENARIO: --set, --density and --batch say what of it is to fit")
+        print_devices(list(profiles().values()), console)
+        return
+    from fedprune.check import check
+    from fedprune.sizing import clients_of, devices_of, sizing
+
+    plan = _load(scenario, settings)
+    check(plan)
+    asked = sizing(plan, density, batch)
+    fits = [asked.on(device) for device in devices_of(plan)]
+    print_devices([fit.device for fit in fits], console, fits, asked.most)
+    clients = clients_of(plan)
+    fitting = sum(fits[0].peak <= client.memory for client in clients)
+    console.print(
+        f"A training step of {plan.name} at density {asked.density:g} in batches of {asked.batch} fits "
+        f"{fitting} of its {len(clients)} clients.\n"
+        "The largest density is at that batch, the largest batch at that density; the layers' densities are "
+        f"taken to be {asked.distribution}.\n"
+        "Not counted: what a method keeps in rounds that adjust masks, or before it reaches the density.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", hidden=True)],
     csv: Annotated[
@@ -200,7 +245,10 @@ def describe(plan: Scenario) -> str:
     """Return one paragraph on what a scenario would run."""
     clients, training, data = plan.clients, plan.clients.training, plan.data
     options = ", ".join(f"{key} {value}" for key, value in plan.strategy.options.items())
-    devices = " and ".join(device.profile or "a device of its own" for device in clients.devices)
+    kinds = dict.fromkeys(
+        device.profile or device.name or "a device of its own" for device in clients.devices
+    )
+    devices = f"the {len(kinds)} devices of the trace" if clients.trace else " and ".join(kinds)
     passes = "pass" if training.epochs == 1 else "passes"
     return (
         f"{plan.strategy.name}{f' ({options})' if options else ''} trains {plan.model.name} on {data.name}, "
@@ -239,6 +287,56 @@ def print_names(title: str, names: Mapping[str, str], console: Console) -> None:
     width = max(map(len, names), default=0)
     lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in names.items()]
     console.print("\n".join([f"{title}:", *(lines or ["  (none)"])]), markup=False, soft_wrap=True)
+
+
+def print_devices(
+    profiles: Sequence[DeviceProfile], console: Console, fits: Sequence[Fit] = (), most: int = 0
+) -> None:
+    """Print a row for each device and, where given, what fits it; batches were looked for up to ``most``."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedprune.units import format_byte_rate, format_bytes, format_flop_rate
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("device", no_wrap=True)
+    for head in ("memory", "compute", "down", "up", "online", "dropout"):
+        table.add_column(head, justify="right")
+    for head in ("peak memory", "fits", "largest density", "largest batch") if fits else ():
+        table.add_column(head, justify="right")
+    for place, profile in enumerate(profiles):
+        row = [
+            escape(profile.name),
+            format_bytes(profile.memory),
+            format_flop_rate(profile.compute),
+            format_byte_rate(profile.downlink),
+            format_byte_rate(profile.uplink),
+            f"{profile.availability:.0%}",
+            f"{profile.dropout:.0%}",
+        ]
+        if fits:
+            fit = fits[place]
+            row += [
+                format_bytes(fit.peak),
+                "yes" if fit.fits else "no",
+                "none" if fit.density is None else f"{floor_to(fit.density, 4):g}",
+                "none" if fit.batch is None else f"{fit.batch}{'+' if fit.batch == most else ''}",
+            ]
+        table.add_row(*row)
+    console.print(table)
+
+
+def floor_to(number: float, digits: int) -> float:
+    """Return a positive number cut to so many significant digits: what fits is never rounded up.
+
+    Examples
+    --------
+    >>> floor_to(0.0123456, 4), floor_to(0.99999, 4), floor_to(1.0, 4)
+    (0.01234, 0.9999, 1.0)
+    """
+    scale = 10.0 ** (digits - 1 - math.floor(math.log10(number)))
+    return math.floor(number * scale) / scale
 
 
 def _console() -> Console:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from fedprune import models, registry, seeds
 from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.memory import forward_memory, optimizer_slots, step_memory
+from fedprune.costs.memory import Overhead, forward_memory, optimizer_slots, step_memory
 from fedprune.data import ClientData, FederatedData, batches
 from fedprune.errors import FedpruneError, WireError
 from fedprune.evaluation import Score, score
@@ -202,6 +203,19 @@ class Client(ABC):
         self.scenario = site.scenario
         self.number = number
         self.data: ClientData = site.data.client(number)
+
+    @classmethod
+    def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
+        """Return what a training step needs besides a plain one, before any message: for predictions.
+
+        Parameters
+        ----------
+        proximal_mu : float
+            Weight of FedProx's term.
+        options : Mapping
+            Those of the strategy.
+        """
+        return Overhead()
 
     @abstractmethod
     def fit(self, order: Order) -> Fit:

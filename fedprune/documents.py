@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -20,6 +20,8 @@ from fedprune.errors import ScenarioError
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: ("clients", "devices", 0, "share")."""
+
+_T = TypeVar("_T")
 
 _INT = r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"
 _FLOAT = (
@@ -98,9 +100,13 @@ class Origin:
     overrides: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def complaint(self, key: KeyPath, message: str) -> str:
-        """Return one line: where the value at a key path came from, the key, and what is wrong with it."""
+        """Return one line: where the value at a key path came from, the key, and what is wrong with it.
+
+        A number in the path stands for a place in a list, or for a key of a mapping.
+        """
+        overrides = _by_words(self.overrides)
         for length in range(len(key), 0, -1):
-            label = self.overrides.get(key[:length])
+            label = overrides.get(_words(key[:length]))
             if label is not None:
                 parts = [label, dotted(key) if length < len(key) else ""]
                 break
@@ -110,10 +116,19 @@ class Origin:
 
     def _line(self, key: KeyPath) -> str:
         """Return "file:line" of a key, or of the innermost key around it that stands in the file."""
+        lines = _by_words(self.lines)
         for length in range(len(key), 0, -1):
-            if key[:length] in self.lines:
-                return f"{self.name}:{self.lines[key[:length]]}"
+            if (line := lines.get(_words(key[:length]))) is not None:
+                return f"{self.name}:{line}"
         return self.name
+
+
+def _words(key: KeyPath) -> tuple[str, ...]:
+    return tuple(map(str, key))
+
+
+def _by_words(found: Mapping[KeyPath, _T]) -> dict[tuple[str, ...], _T]:
+    return {_words(key): value for key, value in found.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Any], Origin]:
@@ -131,7 +146,7 @@ def read(path: Path) -> tuple[dict[str, Any], Origin]:
         mapping; the message has the file, the line and what would be right.
     """
     name = str(path)
-    text = _text(path)
+    text = read_text(path)
     lines: dict[KeyPath, int] = {}
     content = _compose(text, name, lines)
     if content is None:
@@ -143,8 +158,14 @@ def read(path: Path) -> tuple[dict[str, Any], Origin]:
     return content, Origin(name, lines)
 
 
-def _text(path: Path) -> str:
-    """Return the text of a file; say what else is there when it is none."""
+def read_text(path: Path) -> str:
+    """Return the text of a file; say what else is there when it is none.
+
+    Raises
+    ------
+    ScenarioError
+        Where the file is missing or cannot be read, or is not UTF-8.
+    """
     if path.is_dir():
         found = sorted(file.name for pattern in ("*.yaml", "*.yml") for file in path.glob(pattern))
         hint = f"name a file in it: {', '.join(found)}" if found else "it has no YAML files"
@@ -166,7 +187,7 @@ def _near_files(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f": its folder {folder} does not exist either"
-    files = [file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml")]
+    files = [file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml", path.suffix)]
     near = difflib.get_close_matches(path.name, files, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
 

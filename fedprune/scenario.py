@@ -1,8 +1,9 @@
 """The scenario: a federation described in one YAML file, as typed, validated, immutable models.
 
 Everything that a run depends on is a field here, with its unit and its range; a wrong value is refused
-before anything runs, with the file, the line and what would be right. Whether a named strategy, model,
-data set or device exists is not looked up here: `fedprune.check` does that.
+before anything runs, with the file, the line and what would be right. Files of devices are read with the
+scenario, which from then on holds what they say. Whether a named strategy, model, data set or device
+exists is not looked up here: `fedprune.check` does that.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
 from fedprune import documents
+from fedprune.device_files import ProfileEntry, read_profiles, read_trace
 from fedprune.documents import KeyPath, Origin
 from fedprune.errors import ScenarioError
-from fedprune.mistakes import explain, refuse
+from fedprune.mistakes import did_you_mean, explain, refuse, show
 from fedprune.units import ByteRate, Bytes, FlopRate
 
 _FILE_PLUGIN = re.compile(r".+\.py:\w+")
@@ -64,6 +68,38 @@ def _absolute_plugins(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, dict):
         return {key: _absolute_plugins(item, info) for key, item in value.items()}
     return value
+
+
+def _file(path: Path, info: ValidationInfo) -> Path:
+    """Make the path of a file that is read with the scenario absolute; refuse one that does not exist."""
+    absolute = _absolute_path(path, info)
+    if not absolute.is_file():
+        near = did_you_mean(absolute.name, (file.name for file in absolute.parent.glob("*")))
+        raise ValueError(f"{absolute} is no file{near or ': correct it'}")
+    return absolute
+
+
+def _list_of_devices(value: Any) -> Any:
+    """Return devices given as a mapping, client's number -> device, as the list of them."""
+    if not isinstance(value, dict):
+        return value
+    by_number: dict[int, Any] = {}
+    for key, device in value.items():
+        if not str(key).isdecimal():
+            raise ValueError(
+                f"{show(value)} is not a list of devices, nor a device for each client: {show(key)} is no "
+                "client's number; write for example {0: raspberry-pi-4, 1: laptop}"
+            )
+        if isinstance(device, dict) and (extra := device.keys() & {"share", "count"}):
+            raise ValueError(f"client {key} is one client: leave out {' and '.join(sorted(extra))}")
+        of_client = {"profile": device} if isinstance(device, str) else device
+        by_number[int(key)] = {**of_client, "count": 1} if isinstance(of_client, dict) else of_client
+    if missing := [number for number in range(len(by_number)) if number not in by_number]:
+        raise ValueError(
+            f"no device for client {missing[0]}: give one to every client from 0 on, or write a list with "
+            "shares or counts"
+        )
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def _number_or_auto(value: object) -> object:
@@ -320,13 +356,21 @@ class TrainingSpec(_Spec):
 
 
 class DeviceShare(_Spec):
-    """A kind of device, by a profile's name or by its numbers, and the share of clients that have it."""
+    """A kind of device, by a profile's name or by its numbers, and which part of the clients has it.
+
+    One whose profile stands in ``clients.profiles`` has the name and, from that file, the numbers.
+    """
 
     numbers: ClassVar = ("memory", "compute", "downlink", "uplink")
+    details: ClassVar = ("name", "joules_per_flop", "joules_per_byte")
 
     profile: str | None = Field(
         default=None,
-        description="Name of a built-in device profile such as raspberry-pi-4; instead of the numbers.",
+        description="Name of a device profile, a built-in one such as raspberry-pi-4 or one in the file "
+        "clients.profiles; instead of the numbers.",
+    )
+    name: str | None = Field(
+        default=None, min_length=1, description="How results call a device that is given by its numbers."
     )
     memory: Bytes | None = Field(default=None, description="Memory in bytes, or with a unit: 64 MiB.")
     compute: FlopRate | None = Field(
@@ -338,11 +382,38 @@ class DeviceShare(_Spec):
     uplink: ByteRate | None = Field(
         default=None, description="Sending rate in bytes per second, or with a unit: 5 Mbit/s."
     )
-    share: float = Field(default=1.0, gt=0, le=1, description="Share of the clients that have this device.")
+    joules_per_flop: float | None = Field(default=None, ge=0, description="Energy of a FLOP in joules.")
+    joules_per_byte: float | None = Field(
+        default=None, ge=0, description="Energy in joules of a byte that is sent or received."
+    )
+    availability: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Chance of being online in a round; the profile's, else 1, where not given.",
+    )
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Chance of vanishing inside a round; the profile's, else 0, where not given.",
+    )
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the clients that have this device; the seed says which.",
+    )
+    count: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of clients that have this device, in the order of their numbers; instead of the "
+        "share, for all devices.",
+    )
 
     @model_validator(mode="after")
     def _profile_or_numbers(self) -> Self:
-        given = [key for key in self.numbers if getattr(self, key) is not None]
+        given = [key for key in (*self.numbers, *self.details) if getattr(self, key) is not None]
         missing = [key for key in self.numbers if key not in given]
         if self.profile is not None and given:
             raise refuse(
@@ -352,11 +423,30 @@ class DeviceShare(_Spec):
             raise refuse(
                 missing[0], f"is missing: a device has a profile, or all of {', '.join(self.numbers)}"
             )
+        if self.count is not None and "share" in self.model_fields_set:
+            raise refuse("share", "is given beside count: give one of them")
         return self
 
+    def with_numbers(self, entries: Mapping[str, ProfileEntry]) -> DeviceShare:
+        """Return this device with the numbers of its profile where that is among the entries of a file."""
+        if self.profile is None or self.profile not in entries:
+            return self
+        own = {key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None}
+        numbers = entries[self.profile].numbers.model_dump(exclude_none=True)
+        # What was given stays known, and alone counts where the scenario is changed and read again.
+        return DeviceShare.model_construct(_fields_set=self.model_fields_set, **{**numbers, **own})
+
     @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if value is not None}
+    def _without_absent(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        written = {key: value for key, value in handler(self).items() if value is not None}
+        if self.count is not None:
+            written.pop("share", None)
+        if self.profile is not None and self.memory is not None and not info.exclude_unset:
+            # A dump of all values does without the file of profiles.
+            written["name"] = written.pop("profile")
+        return written
 
 
 class ClientsSpec(_Spec):
@@ -371,11 +461,58 @@ class ClientsSpec(_Spec):
     training: TrainingSpec = Field(
         default=TrainingSpec(), description="What a client does with its data in a round."
     )
-    devices: tuple[DeviceShare, ...] = Field(
+    profiles: Annotated[Path, AfterValidator(_file)] | None = Field(
+        default=None,
+        strict=False,
+        description="A YAML file with device profiles of your own, in the form of the built-in ones; "
+        "relative to the scenario's folder, or else to the working directory.",
+    )
+    trace: Annotated[Path, AfterValidator(_file)] | None = Field(
+        default=None,
+        strict=False,
+        description="A CSV file with a row for each client, instead of devices: the columns memory, compute, "
+        "downlink and uplink, and where wanted availability, dropout and name. Rows beyond the number of "
+        "clients are not used.",
+    )
+    devices: Annotated[
+        tuple[DeviceShare, ...],
+        BeforeValidator(
+            _list_of_devices,
+            json_schema_input_type=tuple[DeviceShare, ...] | dict[str, str | DeviceShare],
+        ),
+    ] = Field(
         default=(),
         strict=False,
-        description="The kinds of device that the clients have; their shares sum to 1.",
+        validate_default=True,
+        description="The devices that the clients have: a list of kinds with shares that sum to 1 or counts "
+        "that sum to the number of clients, or a mapping from every client's number, from 0, to a device.",
     )
+
+    @field_validator("devices", mode="after")
+    @classmethod
+    def _read_files(cls, devices: tuple[DeviceShare, ...], info: ValidationInfo) -> tuple[DeviceShare, ...]:
+        """Put in what the files say, so that a scenario does not need them any more."""
+        trace, profiles = info.data.get("trace"), info.data.get("profiles")
+        if trace is not None:
+            if devices:
+                raise ValueError("is given beside clients.trace: give the devices or the trace")
+            rows = read_trace(trace)[: info.data.get("count")]
+            return tuple(DeviceShare(**row, count=1) for row in rows)
+        if profiles is not None:
+            entries = read_profiles(profiles)
+            return tuple(device.with_numbers(entries) for device in devices)
+        return devices
+
+    @model_serializer(mode="wrap")
+    def _without_files(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        written = dict(handler(self))
+        if not info.exclude_unset:
+            # The devices hold what the files say.
+            for file in ("profiles", "trace"):
+                written.pop(file, None)
+        return written
 
     @model_validator(mode="before")
     @classmethod
@@ -392,10 +529,24 @@ class ClientsSpec(_Spec):
                 f"{self.per_round} clients a round, but clients.count is {self.count}: "
                 f"write at most {self.count}",
             )
-        total = sum(device.share for device in self.devices)
-        if self.devices and abs(total - 1) > 1e-6:
-            raise refuse("devices", f"the shares sum to {total:.6g}: change them so that they sum to 1")
+        if self.devices:
+            self._check_shares()
         return self
+
+    def _check_shares(self) -> None:
+        counts = [device.count for device in self.devices]
+        if None in counts:
+            if any(counts):
+                raise refuse("devices", "some have a count and some have not: give one to each, or shares")
+            total = sum(device.share for device in self.devices)
+            if abs(total - 1) > 1e-6:
+                raise refuse("devices", f"the shares sum to {total:.6g}: change them so that they sum to 1")
+        elif (clients := sum(filter(None, counts))) != self.count:
+            key, what = ("devices", "is for") if self.trace is None else ("trace", "has")
+            raise refuse(
+                key,
+                f"{what} {clients} clients, but clients.count is {self.count}: make them the same number",
+            )
 
 
 class WireSpec(_Spec):

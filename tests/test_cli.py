@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"fedprune {fedprune.__version__}\n"
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "validate", "schema", "list", "compare"):
+    for command in ("run", "validate", "schema", "list", "devices", "compare"):
         assert f"\n  {command} " in shown
 
 
@@ -113,6 +114,12 @@ def test_validate_describes_what_would_run(plan, capsys):
         assert text in shown, text
 
 
+def test_validate_says_which_devices_there_are_once(plan, capsys):
+    kinds = "clients.devices={0: laptop, 1: laptop, 2: raspberry-pi-4, 3: laptop}"
+    assert main(["validate", str(plan), "--set", kinds]) == 0
+    assert "on laptop and raspberry-pi-4. " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "setting", ["clients.per_round=9", "strategy.name=nosuch", "model.name=cn", "rounds=0", "colour=1"]
 )
@@ -141,6 +148,56 @@ def test_list_names_what_there_is_with_a_line_each(capsys):
     assert "magnitude" not in models
     assert main(["list", "colours"]) == 2
     assert "strategies, models" in capsys.readouterr().err
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """Return the rows of a printed table by their first cell."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_devices_lists_the_profiles_with_their_numbers(capsys):
+    assert main(["devices"]) == 0
+    table = cells(capsys.readouterr().out)
+    assert table["device"] == ["memory", "compute", "down", "up", "online", "dropout"]
+    assert table["raspberry-pi-4"] == ["3 GiB", "11.9 GFLOP/s", "79 Mbit/s", "34.9 Mbit/s", "100%", "2%"]
+    for arguments in (["--density", "0.1"], ["--batch", "4"], ["--set", "seed=1"]):
+        assert main(["devices", *arguments]) == 2
+        assert "name a SCENARIO" in capsys.readouterr().err
+
+
+def test_devices_says_what_of_a_scenario_fits(plan, capsys):
+    """The table's answers, asked for again: the density fits as it is printed, one example more does not."""
+    trace = plan.with_name("trace.csv")
+    rows = [
+        "name,memory,compute,downlink,uplink",
+        *["small,700 KiB,1e9,1e6,1e6"] * 3,
+        "tiny,64 KiB,1e9,1e6,1e6",
+    ]
+    trace.write_text("\n".join(rows))
+    static = "strategy={name: static, criterion: magnitude, distribution: erk, density: 0.5}"
+    asked = ["devices", str(plan), "--set", static, "--set", "clients.trace=trace.csv"]
+
+    def table(*more: str) -> dict[str, list[str]]:
+        assert main([*asked, *more]) == 0
+        return cells(capsys.readouterr().out)
+
+    first = table("--batch", "8")
+    assert first["device"][-4:] == ["peak memory", "fits", "largest density", "largest batch"]
+    assert first["tiny"][-3:] == ["no", "none", "none"]
+    for note in ("fits 3 of its 4 clients", "taken to be erk"):
+        assert any(note in row for row in first), note
+    *_, fits, density, batch = first["small"]
+    assert fits == "yes"
+    assert table("--batch", str(int(batch) + 1))["small"][-3] == "no"
+    assert 0.5 < float(density) < 1
+    assert table("--batch", "8", "--density", density)["small"][-3] == "yes"
+
+
+def test_devices_refuses_what_cannot_run(plan, capsys):
+    for arguments in (["--density", "0"], ["--batch", "0"], ["--set", "model.name=cn"]):
+        assert main(["devices", str(plan), *arguments]) == 2
+        assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

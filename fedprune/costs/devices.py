@@ -1,21 +1,22 @@
 """Device profiles: what hardware a client has, and which client has which.
 
 A profile is plain numbers in SI units. The built-in ones stand in ``profiles.yaml``, each number
-with its source. What to do with a client whose memory is too small is not decided here.
+with its source; a user's file of the same form
+adds others. What to do with a client whose memory is too small is not decided here.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from math import floor, isfinite
-
-import yaml
+from pathlib import Path
 
 from fedprune import seeds
+from fedprune.device_files import ProfileEntry, read_profiles
 from fedprune.errors import ScenarioError
 from fedprune.scenario import DeviceShare
 
@@ -60,39 +61,49 @@ class DeviceProfile:
     joules_per_byte: float | None = None
     availability: float = 1.0
     dropout: float = 0.0
-    source: str = ""
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("memory", "compute", "downlink", "uplink"):
-            value = getattr(self, field)
+        for key in ("memory", "compute", "downlink", "uplink"):
+            value = getattr(self, key)
             if not (isfinite(value) and value > 0):
-                raise ScenarioError(f"device {self.name!r}: {field} is {value}, expected a number above 0")
-        for field in ("availability", "dropout"):
-            if not 0 <= getattr(self, field) <= 1:
+                raise ScenarioError(f"device {self.name!r}: {key} is {value}, expected a number above 0")
+        for key in ("availability", "dropout"):
+            if not 0 <= getattr(self, key) <= 1:
                 raise ScenarioError(
-                    f"device {self.name!r}: {field} is {getattr(self, field)}, expected a chance from 0 to 1"
+                    f"device {self.name!r}: {key} is {getattr(self, key)}, expected a chance from 0 to 1"
                 )
-        for field in ("joules_per_flop", "joules_per_byte"):
-            value = getattr(self, field)
+        for key in ("joules_per_flop", "joules_per_byte"):
+            value = getattr(self, key)
             if value is not None and not (isfinite(value) and value >= 0):
-                raise ScenarioError(f"device {self.name!r}: {field} is {value}, expected 0 or more")
+                raise ScenarioError(f"device {self.name!r}: {key} is {value}, expected 0 or more")
 
 
 @cache
 def _built_in() -> dict[str, DeviceProfile]:
-    text = resources.files("fedprune.costs").joinpath("profiles.yaml").read_text(encoding="utf-8")
-    return {name: _read(name, entry) for name, entry in yaml.safe_load(text).items()}
+    with resources.as_file(resources.files("fedprune.costs").joinpath("profiles.yaml")) as path:
+        return _of_file(read_profiles(path))
 
 
-def _read(name: str, entry: dict[str, dict[str, object]]) -> DeviceProfile:
-    numbers = {key: item["value"] for key, item in entry.items() if key != "device"}
-    sources = "; ".join(f"{key}: {item['source']}" for key, item in entry.items() if key != "device")
-    return DeviceProfile(name=name, source=f"{entry['device']}. {sources}", **numbers)  # type: ignore[arg-type]
+def _of_file(entries: dict[str, ProfileEntry]) -> dict[str, DeviceProfile]:
+    return {
+        name: DeviceProfile(name=name, source=entry.source, **entry.numbers.model_dump())
+        for name, entry in entries.items()
+    }
 
 
-def profiles() -> dict[str, DeviceProfile]:
-    """Return the built-in profiles by name, from the weakest device to the strongest."""
-    return dict(_built_in())
+def profiles(file: Path | None = None) -> dict[str, DeviceProfile]:
+    """Return the built-in profiles by name, from the weakest device to the strongest, and those of a file.
+
+    A profile of the file takes the place of a built-in one of the same name.
+
+    Raises
+    ------
+    ScenarioError
+        Where the file can't be read or an entry is not right.
+    """
+    own = {} if file is None else _of_file(read_profiles(file))
+    return {**_built_in(), **own}
 
 
 def profile(name: str) -> DeviceProfile:
@@ -118,8 +129,12 @@ def resolve(
     compute: float | None = None,
     downlink: float | None = None,
     uplink: float | None = None,
+    joules_per_flop: float | None = None,
+    joules_per_byte: float | None = None,
+    availability: float | None = None,
+    dropout: float | None = None,
 ) -> DeviceProfile:
-    """Return a built-in profile by name, or one of one's own by its four numbers.
+    """Return a built-in profile by name, or one of one's own by at least its first four numbers.
 
     Parameters
     ----------
@@ -127,19 +142,25 @@ def resolve(
         A built-in profile; numbers given as well replace its own.
     label
         How a profile without a name is called.
-    memory, compute, downlink, uplink
-        Bytes, FLOP/s, bytes/s, bytes/s.
+    memory, compute, downlink, uplink, joules_per_flop, joules_per_byte, availability, dropout
+        As in `DeviceProfile`.
 
     Raises
     ------
     ScenarioError
         An unknown name, a number outside its range, or a number missing where no name is given.
     """
-    numbers = {"memory": memory, "compute": compute, "downlink": downlink, "uplink": uplink}
-    given = {key: value for key, value in numbers.items() if value is not None}
+    needed = {"memory": memory, "compute": compute, "downlink": downlink, "uplink": uplink}
+    details = {
+        "joules_per_flop": joules_per_flop,
+        "joules_per_byte": joules_per_byte,
+        "availability": availability,
+        "dropout": dropout,
+    }
+    given = {key: value for key, value in {**needed, **details}.items() if value is not None}
     if name is not None:
         return replace(profile(name), **given) if given else profile(name)  # type: ignore[arg-type]
-    if missing := [key for key in numbers if key not in given]:
+    if missing := [key for key in needed if key not in given]:
         raise ScenarioError(f"device {label!r} has no profile: it needs {', '.join(missing)} as well")
     return DeviceProfile(name=label, **given)  # type: ignore[arg-type]
 
@@ -147,8 +168,9 @@ def resolve(
 def client_profiles(shares: Sequence[DeviceShare], count: int, seed: int) -> list[DeviceProfile]:
     """Return the device of each client, by client number.
 
-    A device given by its numbers is called ``custom-1``, ``custom-2``, ... by its place among the
-    shares. Without any share, every client is a ``DEFAULT_PROFILE``.
+    Shares are dealt by the seed; counts go in the order of the clients' numbers. A device without a
+    name is called ``custom-1``, ``custom-2``, ... by its place in the list. Without any device in the
+    list, every client is a ``DEFAULT_PROFILE``.
 
     Raises
     ------
@@ -157,18 +179,26 @@ def client_profiles(shares: Sequence[DeviceShare], count: int, seed: int) -> lis
     """
     if not shares:
         return [profile(DEFAULT_PROFILE)] * count
-    kinds = [
-        resolve(
-            share.profile,
-            label=f"custom-{place}",
-            memory=share.memory,
-            compute=share.compute,
-            downlink=share.downlink,
-            uplink=share.uplink,
-        )
-        for place, share in enumerate(shares, start=1)
-    ]
+    kinds = [_of_share(share, f"custom-{place}") for place, share in enumerate(shares, start=1)]
+    if shares[0].count is not None:
+        return [kind for kind, share in zip(kinds, shares, strict=True) for _ in range(share.count or 0)]
     return [kinds[kind] for kind in assign([share.share for share in shares], count, seed)]
+
+
+def _of_share(share: DeviceShare, label: str) -> DeviceProfile:
+    has_numbers = share.memory is not None  # Its own, or those of a profile in the scenario's file.
+    return resolve(
+        None if has_numbers else share.profile,
+        label=share.profile or share.name or label,
+        memory=share.memory,
+        compute=share.compute,
+        downlink=share.downlink,
+        uplink=share.uplink,
+        joules_per_flop=share.joules_per_flop,
+        joules_per_byte=share.joules_per_byte,
+        availability=share.availability,
+        dropout=share.dropout,
+    )
 
 
 def assign(shares: Sequence[float], count: int, seed: int) -> list[int]:

@@ -9,6 +9,7 @@ optimizer is taken to update in place, one parameter after the other.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -96,12 +97,31 @@ def step_memory(
     activation_density
         Share that is kept of what layers save for the backward pass, by `sparse_activations`.
     """
+    return step_memory_of(
+        cost, masks.kept, batch, slots=slots, buffers=buffers, activation_density=activation_density
+    )
+
+
+def step_memory_of(
+    cost: ModelCost,
+    kept: Mapping[str, int],
+    batch: int,
+    *,
+    slots: int = 0,
+    buffers: int = 0,
+    activation_density: float = 1.0,
+) -> MemoryBreakdown:
+    """Predict the peak memory of one training step from how many weights are kept, which is all that counts.
+
+    ``kept`` has the number of kept weights of each pruned tensor, as ``Masks.kept``; the other
+    parameters are those of `step_memory`.
+    """
     step = step_tensors(cost, batch, activation_density)
     gradients = sum(
-        _kept(parameter, masks) * parameter.itemsize for parameter in cost.parameters if parameter.trained
+        _kept(parameter, kept) * parameter.itemsize for parameter in cost.parameters if parameter.trained
     )
     return MemoryBreakdown(
-        weights=_weights(cost, masks),
+        weights=_weights(cost, kept),
         gradients=gradients,
         optimizer=slots * gradients,
         batch_norm=cost.buffer_bytes,
@@ -118,7 +138,7 @@ def forward_memory(cost: ModelCost, masks: Masks, batch: int, *, buffers: int = 
     Parameters are those of `step_memory`.
     """
     return MemoryBreakdown(
-        weights=_weights(cost, masks),
+        weights=_weights(cost, masks.kept),
         gradients=0,
         optimizer=0,
         batch_norm=cost.buffer_bytes,
@@ -126,6 +146,22 @@ def forward_memory(cost: ModelCost, masks: Masks, batch: int, *, buffers: int = 
         workspace=_forward_workspace(cost, batch),
         buffers=buffers,
     )
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a way of training keeps for every step besides weights, gradients and the optimizer's state.
+
+    Parameters
+    ----------
+    slots
+        Values per kept, trained weight.
+    activation_density
+        Share that is kept of what layers save for the backward pass, by `sparse_activations`.
+    """
+
+    slots: int = 0
+    activation_density: float = 1.0
 
 
 def optimizer_slots(name: str, momentum: float = 0.0) -> int:
@@ -187,15 +223,15 @@ def _forward_workspace(cost: ModelCost, batch: int) -> int:
     return trace.peak_without(set())
 
 
-def _weights(cost: ModelCost, masks: Masks) -> int:
+def _weights(cost: ModelCost, kept: Mapping[str, int]) -> int:
     return sum(
-        stored_bytes(parameter.elements, _kept(parameter, masks), parameter.itemsize)
+        stored_bytes(parameter.elements, _kept(parameter, kept), parameter.itemsize)
         for parameter in cost.parameters
     )
 
 
-def _kept(parameter: ParameterCost, masks: Masks) -> int:
-    return masks.kept.get(parameter.name, parameter.elements)
+def _kept(parameter: ParameterCost, kept: Mapping[str, int]) -> int:
+    return kept.get(parameter.name, parameter.elements)
 
 
 class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ What the rest of fedprune uses is here; a source of a user's own needs ``Request
 """
 
 from fedprune.data.batches import AUGMENTATIONS, batches
-from fedprune.data.federated import load
+from fedprune.data.federated import describe, load
 from fedprune.data.pictures import ClientData, DataInfo, FederatedData, Pictures, Shares
 from fedprune.data.sources import SOURCES, Request, Source
 
@@ -20,5 +20,6 @@ __all__ = [
     "Shares",
     "Source",
     "batches",
+    "describe",
     "load",
 ]

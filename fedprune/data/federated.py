@@ -38,6 +38,20 @@ def load(scenario: Scenario) -> FederatedData:
     return FederatedData(_info(spec, source), source.train, source.test, public, train, test)
 
 
+def describe(scenario: Scenario) -> DataInfo:
+    """Return what pictures a scenario's data set has, of which as few as a source allows are read.
+
+    Raises
+    ------
+    DataError
+        Where the data can't be read.
+    PluginError
+        Where there is no data set of that name.
+    """
+    few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
+    return _info(few, _read(scenario.model_copy(update={"data": few})))
+
+
 def _read(scenario: Scenario) -> Source:
     spec = scenario.data
     path = None if spec.path is None else scenario.directory / spec.path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from importlib import resources
 
@@ -32,17 +33,23 @@ def test_every_number_of_the_file_has_its_source_and_says_what_kind_it_is():
         assert {"memory", "compute", "downlink", "uplink"} <= set(entry), name
         for key, item in entry.items():
             assert set(item) == {"value", "source"}, (name, key)
-            assert isinstance(item["value"], int | float), (name, key)
             assert item["source"].strip(), (name, key)
-        for key in ("memory", "compute"):
-            kind = entry[key]["source"].split()[0].rstrip(":")
-            assert kind in {"datasheet", "measured", "estimate"}, (name, key)
+        for key in ("memory", "compute", "availability", "dropout"):
+            kind = entry[key]["source"].split()[0].rstrip(":,")
+            assert kind in {"datasheet", "measured", "estimate", "assumed"}, (name, key)
+
+
+def test_the_profiles_that_the_plan_asks_for_are_there():
+    boards = {"raspberry-pi-zero-2-w", "raspberry-pi-4", "raspberry-pi-5", "jetson-orin-nano", "portenta-h7"}
+    assert boards | {"phone-low-end", "phone-high-end", "laptop"} <= profiles().keys()
 
 
 def test_profiles_are_in_si_units_of_a_plausible_size():
     for name, device in profiles().items():
         assert device.name == name
         assert MIB <= device.memory <= 2**37
+        assert 0 < device.availability <= 1
+        assert 0 <= device.dropout < 0.2
         assert 1e6 <= device.compute <= 1e13
         assert 1e4 <= device.uplink <= device.downlink <= 1e9
         assert device.joules_per_flop is None or 1e-13 < device.joules_per_flop < 1e-8
@@ -84,6 +91,22 @@ def test_clients_get_the_devices_of_the_scenario():
     names = [device.name for device in client_profiles(shares, 8, seed=1)]
     assert sorted(names) == ["custom-2"] * 2 + ["raspberry-pi-4"] * 6
     assert {device.name for device in client_profiles([], 3, seed=1)} == {DEFAULT_PROFILE}
+
+
+def test_counts_go_to_clients_in_the_order_of_their_numbers():
+    kinds = [DeviceShare(profile="laptop", count=2), DeviceShare(**NUMBERS, name="mine", count=3)]
+    for seed in range(3):
+        names = [device.name for device in client_profiles(kinds, 5, seed=seed)]
+        assert names == ["laptop"] * 2 + ["mine"] * 3
+
+
+def test_a_scenario_may_say_how_reliable_a_device_is():
+    shy = DeviceShare(profile="laptop", availability=0.1)
+    numbers = DeviceShare(**NUMBERS, dropout=0.5, joules_per_flop=1e-9)
+    assert client_profiles([shy], 1, 0) == [replace(profile("laptop"), availability=0.1)]
+    assert client_profiles([numbers], 1, 0) == [
+        DeviceProfile(name="custom-1", **NUMBERS, dropout=0.5, joules_per_flop=1e-9)
+    ]
 
 
 share_lists = st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any)
