@@ -164,7 +164,8 @@ def test_ctrl_c_ends_a_run_with_a_complete_folder_and_leaves_no_process(running,
     _, said = running.communicate(timeout=SLOW_START)
     assert running.returncode == 130
     assert said.splitlines() == [
-        f"the run folder {tmp_path / 'run'} holds the rounds that ended",
+        f"the run folder {tmp_path / 'run'} holds the rounds that ended; "
+        f"fedprune resume {tmp_path / 'run'} goes on with it",
         "interrupted",
     ]
     out = tmp_path / "run"
