@@ -276,7 +276,8 @@ def test_there_is_a_case_for_every_strategy():
 
 
 @pytest.mark.parametrize(
-    ("name", "server_round"), [*((name, 2) for name in STRATEGIES), ("fedtiny", 0), ("lotteryfl", 0)]
+    ("name", "server_round"),
+    [*((name, 2) for name in STRATEGIES), ("fedtiny", 0), ("lotteryfl", 0), ("static", 4)],
 )
 def test_a_strategy_goes_on_bit_for_bit_and_no_message_is_sent_again(tmp_path, name, server_round):
     scenario = small(
