@@ -18,9 +18,10 @@ _EXPORTS = {
     "load_scenario": "fedprune.scenario",
     "load_model": "fedprune.results.modelfile",
     "load_run": "fedprune.results.run",
+    "resume": "fedprune.engine.simulation",
     "run": "fedprune.engine.simulation",
 }
-__all__ = ["Scenario", "__version__", "load_model", "load_run", "load_scenario", "run"]
+__all__ = ["Scenario", "__version__", "load_model", "load_run", "load_scenario", "resume", "run"]
 
 
 def __getattr__(name: str) -> object:

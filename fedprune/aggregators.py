@@ -8,6 +8,7 @@ strategy makes of them.
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -84,8 +85,19 @@ class Aggregator(Protocol):
     def finish(self) -> State:
         """Return the new global state, float32; called after at least one reply."""
 
+    def memory(self) -> dict[str, Any]:
+        """Return what is kept from one round to the next, for a checkpoint; by default nothing.
 
-class WeightedMean:
+        See `PruningStrategy.memory`.
+        """
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take back what ``memory`` returned."""
+        return
+
+
+class WeightedMean(Aggregator):
     """The mean of the replies, weighted by examples (McMahan et al. 2017), in double precision."""
 
     def __init__(self) -> None:
@@ -116,7 +128,7 @@ class WeightedMean:
         return self._codec.unflatten(self.mean())
 
 
-class OverlapMean:
+class OverlapMean(Aggregator):
     """The mean of each weight over the clients that kept it, weighted by examples, in double precision.
 
     A weight that nobody kept has the value that it had. Where all clients have the same masks, and
@@ -144,7 +156,7 @@ class OverlapMean:
         }
 
 
-class FlowerAggregator:
+class FlowerAggregator(Aggregator):
     """A stock Flower strategy as the aggregator; it sees dense arrays by name, as in dense training.
 
     Its optimizer acts on the model's parameters. Buffers (batch-norm statistics) are averaged:
@@ -230,6 +242,28 @@ class FlowerAggregator:
             result[key] = after
         self._replies = []
         return result
+
+    def memory(self) -> dict[str, Any]:
+        """Return the strategy, pickled: whatever it keeps, such as moments, stands in its attributes.
+
+        Nothing else works for every stock strategy: none says what it keeps.
+
+        Raises
+        ------
+        RunError
+            For a strategy that cannot be pickled.
+        """
+        try:
+            return {"strategy": pickle.dumps(self.strategy)}
+        except Exception as error:  # An attribute's own way of being pickled may raise anything.
+            name = type(self.strategy).__name__
+            raise RunError(
+                f"{name} cannot be kept in a checkpoint: {error}; engine.checkpoint_every: 0 runs without"
+            ) from error
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take the strategy back."""
+        self.strategy = pickle.loads(memory["strategy"])
 
     @contextmanager
     def _working(self, purpose: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The `fedprune` command: run, validate, list and compare from a shell.
+"""The `fedprune` command: run, resume, validate, list and compare from a shell.
 
 A thin layer: each command reads its arguments, calls one function of the package and prints what
 came of it. A mistake ends with one line and exit status 2, a fault of a run with 1, Ctrl-C with
@@ -11,7 +11,8 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,6 +117,9 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Short for --set seed=N.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, where it was broken off.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Run SCENARIO, a YAML file, and write its run folder."""
@@ -123,13 +127,37 @@ def run(
 
     plan = _load(scenario, settings, {} if seed is None else {"seed": seed})
     folder = out if out is not None else Path("runs") / plan.name
+    with _endable(folder):
+        done = run_scenario(plan, out=folder, overwrite=overwrite, resume=resume, progress=not quiet)
+    print_summary(done, _console())
+
+
+@app.command("resume")
+def resume_run(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)],
+    settings: Settings = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Go on with the run in RUN_DIR from its newest checkpoint; --set may change keys under engine."""
+    from fedprune.engine.simulation import resume
+
+    with _endable(directory):
+        done = resume(directory, overrides=parse_settings(settings or ()), progress=not quiet)
+    print_summary(done, _console())
+
+
+@contextmanager
+def _endable(folder: Path) -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, and say then what is left of it."""
     signal.signal(signal.SIGTERM, _end)
     try:
-        done = run_scenario(plan, out=folder, overwrite=overwrite, progress=not quiet)
+        yield
     except KeyboardInterrupt:
-        print(f"the run folder {folder} holds the rounds that ended", file=sys.stderr)
+        from fedprune.engine.checkpoints import listed
+
+        more = f"; fedprune resume {folder} goes on with it" if listed(folder) else ""
+        print(f"the run folder {folder} holds the rounds that ended{more}", file=sys.stderr)
         raise
-    print_summary(done, _console())
 
 
 def _end(number: int, frame: object) -> None:

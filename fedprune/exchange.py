@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from heapq import merge
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
@@ -149,6 +149,22 @@ class Exchange:
         known.sort(key=self.number_of)
         for _ in self.accept(0, known, _read_facts):
             pass
+
+    def memory(self) -> dict[str, Any]:
+        """Return what is known of the clients, for a checkpoint: who they are and which masks they hold."""
+        held = {str(number): version for number, version in self._held.items()}
+        return {"clients": [asdict(facts) for facts in self.clients.values()], "held": held}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take back what ``memory`` returned, in the place of ``meet``.
+
+        The grid must have the clients under the node ids that they had.
+        """
+        for known in memory["clients"]:
+            facts = Facts(**{**known, "profile": DeviceProfile(**known["profile"])})
+            self.clients[facts.number] = facts
+        self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
+        self._held = {int(number): version for number, version in memory["held"].items()}
 
     def number_of(self, reply: Message) -> int:
         """Return the number of the client that a reply comes from."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
@@ -199,6 +199,15 @@ class Tickets:
             for name, holders in self._holders.items():
                 holders += masks[name].int() - before[name].int()
             self._own[number] = encode_masks(masks)
+
+    def memory(self) -> dict[str, Any]:
+        """Return the clients' own masks, for a checkpoint."""
+        return {str(number): payload for number, payload in self._own.items()}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take back what ``memory`` returned."""
+        for number, payload in memory.items():
+            self.note(int(number), decode_masks(payload, self._shapes))
 
     def union(self) -> Masks:
         """Return the masks of the weights that any client keeps."""

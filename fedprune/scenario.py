@@ -582,6 +582,11 @@ class EngineSpec(_Spec):
     timeout: float = Field(
         default=3600.0, gt=0, description="Longest time in seconds to wait for a client's reply."
     )
+    checkpoint_every: int = Field(
+        default=1,
+        ge=0,
+        description="Rounds from one checkpoint to the next, from which `fedprune resume` goes on; 0: never.",
+    )
 
 
 class Scenario(_Spec):

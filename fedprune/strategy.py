@@ -14,6 +14,7 @@ subclass with options and a few hooks:
 - ``read``: read, from a reply, what else was asked for.
 - ``observe``: look at each reply as it is aggregated.
 - ``update_masks``: after a round's aggregation; move the masks.
+- ``memory`` and ``recall``: what a checkpoint holds, where a method keeps more than state and masks.
 
 Used as it is, without hooks, it is FedAvg. Clients are known by their own number, which they tell
 at the start; Flower's node ids are random. So sampling, order and seeds are the same on any grid.
@@ -37,7 +38,7 @@ from torch import Tensor
 from fedprune import registry, seeds
 from fedprune.aggregators import Aggregator, FlowerAggregator, TrainReply, WeightedMean
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.ledger import RoundRecord
+from fedprune.costs.ledger import RoundRecord, Tally
 from fedprune.data import batches
 from fedprune.dense import DenseTwin
 from fedprune.errors import PluginError, RunError
@@ -118,6 +119,8 @@ class PruningStrategy(Strategy):
         self.state: dict[str, Tensor] = get_state(federation.module)
         self.initial = self.state
         self.masks = Masks()
+        #: The last round that ended; -1 before any has.
+        self.ended = -1
         self.codec: Codec = StateCodec(self.layout, self.masks, self.scenario.wire.values)
         stock = stock_aggregator(self.scenario, options.aggregator)
         self.aggregator: Aggregator = aggregator or (
@@ -216,6 +219,20 @@ class PruningStrategy(Strategy):
 
     def update_masks(self, server_round: int) -> None:
         """Move the masks after a round's aggregation, with ``set_masks``."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return what the method keeps from one round to the next, besides the global state and masks.
+
+        A checkpoint holds it: dictionaries with text as keys, lists, text, numbers, None, bytes and
+        tensors. What follows from the scenario and the round need not be in it.
+        """
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take back what ``memory`` returned; where a run is resumed, this takes the place of ``prepare``.
+
+        Clients, global state and masks are there again; tuples have become lists.
+        """
 
     # What methods use --------------------------------------------------------------------
 
@@ -391,6 +408,39 @@ class PruningStrategy(Strategy):
             return StateCodec(self.layout, masks, self.scenario.wire.values)
         return self.frozen(masks).downlink
 
+    # Checkpoints -------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that later rounds depend on, when a round has ended; nothing is copied.
+
+        A tree as ``memory`` describes it. What clients keep is for the grid.
+        """
+        return {
+            "round": self.ended,
+            "state": self.state,
+            "masks": self.masks,
+            "exchange": self.exchange.memory(),
+            "dense": self.dense.tally.totals(),
+            "aggregator": self.aggregator.memory(),
+            "method": self.memory(),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Be where a strategy of the same scenario was at its ``snapshot``; ``start`` then goes on.
+
+        Draws need no memory: each is seeded by the scenario's seed and the round.
+        """
+        self.ended = snapshot["round"]
+        self.exchange.recall(snapshot["exchange"])
+        self.layout.check(snapshot["state"])
+        self.state = snapshot["state"]
+        self.masks = Masks(snapshot["masks"])
+        self.codec = self._new_codec(self.masks)
+        self.dense.tally = Tally.of(snapshot["dense"])
+        self.dense_totals = self.dense.tally.totals()
+        self.aggregator.recall(snapshot["aggregator"])
+        self.recall(snapshot["method"])
+
     # Flower's interface ------------------------------------------------------------------
 
     def configure_train(
@@ -465,9 +515,10 @@ class PruningStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run the federation on a grid.
+        """Run the federation on a grid; after ``restore``, what is left of it.
 
-        All arguments but the grid default to what the scenario says.
+        All arguments but the grid default to what the scenario says. The result has the rounds that
+        were run here.
 
         Raises
         ------
@@ -479,17 +530,11 @@ class PruningStrategy(Strategy):
         if timeout is not None:
             self.exchange.timeout = timeout
         result = Result()
-        self._start_round()
-        self.exchange.meet(grid)
-        if initial_arrays is not None:
-            self.state = self.codec.unflatten(self.codec.decode(initial_arrays))
-        if self.options.pretrain_epochs:
-            self.pretrain(self.options.pretrain_epochs)
-        set_state(self.module, self.state)
-        self.prepare(grid)
-        self._end_round(0, None, None)
-        for server_round in range(1, self._rounds + 1):
+        if self.ended < 0:
+            self._begin(grid, initial_arrays)
+        for server_round in range(self.ended + 1, self._rounds + 1):
             self._start_round()
+            set_state(self.module, self.state)  # What a hook finds there must not depend on earlier rounds.
             train = train_config or ConfigRecord()
             messages = self.configure_train(server_round, self.encode_state(server_round), train, grid)
             arrays, metrics = self.aggregate_train(server_round, self.exchange.send(grid, messages))
@@ -518,6 +563,18 @@ class PruningStrategy(Strategy):
         return result
 
     # How it does it ----------------------------------------------------------------------
+
+    def _begin(self, grid: Grid, initial_arrays: ArrayRecord | None) -> None:
+        """Do what comes before training: round 0."""
+        self._start_round()
+        self.exchange.meet(grid)
+        if initial_arrays is not None:
+            self.state = self.codec.unflatten(self.codec.decode(initial_arrays))
+        if self.options.pretrain_epochs:
+            self.pretrain(self.options.pretrain_epochs)
+        set_state(self.module, self.state)
+        self.prepare(grid)
+        self._end_round(0, None, None)
 
     def _state_messages(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, message_type: str
@@ -593,6 +650,7 @@ class PruningStrategy(Strategy):
             device_seconds=self.exchange.tally.device_seconds,
         )
         self.dense_totals = self.dense.tally.totals()
+        self.ended = server_round
         for listener in self.federation.listeners:
             listener.on_round(record)
         return record

@@ -10,7 +10,8 @@ pretrained; what the server sends is the average rounded to ``vote_bits`` bits, 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from flwr.serverapp import Grid
 from pydantic import Field
@@ -47,6 +48,16 @@ class FedMask(PruningStrategy):
         self.draw()
         self.freeze(all_kept(self.module, prunable(self.module, self.options.keep)))
         self.tickets = Tickets(self.masks, len(self.clients))
+
+    def memory(self) -> dict[str, Any]:
+        """Return the clients' own masks."""
+        return self.tickets.memory()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take them back."""
+        whole = all_kept(self.module, prunable(self.module, self.options.keep))
+        self.tickets = Tickets(whole, len(self.clients))
+        self.tickets.recall(memory)
 
     def masks_for(self, number: int) -> Masks:
         """Return the client's own masks."""

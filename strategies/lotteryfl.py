@@ -10,7 +10,8 @@ stands in its own mask (``tickets``). ``evaluation.clients`` measures the person
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flwr.serverapp import Grid
 from pydantic import Field
@@ -57,6 +58,16 @@ class LotteryFL(PruningStrategy):
         """Start with every client at the whole model."""
         self.set_masks(all_kept(self.module, prunable(self.module, self.options.keep)))
         self.tickets = Tickets(self.masks, len(self.clients))
+
+    def memory(self) -> dict[str, Any]:
+        """Return the clients' own masks."""
+        return self.tickets.memory()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take them back."""
+        whole = all_kept(self.module, prunable(self.module, self.options.keep))
+        self.tickets = Tickets(whole, len(self.clients))
+        self.tickets.recall(memory)
 
     def masks_for(self, number: int) -> Masks:
         """Return the client's own masks."""

@@ -43,7 +43,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"fedprune {fedprune.__version__}\n"
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "validate", "schema", "list", "devices", "compare"):
+    for command in ("run", "resume", "validate", "schema", "list", "devices", "compare"):
         assert f"\n  {command} " in shown
 
 
@@ -66,7 +66,8 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--bad"], ["run"], ["nonsense"], ["run", "x.yaml", "--seed", "two"], ["compare"]]
+    "arguments",
+    [["--bad"], ["run"], ["nonsense"], ["run", "x.yaml", "--seed", "two"], ["resume"], ["compare"]],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     assert main(arguments) == 2

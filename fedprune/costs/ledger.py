@@ -7,6 +7,7 @@ whoever listens; the fields are those of ``clients.jsonl`` and ``rounds.jsonl``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +93,14 @@ class Tally:
         self.peak_memory_bytes = 0
         self.device_seconds = 0.0
         self._phase_seconds = 0.0
+
+    @classmethod
+    def of(cls, totals: Mapping[str, float]) -> Tally:
+        """Return the tally with these totals, as ``totals`` gives them, between two phases."""
+        tally = cls()
+        for name in tally.totals():
+            setattr(tally, name, totals[name])
+        return tally
 
     def add(
         self, *, bytes_down: int, bytes_up: int, flops: int, peak_memory_bytes: int, device_seconds: float

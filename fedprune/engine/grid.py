@@ -218,6 +218,20 @@ class RayGrid(Grid):
             ray.kill(worker.actor)
         self._workers = []
 
+    @property
+    def states(self) -> dict[int, bytes]:
+        """What each client keeps between messages, by node id, serialized as Flower does it.
+
+        Equal states are mostly the same object. May be set when no message is on its way: to that of
+        another grid with as many nodes.
+        """
+        return dict(self._states)
+
+    @states.setter
+    def states(self, states: Mapping[int, bytes]) -> None:
+        self._state_pool = {state: state for state in states.values()}
+        self._states = {node_id: self._state_pool[state] for node_id, state in states.items()}
+
     # Flower's interface ------------------------------------------------------------------
 
     def set_run(self, run: Run) -> None:

@@ -21,12 +21,14 @@ from fedprune.client import FederatedClientApp, Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
 from fedprune.determinism import deterministic, make_deterministic
+from fedprune.engine import checkpoints
+from fedprune.engine.checkpoints import Checkpoint
 from fedprune.engine.cluster import cluster
 from fedprune.engine.worker import one_line
-from fedprune.errors import FedpruneError
+from fedprune.errors import FedpruneError, UserError
 from fedprune.evaluation import Score, chunks, combine, score
 from fedprune.federation import Federation
-from fedprune.results.folder import RunFolder
+from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_folder, refuse_complete
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
@@ -43,6 +45,7 @@ def run(
     *,
     out: Path | str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
     overrides: Mapping[str, object] | None = None,
@@ -58,6 +61,9 @@ def run(
         The run folder; ``runs/<name>`` in the working directory where not given.
     overwrite : bool
         Replace a run in that folder.
+    resume : bool
+        Go on with the run in that folder from its newest checkpoint; run from the start where there is
+        neither a checkpoint nor a round of training. Listeners hear of the rounds that are left.
     progress : bool
         Show a progress bar, or a line a round where there is no terminal, on standard error.
     listeners : Sequence[Listener]
@@ -69,7 +75,8 @@ def run(
     Raises
     ------
     UserError
-        For a mistake in the scenario, the data or the folder; nothing has run then.
+        For a mistake in the scenario, the data or the folder; nothing has run then. So for a run that
+        is complete, or was of another scenario, where it is to be resumed.
     RunError
         When the run cannot go on; the run folder is complete up to the last round.
     KeyboardInterrupt
@@ -80,6 +87,8 @@ def run(
     >>> run("scenarios/quickstart.yaml", rounds=2).summary["density"]  # doctest: +SKIP
     0.02
     """
+    if overwrite and resume:
+        raise UserError("to overwrite a run and to resume it are two things: give one of them")
     plan = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, overrides)
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
     plan = resolve(plan)
@@ -90,7 +99,14 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(deterministic())
         strategy = make_strategy(plan, data, evaluation, heard)
-        folder = stack.enter_context(RunFolder.create(directory, plan, overwrite=overwrite))
+        checkpoint = _restored(strategy, directory) if resume else None
+        if checkpoint is None:
+            # A run that was killed before its first checkpoint leaves at most what came before training.
+            anew = overwrite or (resume and not holds_rounds(directory))
+            folder = stack.enter_context(RunFolder.create(directory, plan, overwrite=anew))
+        else:
+            folder = stack.enter_context(RunFolder.reopen(directory, plan, last_round=checkpoint.round))
+            checkpoints.discard_after(directory, checkpoint.round)
         if progress:
             heard.insert(0, stack.enter_context(Progress(plan.rounds)))
         heard.insert(0, folder)
@@ -105,9 +121,66 @@ def run(
                 gpus_per_worker=placement.gpus_per_worker,
                 same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
             ) as grid:
+                if checkpoint is not None:
+                    states = checkpoint.content["clients"]
+                    grid.states = {int(node): state for node, state in states.items()}
+                heard.append(checkpoints.Checkpoints(folder, lambda: _remembered(strategy, grid.states)))
                 evaluation.grid = grid
                 strategy.start(grid)
     return load_run(directory)
+
+
+def resume(
+    directory: Path | str,
+    /,
+    *,
+    progress: bool = True,
+    listeners: Sequence[Listener] = (),
+    overrides: Mapping[str, object] | None = None,
+) -> Run:
+    """Go on with a run that was broken off, from its newest checkpoint; see `run`.
+
+    It ends with the results, but for wall time, of a run that was never broken off. ``overrides``
+    may replace values under ``engine``.
+
+    Raises
+    ------
+    UserError
+        Besides what `run` raises, for a folder without a run or without a checkpoint.
+    """
+    directory = Path(directory)
+    if not is_run_folder(directory):
+        raise UserError(f"{directory}: not a run folder, so there is no run to resume")
+    refuse_complete(directory)
+    scenario = directory / SCENARIO
+    if not checkpoints.listed(directory):
+        again = f"fedprune run {scenario} --out {directory} --overwrite"
+        raise UserError(f"{directory}: has no checkpoint to resume from; to run it anew: {again}")
+    return run(
+        scenario, out=directory, resume=True, progress=progress, listeners=listeners, overrides=overrides
+    )
+
+
+def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
+    """Put a strategy where the newest checkpoint of a run folder was; return that, None without any."""
+    refuse_complete(directory)
+    checkpoint = checkpoints.newest(directory, strategy.scenario)
+    if checkpoint is not None:
+        try:
+            strategy.restore(checkpoint.content["strategy"])
+        except Exception as error:  # Whatever a strategy of a user's raises that is no longer what it was.
+            raise UserError(
+                f"{checkpoint.path}: does not fit the strategy as it is now: {one_line(error)}"
+            ) from error
+    return checkpoint
+
+
+def _remembered(strategy: PruningStrategy, states: Mapping[int, bytes]) -> dict[str, Any]:
+    """Return what a checkpoint holds: the strategy's part, and what each client keeps, by node id."""
+    return {
+        "strategy": strategy.snapshot(),
+        "clients": {str(node): state for node, state in states.items()},
+    }
 
 
 def make_strategy(

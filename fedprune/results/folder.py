@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata, util
@@ -52,6 +53,25 @@ def is_run_folder(directory: Path) -> bool:
             return file.readline().rstrip("\n") == _SIGNATURE
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def refuse_complete(directory: Path) -> None:
+    """Raise a ``UserError`` where a folder holds a run that has come to its end."""
+    if _is_complete(directory):
+        raise UserError(f"{directory}: the run is complete; there is nothing left to resume")
+
+
+def _is_complete(directory: Path) -> bool:
+    try:
+        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and summary.get("status") == "complete"
+
+
+def holds_rounds(directory: Path) -> bool:
+    """Say whether a folder holds the records of a round of training; round 0 is what came before."""
+    return any(record["round"] > 0 for record in records.read_lines(directory / ROUNDS))
 
 
 class RunFolder:
@@ -99,18 +119,26 @@ class RunFolder:
         Raises
         ------
         UserError
-            Where the folder is not a run's, or its records end before ``last_round``.
+            Where the folder is not a run's, another run is writing there, the run is complete, or its
+            records end before ``last_round``.
         """
         if not is_run_folder(directory):
             raise UserError(f"{directory}: not a run folder, so there is no run to resume")
-        rounds = records.read_lines(directory / ROUNDS)
-        if not any(record["round"] == last_round for record in rounds):
-            raise UserError(f"{directory / ROUNDS}: holds no round {last_round} to resume after")
-        (directory / SUMMARY).unlink(missing_ok=True)
-        for name in (ROUNDS, CLIENTS):
-            kept = [r for r in records.read_lines(directory / name) if r["round"] <= last_round]
-            write_atomically(directory / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
-        return cls(directory, scenario)
+        lock = _lock(directory)
+        try:
+            refuse_complete(directory)
+            rounds = records.read_lines(directory / ROUNDS)
+            if not any(record["round"] == last_round for record in rounds):
+                raise UserError(f"{directory / ROUNDS}: holds no round {last_round} to resume after")
+            (directory / SUMMARY).unlink(missing_ok=True)
+            for name in (ROUNDS, CLIENTS):
+                kept = [r for r in records.read_lines(directory / name) if r["round"] <= last_round]
+                write_atomically(directory / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
+            return cls(directory, scenario, lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
 
     def __enter__(self) -> Self:
         """Hold the folder: no other run may write into it."""
@@ -264,12 +292,18 @@ def _make_room(directory: Path, *, overwrite: bool) -> None:
             "give an empty or new folder (--out, or out=... in Python)"
         )
     if _holds_records(directory) and not overwrite:
+        broken_off = any((directory / CHECKPOINTS).glob("round-*")) and not _is_complete(directory)
+        go_on, resume = ("go on with it (--resume), ", "resume=True, ") if broken_off else ("", "")
         raise UserError(
-            f"{directory}: holds a run already; give another folder (--out), or replace it (--overwrite); "
-            "in Python out=... and overwrite=True"
+            f"{directory}: holds a run already; give another folder (--out), {go_on}or replace it "
+            f"(--overwrite); in Python out=..., {resume}or overwrite=True"
         )
     for path in _own_files(directory):
         path.unlink()
+    for pattern in ("round-*", ".round-*.unfinished"):
+        for path in (directory / CHECKPOINTS).glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
 
 
 def _holds_records(directory: Path) -> bool:
@@ -282,7 +316,6 @@ def _own_files(directory: Path) -> Iterator[Path]:
     names = (SUMMARY, ROUNDS, CLIENTS, MODEL, *PICTURES)
     own = [*names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
     yield from (directory / name for name in own if (directory / name).is_file())
-    yield from (path for path in (directory / CHECKPOINTS).glob("round-*") if path.is_file())
 
 
 def scenario_text(scenario: Scenario) -> str:

@@ -168,7 +168,8 @@ def test_a_signal_ends_a_run_with_a_complete_folder_and_leaves_no_process(runnin
     _, said = running.communicate(timeout=SLOW_START)
     assert running.returncode == 130
     assert said.splitlines() == [
-        f"the run folder {tmp_path / 'run'} holds the rounds that ended",
+        f"the run folder {tmp_path / 'run'} holds the rounds that ended; "
+        f"fedprune resume {tmp_path / 'run'} goes on with it",
         "interrupted",
     ]
     out = tmp_path / "run"

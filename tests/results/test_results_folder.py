@@ -163,8 +163,9 @@ def test_a_run_without_rounds_finishes(tmp_path):
 def test_finished_run_is_refused_and_replaced_when_asked(tmp_path):
     directory = written_run(tmp_path / "run")
     (directory / "notes.txt").write_text("mine")
-    (directory / "checkpoints").mkdir()
-    (directory / "checkpoints/round-00002.pt").write_text("ours")
+    for ours in ("round-000002", ".round-000003.unfinished"):
+        (directory / "checkpoints" / ours).mkdir(parents=True)
+        (directory / "checkpoints" / ours / "manifest.json").write_text("ours")
     (directory / "checkpoints/best.pt").write_text("mine")
     with pytest.raises(UserError, match="--overwrite"):
         RunFolder.create(directory, scenario())
@@ -216,12 +217,24 @@ def test_reopening_drops_what_came_after_the_checkpoint(tmp_path):
     assert run.summary["final_accuracy"] == 0.33
 
 
-def test_reopening_needs_a_run_with_that_round(tmp_path):
+def test_reopening_needs_a_run_with_that_round_and_an_end_to_come(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.reopen(tmp_path, scenario(), last_round=1)
+    broken_off = written_run(tmp_path / "run", status="failed", reason="lost")
     with pytest.raises(UserError, match="no round 9"):
-        RunFolder.reopen(written_run(tmp_path / "run"), scenario(), last_round=9)
-    assert (tmp_path / "run/summary.json").exists()
+        RunFolder.reopen(broken_off, scenario(), last_round=9)
+    assert (broken_off / "summary.json").exists()
+    with pytest.raises(UserError, match="the run is complete"):
+        RunFolder.reopen(written_run(tmp_path / "complete"), scenario(), last_round=1)
+
+
+def test_a_reopened_folder_is_held_by_one_run(tmp_path):
+    directory = written_run(tmp_path / "run", status="interrupted", reason="stopped")
+    held = RunFolder.reopen(directory, scenario(), last_round=1)
+    with pytest.raises(UserError, match="another run is writing here"):
+        RunFolder.reopen(directory, scenario(), last_round=1)
+    held.close()
+    RunFolder.reopen(directory, scenario(), last_round=1).close()
 
 
 def test_unfinished_run_is_read_up_to_its_last_whole_line(tmp_path):
