@@ -85,7 +85,7 @@ def methods(rounds: int) -> dict[str, dict[str, Any]]:
         "fedtiny progressive only": {**tiny, "selection": False, "bases": [["magnitude", "erk"]]},
         "gradual": {"name": "gradual", "start": 1, "end": max(2, 2 * rounds // 3)},
         "feddst": {"name": "feddst", **adjust},
-        "prunefl": {"name": "prunefl", "adjust_every": 2},
+        "prunefl": {"name": "prunefl", **adjust},
         "lotteryfl": {"name": "lotteryfl"},
         "fedmef": {"name": "fedmef", **adjust},
         "hidenseek": {"name": "hidenseek", **SUPERMASK},

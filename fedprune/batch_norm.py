@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedprune.errors import WireError
+from fedprune.errors import NotFiniteError, WireError
 from fedprune.wire.values import from_array, to_array
 
 Vector = NDArray[np.float64]
@@ -130,7 +130,7 @@ def read_statistics(record: ArrayRecord | None, module: nn.Module) -> Vector:
         raise WireError("the message has no batch-norm statistics")
     vector = from_array("statistics", record["values"], "<f4", (2 * sum(channels),)).astype(np.float64)
     if not np.isfinite(vector).all():
-        raise WireError("batch-norm statistics are not finite")
+        raise NotFiniteError("batch-norm statistics are not finite")
     start = 0
     for size in channels:
         if (vector[start + size : start + 2 * size] < 0).any():

@@ -29,8 +29,9 @@ from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import Overhead, forward_memory, optimizer_slots, step_memory
 from fedprune.data import ClientData, FederatedData, batches
-from fedprune.errors import FedpruneError, WireError
+from fedprune.errors import DivergedError, FedpruneError, TaskRefusedError, WireError
 from fedprune.evaluation import Score, score
+from fedprune.faults import CODES, Fault
 from fedprune.messages import arrays_of, config_of, payload, text, whole
 from fedprune.own_masks import with_own_masks
 from fedprune.scenario import Scenario
@@ -49,12 +50,11 @@ from fedprune.wire import (
     take_masks,
 )
 
-#: Code of the error reply of a client that does not hold the mask version named in a message.
-UNKNOWN_MASK = 1001
 
-
-class UnknownMaskError(FedpruneError):
+class UnknownMaskError(TaskRefusedError):
     """The client does not hold the mask that the message names; the server must send it again."""
+
+    fault = Fault.UNKNOWN_MASK
 
 
 @dataclass(frozen=True, eq=False)
@@ -408,8 +408,8 @@ class FederatedClientApp(ClientApp):
             client = site.client_class(site, int(context.node_config["partition-id"]))
             content = client.handle(message, context.state)
             _check_finite(content)
-        except UnknownMaskError as error:
-            return Message(Error(UNKNOWN_MASK, str(error)), reply_to=message)
+        except TaskRefusedError as error:
+            return Message(Error(CODES[error.fault], str(error)), reply_to=message)
         except (Exception, SystemExit) as error:
             first = (str(error).strip().splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -422,4 +422,4 @@ def _check_finite(content: RecordDict) -> None:
     for record in content.metric_records.values():
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise FedpruneError(f"{name} is {value}: training diverged")
+                raise DivergedError(f"{name} is {value}: training diverged")

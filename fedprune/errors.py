@@ -7,6 +7,10 @@ Every other ``FedpruneError`` is a fault of a run or of a message: exit status 1
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from fedprune.faults import Fault
+
 
 class FedpruneError(Exception):
     """Base of every error that fedprune raises on purpose."""
@@ -34,6 +38,33 @@ class DataError(UserError):
 
 class WireError(FedpruneError):
     """A message whose content is not what the format allows; names the tensor and the fault."""
+
+    #: What results count a reply as that is refused for this.
+    fault: ClassVar[Fault] = Fault.UNREADABLE
+
+
+class ShapeError(WireError):
+    """A message with more or fewer values than the model and mask have."""
+
+    fault = Fault.WRONG_SHAPE
+
+
+class NotFiniteError(WireError):
+    """A message with values that are not finite."""
+
+    fault = Fault.NOT_FINITE
+
+
+class TaskRefusedError(FedpruneError):
+    """A task that a client does not do, or whose result it does not send; counted by its kind."""
+
+    fault: ClassVar[Fault] = Fault.RAISED
+
+
+class DivergedError(TaskRefusedError):
+    """Training that ended with values that are not finite."""
+
+    fault = Fault.NOT_FINITE
 
 
 class RunError(FedpruneError):

@@ -21,12 +21,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, Met
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedprune.client import UNKNOWN_MASK
 from fedprune.costs.clock import task_seconds
 from fedprune.costs.devices import DeviceProfile
 from fedprune.costs.ledger import Tally, TaskRecord
 from fedprune.dense import DenseTwin
 from fedprune.errors import RunError, ScenarioError, WireError
+from fedprune.faults import CODES, Fault, fault_of
 from fedprune.federation import Federation
 from fedprune.messages import arrays_of, config_of, real, text, whole
 from fedprune.sparsity.masks import Masks
@@ -79,6 +79,8 @@ class Exchange:
         What the current round has cost.
     failures : Counter[str]
         Why tasks of the current round failed.
+    faults : Counter[Fault]
+        The same by kind.
     ok : int
         How many of them did not.
     timeout : float
@@ -99,7 +101,8 @@ class Exchange:
 
     def start_round(self) -> None:
         """Start counting anew."""
-        self.tally, self.ok, self.failures = Tally(), 0, Counter[str]()
+        self.tally, self.ok = Tally(), 0
+        self.failures, self.faults = Counter[str](), Counter[Fault]()
 
     def holds(self, number: int, masks: Masks) -> bool:
         """Return whether a client need not be sent these masks: it holds them, or there are none."""
@@ -185,7 +188,11 @@ class Exchange:
         again: list[Message] = []
         later: list[Message] = []  # Replies of clients after the first that forgot; rarely any.
         for message, reply in self._pairs(grid, self._noted(messages)):
-            if reply.has_error() and reply.error.code == UNKNOWN_MASK and self._names_masks(message):
+            if (
+                reply.has_error()
+                and reply.error.code == CODES[Fault.UNKNOWN_MASK]
+                and self._names_masks(message)
+            ):
                 self._held.pop(self.number_of(reply), None)
                 again.append(self._with_masks(message))
             elif again:
@@ -204,16 +211,16 @@ class Exchange:
         """
         for reply in replies:
             result: list[_T] = []
-            reason = None
+            fault = reason = None
             if reply.has_error():
-                reason = reply.error.reason or f"error {reply.error.code}"
+                fault, reason = fault_of(reply.error.code), _reason(reply)
             else:
                 try:
                     _check_costs(reply)
                     result.append(read(reply))
                 except WireError as error:
-                    reason = f"WireError: {error}"
-            self._settle(server_round, reply, reason)
+                    fault, reason = error.fault, f"WireError: {error}"
+            self._settle(server_round, reply, fault, reason)
             yield from result
         self.tally.end_phase()
         self._dense.tally.end_phase()
@@ -288,7 +295,7 @@ class Exchange:
                 late = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=message)
             yield message, late
 
-    def _settle(self, server_round: int, reply: Message, reason: str | None) -> None:
+    def _settle(self, server_round: int, reply: Message, fault: Fault | None, reason: str | None) -> None:
         """Enter a reply, good or not, into the ledger."""
         facts = self.clients[self.number_of(reply)]
         sent = self._sent[facts.node_id]
@@ -296,13 +303,14 @@ class Exchange:
         bytes_up = mask_up = 0
         if reply.has_content():
             bytes_up, mask_up = content_bytes(reply.content), mask_bytes(reply.content)
-            if reason is None:
+            if fault is None:
                 metrics = reply.content.metric_records.get("metrics", metrics)
-        if reason is None:
+        if fault is None:
             self._held[facts.number] = sent.mask_version or self._held.get(facts.number, "")
             self.ok += 1
         else:
-            self.failures[reason] += 1
+            self.faults[fault] += 1
+            self.failures[str(reason)] += 1
         flops, peak, examples = (whole(metrics, key) if key in metrics else 0 for key in _COSTS)
         record = TaskRecord(
             round=server_round,
@@ -318,7 +326,8 @@ class Exchange:
             peak_memory_bytes=peak,
             device_seconds=task_seconds(facts.profile, sent.bytes_down, flops, bytes_up),
             wall_seconds=time.perf_counter() - sent.started,
-            status="ok" if reason is None else "failed",
+            status="ok" if fault is None else "failed",
+            fault=fault,
             reason=reason,
         )
         self.tally.add(
@@ -330,13 +339,13 @@ class Exchange:
         )
         for listener in self._federation.listeners:
             listener.on_task(record)
-        if reason is None:
+        if fault is None:
             self._dense.add(record, facts.profile, facts.examples, reply.content)
 
 
 def _read_facts(reply: Message) -> Facts:
     if reply.has_error():
-        raise WireError(reply.error.reason or f"error {reply.error.code}")
+        raise WireError(_reason(reply))
     facts = config_of(reply.content, "facts")
     try:
         profile = DeviceProfile(
@@ -350,6 +359,10 @@ def _read_facts(reply: Message) -> Facts:
         raise WireError(str(error)) from error
     number, examples = whole(facts, "client"), whole(facts, "examples", least=1)
     return Facts(number, reply.metadata.src_node_id, examples, profile)
+
+
+def _reason(reply: Message) -> str:
+    return reply.error.reason or f"error {reply.error.code}"
 
 
 def _check_costs(reply: Message) -> None:

@@ -14,9 +14,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from inprocess import assemble, federate, plan, same_state
 from masked import trained
 
-from fedprune.client import UNKNOWN_MASK, FederatedClientApp, Site
+from fedprune.client import FederatedClientApp, Site
 from fedprune.clients.sparse import Sparse
 from fedprune.errors import RunError
+from fedprune.faults import CODES, Fault
 from fedprune.wire import mask_bytes, set_state
 
 STATIC = {"name": "static", "density": 0.2}
@@ -148,7 +149,7 @@ def test_a_client_that_lost_its_state_is_sent_the_mask_again(kind):
             == (kind, "2", node)
         ]
         (first, refusal), (second, answer) = exchanges
-        assert refusal.error.code == UNKNOWN_MASK
+        assert refusal.error.code == CODES[Fault.UNKNOWN_MASK]
         assert made.strategy.masks.version in refusal.error.reason
         assert mask_bytes(first.content) == 0 < mask_bytes(second.content)
         assert task.bytes_down == flower_bytes(first.content) + flower_bytes(second.content)
@@ -161,7 +162,7 @@ def test_a_client_that_lost_its_state_is_sent_the_mask_again(kind):
 def test_a_client_that_never_holds_the_mask_fails():
     def tamper(message, reply):
         if message.metadata.dst_node_id == 2 and kind_of(message) == "train":
-            return Message(Error(UNKNOWN_MASK, "none of mine"), reply_to=message)
+            return Message(Error(CODES[Fault.UNKNOWN_MASK], "none of mine"), reply_to=message)
         return reply
 
     made = federate(plan(strategy=STATIC, rounds=1, clients__per_round=4), tamper=tamper)

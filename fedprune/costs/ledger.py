@@ -16,8 +16,9 @@ from typing import Protocol
 class TaskRecord:
     """One message to one client and its reply: a line of ``clients.jsonl``.
 
-    ``status`` is "ok" or "failed"; ``reason`` says why a task failed, in one line. Bytes are
-    serialized message content; ``device_seconds`` is virtual, ``wall_seconds`` is measured.
+    ``status`` is "ok" or "failed"; ``fault`` is the kind of what failed, see `fedprune.faults`, and
+    ``reason`` says it in one line. Bytes are serialized message content; ``device_seconds`` is virtual,
+    ``wall_seconds`` is measured.
     """
 
     round: int
@@ -34,6 +35,7 @@ class TaskRecord:
     device_seconds: float
     wall_seconds: float
     status: str
+    fault: str | None
     reason: str | None
 
 
@@ -48,7 +50,7 @@ class RoundRecord:
     holds out itself. Both are weighted by examples, and None where nothing is held out; the former
     also where it is not asked for.
     ``device_seconds`` is the round's virtual time: that of its slowest client.
-    ``layer_densities`` is the kept share per pruned tensor.
+    ``layer_densities`` is the kept share per pruned tensor. ``faults`` counts the failed tasks by kind.
     """
 
     round: int
@@ -67,6 +69,7 @@ class RoundRecord:
     wall_seconds: float
     clients_ok: int
     clients_failed: int
+    faults: dict[str, int]
 
 
 class Listener(Protocol):

@@ -87,6 +87,14 @@ def count_failures(clients: Iterable[Record]) -> dict[str, int]:
     return dict(Counter(record.get("reason") or "no reason given" for record in failed).most_common())
 
 
+def count_faults(rounds: Iterable[Record]) -> dict[str, int]:
+    """Return how many tasks failed by kind of fault, the most frequent first."""
+    total = Counter[str]()
+    for record in rounds:
+        total.update(record.get("faults") or {})
+    return dict(total.most_common())
+
+
 def summarise(
     rounds: Sequence[Record],
     clients: Sequence[Record],
@@ -140,6 +148,7 @@ def summarise(
         **costs,
         "clients_ok": sum(record.get("clients_ok") or 0 for record in rounds),
         "clients_failed": sum(record.get("clients_failed") or 0 for record in rounds),
+        "faults": count_faults(rounds),
         "failures": count_failures(clients),
         "relative": relative_costs(costs, dense),
     }

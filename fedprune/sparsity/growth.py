@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedprune.errors import WireError
+from fedprune.errors import NotFiniteError, WireError
 from fedprune.sparsity.masks import Masks
 
 
@@ -162,7 +162,7 @@ def check_report(name: str, indices: Tensor, values: Tensor, mask: Tensor) -> No
     if mask.reshape(-1)[indices].any():
         raise WireError(f"growth of {name!r}: a position is that of a kept weight")
     if not torch.isfinite(values).all():
-        raise WireError(f"growth of {name!r}: a value is not finite")
+        raise NotFiniteError(f"growth of {name!r}: a value is not finite")
 
 
 def swap_masks(

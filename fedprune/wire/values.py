@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.errors import WireError
+from fedprune.errors import NotFiniteError, ShapeError, WireError
 from fedprune.sparsity.masks import Masks
 from fedprune.wire.layout import Layout
 
@@ -258,7 +258,7 @@ class StateCodec:
             return
         index = int(values.isfinite().logical_not().nonzero()[0])
         tensor = bisect_right(self._offsets, index) - 1
-        raise WireError(
+        raise NotFiniteError(
             f"{self._names[tensor]!r} has a value that is not finite as {self._values}: "
             f"{values[index].item()}, number {index - self._offsets[tensor]} of its kept values"
         )
@@ -359,10 +359,10 @@ def from_array(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> N
     sizes = tuple(int(size) for size in header.groups()[1:] if size)
     if shape == (-1,) and len(sizes) == 1:
         shape = sizes
-    _check_same(name, "dtype", (array.dtype, header[1].decode()), (str(written), dtype))
-    _check_same(name, "shape", (said, sizes), (shape, shape))
+    _check_same(name, "dtype", (array.dtype, header[1].decode()), (str(written), dtype), WireError)
+    _check_same(name, "shape", (said, sizes), (shape, shape), ShapeError)
     length = written.itemsize * math.prod(shape)
-    _check_same(name, "length in bytes", (len(data) - header_end,), (length,))
+    _check_same(name, "length in bytes", (len(data) - header_end,), (length,), WireError)
     return np.frombuffer(data[header_end:], dtype=written).reshape(shape)
 
 
@@ -370,11 +370,13 @@ def _header_end(data: bytes | memoryview) -> int:
     return _NPY_PREFIX + int.from_bytes(data[len(_NPY_MAGIC) : _NPY_PREFIX], "little")
 
 
-def _check_same(name: str, what: str, found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+def _check_same(
+    name: str, what: str, found: tuple[Any, ...], expected: tuple[Any, ...], error: type[WireError]
+) -> None:
     """Compare what an array says of itself, and then what its data says, with what is expected."""
     for said, right in zip(found, expected, strict=True):
         if said != right:
-            raise WireError(f"array {name!r} has {what} {said!r}, expected {right!r}")
+            raise error(f"array {name!r} has {what} {said!r}, expected {right!r}")
 
 
 @lru_cache(maxsize=256)

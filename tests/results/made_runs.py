@@ -49,6 +49,7 @@ def task(**changes: Any) -> TaskRecord:
         "device_seconds": 1.5,
         "wall_seconds": 0.1,
         "status": "ok",
+        "fault": None,
         "reason": None,
     }
     return TaskRecord(**(values | changes))
@@ -72,6 +73,7 @@ def round_of(number: int, **changes: Any) -> RoundRecord:
         "wall_seconds": 0.5,
         "clients_ok": 4,
         "clients_failed": 1,
+        "faults": {"raised": 1},
     }
     return RoundRecord(**(values | changes))
 

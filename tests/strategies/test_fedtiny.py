@@ -17,11 +17,11 @@ from torch.nn import functional
 
 import fedprune
 from fedprune.check import check
-from fedprune.client import UNKNOWN_MASK
 from fedprune.clients import sparse
 from fedprune.costs.memory import forward_memory
 from fedprune.data import batches
 from fedprune.errors import RunError, UserError
+from fedprune.faults import CODES, Fault
 from fedprune.sparsity.distributions import rescale
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
@@ -258,7 +258,7 @@ def test_a_loss_without_its_candidate_is_refused():
     context = made.grid.contexts[2]
     other = context.state["mask"]["version"]
     context.state["mask"]["version"] = "0" * 16
-    assert asked_directly(made).error.code == UNKNOWN_MASK
+    assert asked_directly(made).error.code == CODES[Fault.UNKNOWN_MASK]
     context.state["mask"]["version"] = other
     del context.state["candidate"]
     assert "holds no candidate" in asked_directly(made).error.reason
@@ -272,7 +272,7 @@ def test_a_new_candidate_replaces_the_old_one_even_where_measuring_fails():
     message = made.strategy.exchange.message(0, content, "query.bn_statistics", 0)
     (reply,) = made.grid.send_and_receive([message])
     assert "examples" in reply.error.reason
-    assert asked_directly(made).error.code == UNKNOWN_MASK
+    assert asked_directly(made).error.code == CODES[Fault.UNKNOWN_MASK]
     assert "holds no candidate" in asked_directly(made).error.reason
 
 
