@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from flwr.app import ConfigRecord
 from torch import Tensor
 
 from fedprune.client import Fit, Order
@@ -19,6 +20,7 @@ from fedprune.clients.sparse import Sparse
 from fedprune.costs.memory import Overhead
 from fedprune.extrusion import Extrusion, ExtrusionRequest
 from fedprune.messages import real
+from fedprune.scenario import Scenario
 from fedprune.sparsity.activations import sparse_activations
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.standardisation import centre
@@ -34,17 +36,22 @@ class Extruding(Sparse):
         density = options.get("activation_density", 1.0)
         return replace(super().overhead(proximal_mu, options), activation_density=density)
 
-    def fit(self, order: Order) -> Fit:
-        """Train as the sparse client does, with pruned activations.
-
-        The marked weights are a buffer of four bytes each, a position.
-        """
-        density = real(order.config, "activation-density")
-        marked = ExtrusionRequest.of(order.config, order.masks)
-        with sparse_activations(density):
-            fit = super().fit(order)
+    @classmethod
+    def overhead_of(cls, scenario: Scenario, config: ConfigRecord, masks: Masks) -> Overhead:
+        """Return what a step needs besides: also the marked weights, a position of four bytes each."""
+        sparse = super().overhead_of(scenario, config, masks)
+        marked = ExtrusionRequest.of(config, masks)
         positions = 4 * sum(marked.counts.values()) if marked else 0
-        return replace(fit, activation_density=density, buffer_bytes=fit.buffer_bytes + positions)
+        return replace(
+            sparse,
+            activation_density=real(config, "activation-density"),
+            buffers=sparse.buffers + positions,
+        )
+
+    def fit(self, order: Order) -> Fit:
+        """Train as the sparse client does, with pruned activations."""
+        with sparse_activations(real(order.config, "activation-density")):
+            return super().fit(order)
 
     def train_on(
         self,

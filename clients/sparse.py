@@ -17,18 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedprune import seeds
 from fedprune.batch_norm import collect_statistics, put_statistics, statistics_record
-from fedprune.client import Client, Fit, Order, UnknownMaskError
-from fedprune.costs.memory import Overhead, forward_memory, step_memory
-from fedprune.data import batches
+from fedprune.client import Client, Fit, Order, UnknownMaskError, proximal_mu
+from fedprune.costs.fit import TrainingStep
+from fedprune.costs.memory import Overhead, forward_memory
+from fedprune.data import batches, parts
 from fedprune.evaluation import score
-from fedprune.messages import arrays_of, config_of, real, text, whole
+from fedprune.messages import arrays_of, config_of, text, whole
 from fedprune.own_masks import AdjustRequest, TicketRequest
 from fedprune.reports import GrowthRequest, ImportanceRequest, growth_record, importance_record
+from fedprune.scenario import Scenario
 from fedprune.sparsity.distributions import global_
 from fedprune.sparsity.growth import largest_pruned, layer_gradient, mean_squared_gradient, regrow
 from fedprune.sparsity.masks import Masks
@@ -44,6 +46,11 @@ class Sparse(Client):
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
         """Return what a step needs besides: FedProx's term the weights that training started from."""
         return Overhead(slots=int(proximal_mu > 0))
+
+    @classmethod
+    def overhead_of(cls, scenario: Scenario, config: ConfigRecord, masks: Masks) -> Overhead:
+        """Return what a step needs besides, and the buffers of what the message asks for."""
+        return replace(super().overhead_of(scenario, config, masks), buffers=buffers(config, masks))
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Train, and let go of the candidate of an earlier query."""
@@ -82,8 +89,9 @@ class Sparse(Client):
             self.scenario.clients.training.optimizer,
             lr=self.learning_rate(order.round),
             masks=masks,
-            proximal_mu=self.proximal_mu(order),
+            proximal_mu=proximal_mu(self.scenario, order.config),
             prepare=prepare,
+            micro_batch=self.batch,
         )
 
     def fitted(self, order: Order, masks: Masks, trained: Sequence[Trained]) -> Fit:
@@ -95,7 +103,6 @@ class Sparse(Client):
             masks=masks,
             loss=loss / max(seen, 1) if len(trained) > 1 else trained[0].loss,
             examples_seen=seen,
-            extra_slots=self.overhead(self.proximal_mu(order), {}).slots,
         )
 
     def fit_and_adjust(self, order: Order, request: AdjustRequest) -> Fit:
@@ -108,7 +115,7 @@ class Sparse(Client):
         steps = self.epochs("batches", order.round)
         before = request.after * self.scenario.clients.training.epochs * len(self.data.train)
         first = self.train_on(order, order.masks, up_to(steps, before))
-        picked = list(self.growth_batches(order.round, request.batches))
+        picked = self.growth_parts(order.round, request.batches)
         examples = sum(len(y) for _, y in picked)
         swapped, kept = {}, order.masks.kept
         for name, mask in order.masks.items():
@@ -119,7 +126,6 @@ class Sparse(Client):
         second = self.train_on(order, masks, steps)
         return replace(
             self.fitted(order, masks, [first, second]),
-            buffer_bytes=4 * max((mask.numel() for mask in masks.values()), default=0),
             flops=self.gradient_flops(order.masks, list(masks), examples),
         )
 
@@ -145,7 +151,6 @@ class Sparse(Client):
         return replace(
             fit,
             extra=RecordDict({"importance": importance_record(found)}),
-            buffer_bytes=4 * order.masks.total,
             flops=flops,
         )
 
@@ -156,9 +161,10 @@ class Sparse(Client):
 
         One layer's gradient is held at a time, besides the result.
         """
-        picked = list(self.growth_batches(server_round, request.batches))
+        picked = [parts(x, y, self.batch) for x, y in self.growth_batches(server_round, request.batches)]
         found = {name: mean_squared_gradient(self.site.module, name, picked).cpu() for name in masks}
-        return found, self.gradient_flops(masks, list(masks), sum(len(y) for _, y in picked))
+        examples = sum(len(y) for batch in picked for _, y in batch)
+        return found, self.gradient_flops(masks, list(masks), examples)
 
     def gradient_flops(self, masks: Masks, names: Sequence[str], examples: int) -> int:
         """Return the FLOPs of these layers' dense gradients over some examples, one layer at a time."""
@@ -172,9 +178,10 @@ class Sparse(Client):
         began = time.perf_counter()
         torch.manual_seed(seeds.derive(self.scenario.seed, "importance", order.round, self.number))
         request = ImportanceRequest(whole(order.config, "importance-batches", least=1))
+        step = TrainingStep(self.site.cost, overhead=Overhead(buffers=buffers(order.config, order.masks)))
+        self.batch = self.fitting_batch(step, order.masks)
         found, flops = self.importance(order.masks, order.round, request)
-        batch = min(self.scenario.clients.training.batch_size, len(self.data.train))
-        memory = step_memory(self.site.cost, order.masks, batch, slots=0, buffers=4 * order.masks.total)
+        memory = step.memory_of(order.masks.kept, self.batch)
         metrics = MetricRecord(
             {
                 "num-examples": len(self.data.train),
@@ -190,7 +197,7 @@ class Sparse(Client):
 
         At any time one layer's gradient is held, besides the entries that are replied.
         """
-        picked = list(self.growth_batches(order.round, request.batches))
+        picked = self.growth_parts(order.round, request.batches)
         examples = sum(len(y) for _, y in picked)
         found = []
         for name, count in request.counts.items():
@@ -199,7 +206,6 @@ class Sparse(Client):
         return replace(
             fit,
             extra=RecordDict({"growth": growth_record(found)}),
-            buffer_bytes=8 * sum(len(indices) for indices, _ in found),
             flops=self.gradient_flops(order.masks, list(request.counts), examples),
         )
 
@@ -214,6 +220,10 @@ class Sparse(Client):
         for x, y in islice(shuffled, count):
             yield x.to(device), y.to(device)
 
+    def growth_parts(self, server_round: int, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the batches on which growth is judged, in parts that go through the model at once."""
+        return [part for x, y in self.growth_batches(server_round, count) for part in parts(x, y, self.batch)]
+
     def query_bn_statistics(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Answer with the statistics of every batch norm under a candidate, over own examples.
 
@@ -224,14 +234,17 @@ class Sparse(Client):
         began = time.perf_counter()
         torch.manual_seed(seeds.derive(self.scenario.seed, "statistics", self.number))
         indices = self.calibration_examples(whole(order.config, "examples", least=1))
-        parts = even_parts(indices, self.scenario.clients.training.batch_size)
+        at_once = self.forward_batch(order.masks, min(self.whole_batch, len(indices)))
+        pieces = even_parts(indices, at_once)
         pictures, site = self.data.pictures, self.site
         inputs = (
-            x.to(site.device) for part in parts for x, _ in batches(pictures, part, site.data.info, len(part))
+            x.to(site.device)
+            for piece in pieces
+            for x, _ in batches(pictures, piece, site.data.info, len(piece))
         )
         statistics = collect_statistics(site.module, inputs)
         state["candidate"] = ArrayRecord({"values": arrays_of(content)["values"]})
-        metrics = self._forward_metrics(order, len(indices), len(parts[0]), began)
+        metrics = self._forward_metrics(order, len(indices), len(pieces[0]), began)
         return RecordDict({"statistics": statistics_record(statistics), "metrics": metrics})
 
     def query_loss(self, content: RecordDict, state: RecordDict) -> RecordDict:
@@ -244,11 +257,11 @@ class Sparse(Client):
         began = time.perf_counter()
         put_statistics(self.site.module, content.array_records.get("statistics"))
         # In batches of training's size: a forward pass then needs less memory than a training step.
-        examples, size = len(self.data.train), self.scenario.clients.training.batch_size
+        examples, size = len(self.data.train), self.fitting_forward(order.masks, self.whole_batch)
         result = score(
             self.site.module, self.data.pictures, self.data.train, self.site.data.info, batch_size=size
         )
-        metrics = self._forward_metrics(order, examples, min(size, examples), began)
+        metrics = self._forward_metrics(order, examples, size, began)
         metrics["loss"] = result.loss
         return RecordDict({"metrics": metrics})
 
@@ -260,6 +273,16 @@ class Sparse(Client):
         generator = seeds.numpy_generator(self.scenario.seed, "calibration", self.number)
         return np.sort(generator.choice(own, count, replace=False))
 
+    def forward_batch(self, masks: Masks, batch: int) -> int:
+        """Return how many examples go through the model at once where batch norm sees what does.
+
+        All, unless ``clients.over_budget`` allows smaller batches.
+        """
+        if self.scenario.clients.over_budget == "shrink_batch":
+            return self.fitting_forward(masks, batch)
+        self.refuse_over(forward_memory(self.site.cost, masks, batch).total, f"{batch} examples forward")
+        return batch
+
     def _forward_metrics(self, order: Order, examples: int, batch: int, began: float) -> MetricRecord:
         return MetricRecord(
             {
@@ -270,11 +293,20 @@ class Sparse(Client):
             }
         )
 
-    def proximal_mu(self, order: Order) -> float:
-        """Return the weight of FedProx's term: the message's (Flower's FedProx has one) or the scenario's."""
-        if "proximal-mu" in order.config:
-            return real(order.config, "proximal-mu")
-        return self.scenario.clients.training.proximal_mu
+
+def buffers(config: ConfigRecord, masks: Masks) -> int:
+    """Return the bytes of what a message asks a client to find besides training.
+
+    Of growth the entries that are replied, eight bytes each; of importance a float32 for each weight that
+    has a mask; of an adjustment of the client's own the gradient of the largest layer.
+    """
+    if ImportanceRequest.of(config):
+        return 4 * masks.total
+    if AdjustRequest.of(config):
+        return 4 * max((mask.numel() for mask in masks.values()), default=0)
+    growth = GrowthRequest.of(config, masks)
+    asked = growth.counts if growth else {}
+    return 8 * sum(min(count, masks[name].numel() - masks.kept[name]) for name, count in asked.items())
 
 
 def up_to(steps: Iterable[tuple[Tensor, Tensor]], examples: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,6 +20,7 @@ from fedprune.costs.memory import Overhead
 from fedprune.errors import WireError
 from fedprune.messages import payload
 from fedprune.own_masks import OneShotRequest
+from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.supermasks import MaskKind, Supermask, frozen_but, threshold
 from fedprune.supermask import Learning, Supermasks
@@ -34,6 +35,11 @@ class SupermaskClient(Client):
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
         """Return what a step needs besides: `slots` for the frozen weights; there is no proximal term."""
         return Overhead(slots=slots(options.get("init", Learning.model_fields["init"].default)))
+
+    @classmethod
+    def overhead_of(cls, scenario: Scenario, config: ConfigRecord, masks: Masks) -> Overhead:
+        """Return what a step needs besides."""
+        return Overhead(slots=slots(Supermasks.of(config).learning.init))
 
     def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
         """Return how the global state travels: a few bits a weight."""
@@ -77,6 +83,7 @@ class SupermaskClient(Client):
                 lr=rate,
                 masks=Masks(),
                 prepare=partial(set_score_rate, supermask, rate * factor),
+                micro_batch=self.batch,
             )
         masks = order.masks
         if one_shot := OneShotRequest.of(order.config):
@@ -87,13 +94,13 @@ class SupermaskClient(Client):
             self.kept = ConfigRecord({"version": masks.version, "values": flat.tobytes()})
         learned = {name: weight.cpu() for name, weight in supermask.weights().items()}
         values = self.reply_codec(order.config, masks).flatten({**get_state(module), **learned})
-        steps = training.epochs * -(-trained.examples_seen // (training.epochs * training.batch_size))
+        size = min(training.batch_size, self.batch)
+        steps = training.epochs * -(-trained.examples_seen // (training.epochs * size))
         return Fit(
             values=values,
             masks=masks,
             loss=trained.loss,
             examples_seen=trained.examples_seen,
-            extra_slots=slots(learning.init),
             flops=2 * steps * sum(order.masks.kept.values()),  # A product forward, and one backward.
             trained_under=order.masks,
         )

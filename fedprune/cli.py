@@ -296,6 +296,7 @@ def print_summary(done: Run, console: Console) -> None:
     print_names(done.name, rows, console)
     if relative:
         console.print("In brackets: relative to dense FedAvg under the same scenario, by the cost model.")
+    print_classes(done, console)
     console.print(f"run folder: {done.directory}", soft_wrap=True)
 
 
@@ -315,6 +316,28 @@ def print_names(title: str, names: Mapping[str, str], console: Console) -> None:
     width = max(map(len, names), default=0)
     lines = [f"  {name:<{width}}  {text}".rstrip() for name, text in names.items()]
     console.print("\n".join([f"{title}:", *(lines or ["  (none)"])]), markup=False, soft_wrap=True)
+
+
+def print_classes(done: Run, console: Console) -> None:
+    """Print a row for each class of device, where there are several."""
+    from fedprune.results.classes import class_rows
+
+    heads, rows = class_rows(done.summary)
+    if not rows:
+        return
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=not place)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    console.print(
+        "Took part, excluded, offline: of a class's clients, over the rounds; late: of those asked."
+    )
 
 
 def print_devices(

@@ -26,18 +26,26 @@ from torch import Tensor, nn
 
 from fedprune import models, registry, seeds
 from fedprune.costs.devices import DeviceProfile, client_profiles
+from fedprune.costs.fit import TrainingStep, last, micro_batch
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.memory import Overhead, forward_memory, optimizer_slots, step_memory
+from fedprune.costs.memory import Overhead, forward_memory, optimizer_slots
 from fedprune.data import ClientData, FederatedData, batches
-from fedprune.errors import DivergedError, FedpruneError, TaskRefusedError, WireError
+from fedprune.errors import (
+    DivergedError,
+    FedpruneError,
+    OverBudgetError,
+    TaskRefusedError,
+    WireError,
+)
 from fedprune.evaluation import Score, score
 from fedprune.faults import CODES, Fault
-from fedprune.messages import arrays_of, config_of, payload, text, whole
+from fedprune.messages import arrays_of, config_of, payload, real, text, whole
 from fedprune.own_masks import with_own_masks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.schedules import SCHEDULES
 from fedprune.supermask import FrozenNetwork, Supermasks
+from fedprune.units import format_bytes
 from fedprune.wire import (
     CODEC,
     Codec,
@@ -98,8 +106,8 @@ class Site:
     @cached_property
     def profiles(self) -> list[DeviceProfile]:
         """The device of each client, by client number."""
-        scenario = self.scenario
-        return client_profiles(scenario.clients.devices, scenario.clients.count, scenario.seed)
+        clients = self.scenario.clients
+        return client_profiles(clients.devices, clients.count, self.scenario.seed, clients.churn)
 
     @cached_property
     def client_class(self) -> type[Client]:
@@ -167,14 +175,8 @@ class Fit:
         Examples that went through forward and backward, repetitions included.
     extra : RecordDict
         What else the method replies.
-    extra_slots : int
-        Values per kept weight that training kept besides the optimizer's.
-    buffer_bytes : int
-        What else the method kept in memory.
     flops : int
         What the method computed besides training.
-    activation_density : float
-        Share that training kept of what layers save for the backward pass.
     trained_under : Masks, optional
         The masks that say what training cost, where these are not ``masks``.
     """
@@ -184,10 +186,7 @@ class Fit:
     loss: float
     examples_seen: int
     extra: RecordDict = field(default_factory=RecordDict)
-    extra_slots: int = 0
-    buffer_bytes: int = 0
     flops: int = 0
-    activation_density: float = 1.0
     trained_under: Masks | None = None
 
 
@@ -203,6 +202,8 @@ class Client(ABC):
         self.scenario = site.scenario
         self.number = number
         self.data: ClientData = site.data.client(number)
+        #: Examples that go through the model at once in a training step.
+        self.batch = self.whole_batch
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
@@ -216,6 +217,23 @@ class Client(ABC):
             Those of the strategy.
         """
         return Overhead()
+
+    @classmethod
+    def overhead_of(cls, scenario: Scenario, config: ConfigRecord, masks: Masks) -> Overhead:
+        """Return what a training step needs besides a plain one, as a message asks for it.
+
+        Server and client both predict by it whether a device has the memory.
+
+        Parameters
+        ----------
+        scenario : Scenario
+            What is run.
+        config : ConfigRecord
+            The message's.
+        masks : Masks
+            Under which the client trains.
+        """
+        return cls.overhead(proximal_mu(scenario, config), scenario.strategy.options)
 
     @abstractmethod
     def fit(self, order: Order) -> Fit:
@@ -245,8 +263,13 @@ class Client(ABC):
                 "compute": profile.compute,
                 "downlink": profile.downlink,
                 "uplink": profile.uplink,
+                "availability": profile.availability,
+                "dropout": profile.dropout,
             }
         )
+        for key in ("joules_per_flop", "joules_per_byte"):
+            if (value := getattr(profile, key)) is not None:
+                facts[key] = value
         return RecordDict({"facts": facts})
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
@@ -257,20 +280,13 @@ class Client(ABC):
         """
         order = self._receive(content, state)
         began = time.perf_counter()
+        step = training_step(type(self), self.scenario, self.site.cost, order.config, order.masks)
+        self.batch = self.fitting_batch(step, order.masks)
         torch.manual_seed(seeds.derive(self.scenario.seed, "train", order.round, self.number))
         fit = self.fit(order)
-        training = self.scenario.clients.training
-        slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum) + fit.extra_slots
-        batch = min(training.batch_size, len(self.data.train))
         trained_under = fit.trained_under or fit.masks
-        memory = step_memory(
-            self.site.cost,
-            trained_under,
-            batch,
-            slots=slots,
-            buffers=fit.buffer_bytes,
-            activation_density=fit.activation_density,
-        )
+        memory = step.memory_of(trained_under.kept, self.batch)
+        self.refuse_over(memory.total, "what came of training")
         flops = self.site.cost.training_flops(trained_under, fit.examples_seen) + fit.flops
         seed = seeds.derive(self.scenario.seed, "wire", order.round, self.number)
         metrics = MetricRecord(
@@ -297,15 +313,16 @@ class Client(ABC):
     def personal_score(self, order: Order, fit: Fit) -> Score:
         """Score the model that came of training, before wire rounding, on this client's held-out examples."""
         set_state(self.site.module, self.reply_codec(order.config, fit.masks).unflatten(fit.values))
-        return self._held_out_score()
+        return self._held_out_score(self.scenario.evaluation.batch_size)
 
     def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Evaluate what was sent on this client's held-out examples."""
         order = self._receive(content, state)
         began = time.perf_counter()
-        examples, size = len(self.data.test), self.scenario.evaluation.batch_size
-        result = self._held_out_score()
-        memory = forward_memory(self.site.cost, order.masks, min(size, max(examples, 1)))
+        examples = len(self.data.test)
+        size = self.fitting_forward(order.masks, min(self.scenario.evaluation.batch_size, max(examples, 1)))
+        result = self._held_out_score(size)
+        memory = forward_memory(self.site.cost, order.masks, size)
         metrics = MetricRecord(
             {
                 "num-examples": examples,
@@ -318,10 +335,61 @@ class Client(ABC):
         )
         return RecordDict({"metrics": metrics})
 
-    def _held_out_score(self) -> Score:
+    def _held_out_score(self, batch_size: int) -> Score:
         """Score the model as it stands on this client's held-out examples."""
-        data, size = self.data, self.scenario.evaluation.batch_size
-        return score(self.site.module, data.pictures, data.test, self.site.data.info, batch_size=size)
+        data = self.data
+        return score(self.site.module, data.pictures, data.test, self.site.data.info, batch_size=batch_size)
+
+    # The device's memory -----------------------------------------------------------------
+
+    @property
+    def whole_batch(self) -> int:
+        """Examples in the largest batch of training."""
+        return min(self.scenario.clients.training.batch_size, len(self.data.train))
+
+    def fitting_batch(self, step: TrainingStep, masks: Masks) -> int:
+        """Return how many examples go through the model at once in a training step on this device.
+
+        The whole batch or, where ``clients.over_budget`` says so, the largest part of it that fits.
+
+        Raises
+        ------
+        OverBudgetError
+            Where the step does not fit the device's memory.
+        """
+        memory, batch = self.site.profiles[self.number].memory, self.whole_batch
+        needed = step.memory_of(masks.kept, batch).total
+        if needed > memory and self.scenario.clients.over_budget == "shrink_batch":
+            shrunk = micro_batch(step, masks.kept, batch, memory)
+            if shrunk is not None:
+                return shrunk
+        self.refuse_over(needed, f"a training step on {batch} examples")
+        return batch
+
+    def fitting_forward(self, masks: Masks, batch: int) -> int:
+        """Return how many examples, at most ``batch``, go through the model at once without gradients.
+
+        Raises
+        ------
+        OverBudgetError
+            Where not even one fits the device's memory.
+        """
+        memory, cost = self.site.profiles[self.number].memory, self.site.cost
+        found = last(lambda size: forward_memory(cost, masks, size).total <= memory, 1, batch)
+        if found is None:
+            self.refuse_over(forward_memory(cost, masks, 1).total, "a forward pass on one example")
+        assert found is not None
+        return found
+
+    def refuse_over(self, needed: int, what: str) -> None:
+        """Raise an ``OverBudgetError`` for a need above the device's memory, in bytes."""
+        profile = self.site.profiles[self.number]
+        if needed > profile.memory:
+            raise OverBudgetError(
+                f"{what} needs {format_bytes(needed)}, {profile.name} has {format_bytes(profile.memory)}"
+            )
+
+    # Messages ----------------------------------------------------------------------------
 
     def _receive(self, content: RecordDict, state: RecordDict) -> Order:
         """Agree on the mask, decode the values and load them into the model."""
@@ -386,6 +454,25 @@ class Client(ABC):
         """
         encoded = encode_masks(masks) if encoded is None else encoded
         state["mask"] = ConfigRecord({"version": masks.version, "payload": encoded})
+
+
+def proximal_mu(scenario: Scenario, config: ConfigRecord) -> float:
+    """Return the weight of FedProx's term: the message's (Flower's FedProx has one) or the scenario's."""
+    if "proximal-mu" in config:
+        return real(config, "proximal-mu")
+    return scenario.clients.training.proximal_mu
+
+
+def training_step(
+    client: type[Client], scenario: Scenario, cost: ModelCost, config: ConfigRecord, masks: Masks
+) -> TrainingStep:
+    """Return the training step that a message asks of a client, for predictions of its memory."""
+    optimizer = scenario.clients.training.optimizer
+    return TrainingStep(
+        cost,
+        slots=optimizer_slots(optimizer.name, optimizer.momentum),
+        overhead=client.overhead_of(scenario, config, masks),
+    )
 
 
 class FederatedClientApp(ClientApp):

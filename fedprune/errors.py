@@ -61,6 +61,12 @@ class TaskRefusedError(FedpruneError):
     fault: ClassVar[Fault] = Fault.RAISED
 
 
+class OverBudgetError(TaskRefusedError):
+    """A task that needs more memory than the device has."""
+
+    fault = Fault.OVER_BUDGET
+
+
 class DivergedError(TaskRefusedError):
     """Training that ended with values that are not finite."""
 

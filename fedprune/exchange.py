@@ -12,28 +12,32 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from heapq import merge
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedprune.costs.clock import task_seconds
-from fedprune.costs.devices import DeviceProfile
+from fedprune import seeds
+from fedprune.attendance import Attendance
+from fedprune.costs.clock import done_by, task_seconds
+from fedprune.costs.devices import DeviceProfile, joules
 from fedprune.costs.ledger import Tally, TaskRecord
 from fedprune.dense import DenseTwin
 from fedprune.errors import RunError, ScenarioError, WireError
 from fedprune.faults import CODES, Fault, fault_of
 from fedprune.federation import Federation
-from fedprune.messages import arrays_of, config_of, real, text, whole
+from fedprune.messages import arrays_of, config_of, real, share, text, whole
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import CODEC, content_bytes, encode_masks, mask_bytes, with_masks
 
 #: What a client may report of its costs.
 _COSTS = ("flops", "peak-memory-bytes", "num-examples")
+#: Faults of which the server hears nothing.
+_SILENT = {Fault.NO_REPLY, Fault.LATE, Fault.DROPPED_OUT, Fault.WORKER_DIED}
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +50,39 @@ class Facts:
     node_id: int
     examples: int
     profile: DeviceProfile
+
+
+@dataclass(frozen=True)
+class _Task(Generic[_T]):
+    """What came of one message: its reply, good or not, and what it cost.
+
+    ``result`` holds what was read of a good one. ``status`` is as in `TaskRecord`.
+    """
+
+    reply: Message
+    result: tuple[_T, ...]
+    status: str
+    fault: Fault | None
+    reason: str | None
+    examples: int
+    bytes_down: int
+    bytes_up: int
+    mask_bytes_up: int
+    flops: int
+    peak_memory_bytes: int
+    seconds: float
+
+    def until(self, end: float, profile: DeviceProfile) -> _Task[_T]:
+        """Return the task as far as it had come at a time, in seconds of the phase."""
+        down, flops, up = done_by(profile, self.bytes_down, self.flops, self.bytes_up, end)
+        return replace(
+            self,
+            bytes_down=down,
+            flops=flops,
+            bytes_up=up,
+            mask_bytes_up=min(self.mask_bytes_up, up),
+            seconds=min(self.seconds, end),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +122,8 @@ class Exchange:
         How many of them did not.
     timeout : float
         Longest time in seconds to wait for replies.
+    attendance : Attendance
+        How the current round's clients fared, by class of device.
     """
 
     def __init__(self, federation: Federation, dense: DenseTwin, masks_for: Callable[[int], Masks]) -> None:
@@ -103,6 +142,7 @@ class Exchange:
         """Start counting anew."""
         self.tally, self.ok = Tally(), 0
         self.failures, self.faults = Counter[str](), Counter[Fault]()
+        self.attendance = Attendance(facts.profile.name for facts in self.clients.values())
 
     def holds(self, number: int, masks: Masks) -> bool:
         """Return whether a client need not be sent these masks: it holds them, or there are none."""
@@ -148,6 +188,7 @@ class Exchange:
         if unusable:
             _logger.warning("%d nodes do not say who they are: %s", unusable.total(), listed(unusable))
         self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
+        self.attendance = Attendance(facts.profile.name for facts in self.clients.values())
         known = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
         known.sort(key=self.number_of)
         for _ in self.accept(0, known, _read_facts):
@@ -182,12 +223,22 @@ class Exchange:
 
         At most one message a node, in the order of client numbers. A client that answers that it
         does not hold the mask is sent the message again with it. A message without any reply before
-        the timeout gets an error reply.
+        the timeout gets an error reply; so does, after all others, one to a device that vanishes inside
+        the round.
         """
         self._sent = {}
+        vanished: list[Message] = []
+
+        def to_those_that_stay() -> Iterator[Message]:
+            for message in self._noted(messages):
+                if self._vanishes(message):
+                    vanished.append(message)
+                else:
+                    yield message
+
         again: list[Message] = []
         later: list[Message] = []  # Replies of clients after the first that forgot; rarely any.
-        for message, reply in self._pairs(grid, self._noted(messages)):
+        for message, reply in self._pairs(grid, to_those_that_stay()):
             if (
                 reply.has_error()
                 and reply.error.code == CODES[Fault.UNKNOWN_MASK]
@@ -200,30 +251,121 @@ class Exchange:
             else:
                 yield reply
         yield from merge(self._ordered(grid, self._noted(again)), later, key=self.number_of)
+        for message in vanished:
+            yield Message(Error(CODES[Fault.DROPPED_OUT], "vanished inside the round"), reply_to=message)
+
+    def _vanishes(self, message: Message) -> bool:
+        """Return whether a device is gone for the rest of a round: the same for all that it is sent in it."""
+        facts = self.clients[self._numbers[message.metadata.dst_node_id]]
+        chance, server_round = facts.profile.dropout, int(message.metadata.group_id)
+        if chance == 0:
+            return False
+        draw = seeds.numpy_generator(self._federation.scenario.seed, "dropout", server_round, facts.number)
+        return bool(draw.random() < chance)
+
+    def note_absent(self, offline: Iterable[int], excluded: Iterable[int]) -> None:
+        """Count the clients, by number, that a round cannot have."""
+        for what, numbers in (("offline", offline), ("excluded", excluded)):
+            for number in numbers:
+                self.attendance.note(self.clients[number].profile.name, what)
 
     def accept(
-        self, server_round: int, replies: Iterable[Message], read: Callable[[Message], _T]
+        self,
+        server_round: int,
+        replies: Iterable[Message],
+        read: Callable[[Message], _T],
+        *,
+        deadline: float | None = None,
+        wanted: int | None = None,
     ) -> Iterator[_T]:
         """Yield what ``read`` makes of each good reply; enter every reply into the ledger.
 
         ``read`` raises ``WireError`` for a reply that cannot be used. A failed task costs what
         was sent to the client and what it replied. At the end the phase's virtual time passes.
+
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        replies : Iterable of Message
+            In the order in which they are to be used.
+        read : Callable[[Message], T]
+            Reads and checks one.
+        deadline : float, optional
+            Seconds of virtual time after which a reply is too late. What a client has done by then counts.
+        wanted : int, optional
+            How many replies are taken, the first in virtual time; the phase then ends. All of them are
+            held until it is known which these are; without it one is, at a time.
         """
-        for reply in replies:
-            result: list[_T] = []
-            fault = reason = None
-            if reply.has_error():
-                fault, reason = fault_of(reply.error.code), _reason(reply)
-            else:
-                try:
-                    _check_costs(reply)
-                    result.append(read(reply))
-                except WireError as error:
-                    fault, reason = error.fault, f"WireError: {error}"
-            self._settle(server_round, reply, fault, reason)
-            yield from result
-        self.tally.end_phase()
-        self._dense.tally.end_phase()
+        tasks = (self._judged(reply, read, deadline) for reply in replies)
+        for task in tasks if wanted is None else self._first(tasks, wanted):
+            self._settle(server_round, task)
+            yield from task.result
+        for tally in (self.tally, self._dense.tally, self.attendance):
+            tally.end_phase()
+
+    def _judged(self, reply: Message, read: Callable[[Message], _T], deadline: float | None) -> _Task[_T]:
+        """Return what came of a task: what a reply holds and what it cost, or what is wrong with it."""
+        facts = self.clients[self.number_of(reply)]
+        sent, metrics = self._sent[facts.node_id], MetricRecord()
+        bytes_up = mask_up = 0
+        result: tuple[_T, ...] = ()
+        fault = reason = None
+        if reply.has_content():
+            bytes_up, mask_up = content_bytes(reply.content), mask_bytes(reply.content)
+        if reply.has_error():
+            fault, reason = fault_of(reply.error.code), _reason(reply)
+        else:
+            try:
+                _check_costs(reply)
+                metrics = reply.content.metric_records.get("metrics", metrics)
+            except WireError as error:
+                fault, reason = error.fault, f"WireError: {error}"
+        flops, peak, examples = (whole(metrics, key) if key in metrics else 0 for key in _COSTS)
+        seconds = task_seconds(facts.profile, sent.bytes_down, flops, bytes_up)
+        if fault is None and deadline is not None and seconds > deadline:
+            fault, reason = Fault.LATE, f"{seconds:.4g} s of virtual time, the deadline is {deadline:g} s"
+        if fault is None:
+            try:
+                result = (read(reply),)
+            except WireError as error:
+                fault, reason, flops, peak, examples = error.fault, f"WireError: {error}", 0, 0, 0
+                seconds = task_seconds(facts.profile, sent.bytes_down, flops, bytes_up)
+        task = _Task(
+            reply=reply,
+            result=result,
+            status="ok" if fault is None else "failed",
+            fault=fault,
+            reason=reason,
+            examples=examples,
+            bytes_down=sent.bytes_down,
+            bytes_up=bytes_up,
+            mask_bytes_up=mask_up,
+            flops=flops,
+            peak_memory_bytes=peak,
+            seconds=seconds,
+        )
+        if fault in _SILENT and deadline is not None:
+            # The server cannot know that nothing will come: it waits.
+            task = replace(task.until(deadline, facts.profile), seconds=deadline)
+        return task
+
+    def _first(self, tasks: Iterable[_Task[_T]], wanted: int) -> Iterator[_Task[_T]]:
+        """Yield the tasks, in their order, with no more than the first ``wanted`` good ones as such."""
+        held = list(tasks)
+        by_time = sorted((task.seconds, self.number_of(task.reply)) for task in held if task.fault is None)
+        if len(by_time) < wanted:
+            yield from held
+            return
+        last = by_time[wanted - 1]
+        for task in held:
+            number = self.number_of(task.reply)
+            if task.fault is None and (task.seconds, number) <= last:
+                yield task
+                continue
+            status = "surplus" if task.fault is None else task.status
+            cut = task.until(last[0], self.clients[number].profile)
+            yield replace(cut, status=status, result=())
 
     def _names_masks(self, message: Message) -> bool:
         """Return whether a message has values under the client's current masks, which can be sent with it."""
@@ -295,40 +437,34 @@ class Exchange:
                 late = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=message)
             yield message, late
 
-    def _settle(self, server_round: int, reply: Message, fault: Fault | None, reason: str | None) -> None:
-        """Enter a reply, good or not, into the ledger."""
-        facts = self.clients[self.number_of(reply)]
+    def _settle(self, server_round: int, task: _Task[Any]) -> None:
+        """Enter a task into the ledger."""
+        facts = self.clients[self.number_of(task.reply)]
         sent = self._sent[facts.node_id]
-        metrics = MetricRecord()
-        bytes_up = mask_up = 0
-        if reply.has_content():
-            bytes_up, mask_up = content_bytes(reply.content), mask_bytes(reply.content)
-            if fault is None:
-                metrics = reply.content.metric_records.get("metrics", metrics)
-        if fault is None:
+        if task.status == "ok":
             self._held[facts.number] = sent.mask_version or self._held.get(facts.number, "")
             self.ok += 1
-        else:
-            self.faults[fault] += 1
-            self.failures[str(reason)] += 1
-        flops, peak, examples = (whole(metrics, key) if key in metrics else 0 for key in _COSTS)
+        elif task.fault is not None:
+            self.faults[task.fault] += 1
+            self.failures[str(task.reason)] += 1
         record = TaskRecord(
             round=server_round,
             type=sent.kind,
             client=facts.number,
             device=facts.profile.name,
-            examples=examples,
-            bytes_down=sent.bytes_down,
-            bytes_up=bytes_up,
-            mask_bytes_down=sent.mask_bytes,
-            mask_bytes_up=mask_up,
-            flops=flops,
-            peak_memory_bytes=peak,
-            device_seconds=task_seconds(facts.profile, sent.bytes_down, flops, bytes_up),
+            examples=task.examples,
+            bytes_down=task.bytes_down,
+            bytes_up=task.bytes_up,
+            mask_bytes_down=min(sent.mask_bytes, task.bytes_down),
+            mask_bytes_up=task.mask_bytes_up,
+            flops=task.flops,
+            peak_memory_bytes=task.peak_memory_bytes,
+            device_seconds=task.seconds,
+            joules=joules(facts.profile, task.flops, task.bytes_down + task.bytes_up),
             wall_seconds=time.perf_counter() - sent.started,
-            status="ok" if fault is None else "failed",
-            fault=fault,
-            reason=reason,
+            status=task.status,
+            fault=task.fault,
+            reason=task.reason,
         )
         self.tally.add(
             bytes_down=record.bytes_down,
@@ -336,11 +472,13 @@ class Exchange:
             flops=record.flops,
             peak_memory_bytes=record.peak_memory_bytes,
             device_seconds=record.device_seconds,
+            joules=record.joules,
         )
+        self.attendance.note_task(record)
         for listener in self._federation.listeners:
             listener.on_task(record)
-        if fault is None:
-            self._dense.add(record, facts.profile, facts.examples, reply.content)
+        if task.status == "ok":
+            self._dense.add(record, facts.profile, facts.examples, task.reply.content)
 
 
 def _read_facts(reply: Message) -> Facts:
@@ -354,6 +492,10 @@ def _read_facts(reply: Message) -> Facts:
             compute=real(facts, "compute"),
             downlink=real(facts, "downlink"),
             uplink=real(facts, "uplink"),
+            joules_per_flop=real(facts, "joules_per_flop") if "joules_per_flop" in facts else None,
+            joules_per_byte=real(facts, "joules_per_byte") if "joules_per_byte" in facts else None,
+            availability=share(facts, "availability"),
+            dropout=share(facts, "dropout"),
         )
     except ScenarioError as error:
         raise WireError(str(error)) from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import WireError
 from fedprune.messages import real
-from fedprune.reports import layer_counts, read_layer_counts
+from fedprune.reports import layer_counts, read_layer_counts, whole_numbers
 from fedprune.sparsity.masks import Masks
 
 _Step = tuple[Tensor, Tensor]
@@ -51,6 +51,7 @@ class ExtrusionRequest:
         """Return the request as config values."""
         return {
             **layer_counts("extrude", self.counts, masks),
+            "extrude-kept": [masks.kept[name] for name in self.counts],
             "extrude-strength": self.strength,
             "extrude-start": self.start,
             "extrude-end": self.end,
@@ -59,10 +60,20 @@ class ExtrusionRequest:
 
     @classmethod
     def of(cls, config: ConfigRecord, masks: Masks) -> ExtrusionRequest | None:
-        """Read a request from a message's config; None where there is none."""
-        counts = read_layer_counts("extrude", config, masks)
-        if counts is None:
+        """Read a request from a message's config; None where there is none.
+
+        A client with nested masks lacks the smallest of the weights that are meant, and marks fewer.
+        """
+        asked = read_layer_counts("extrude", config, masks)
+        if asked is None:
             return None
+        kept = whole_numbers(config, "extrude-kept")
+        if len(kept) != len(asked):
+            raise WireError(f"extrusion of {len(asked)} layers says what {len(kept)} keep")
+        counts = {
+            name: max(0, count - (of_all - masks.kept[name]))
+            for (name, count), of_all in zip(asked.items(), kept, strict=True)
+        }
         strength, start, end = (real(config, f"extrude-{key}") for key in ("strength", "start", "end"))
         if not (strength >= 0 and 0 <= start <= end <= 1):
             raise WireError(f"extrusion by {strength} from {start} to {end} of its budget makes no sense")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from flwr.common.constant import ErrorCode
-
 
 class Fault(StrEnum):
     """A kind of fault, by the name that it has in results."""
@@ -28,10 +26,10 @@ class Fault(StrEnum):
     OTHER = "other"  #: An error reply whose code says nothing.
 
 
-#: The code of an error reply for each kind that has one.
+#: The code of an error reply for each kind that has one; the first two are Flower's.
 CODES = {
-    Fault.RAISED: ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-    Fault.NO_REPLY: ErrorCode.MESSAGE_UNAVAILABLE,
+    Fault.RAISED: 2,  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    Fault.NO_REPLY: 3,  # ErrorCode.MESSAGE_UNAVAILABLE
     Fault.UNKNOWN_MASK: 1001,
     Fault.OVER_BUDGET: 1002,
     Fault.DROPPED_OUT: 1003,

@@ -72,13 +72,14 @@ def read_layer_counts(what: str, config: ConfigRecord, masks: Masks) -> dict[str
     if f"{what}-layers" not in config:
         return None
     names = sorted(masks)
-    layers, counts = _whole_numbers(config, f"{what}-layers"), _whole_numbers(config, f"{what}-counts")
+    layers, counts = whole_numbers(config, f"{what}-layers"), whole_numbers(config, f"{what}-counts")
     if len(layers) != len(counts) or any(place >= len(names) for place in layers):
         raise WireError(f"{what} of layers {layers} by {counts} does not fit {len(names)} masks")
     return {names[place]: count for place, count in zip(layers, counts, strict=True)}
 
 
-def _whole_numbers(config: ConfigRecord, key: str) -> list[int]:
+def whole_numbers(config: ConfigRecord, key: str) -> list[int]:
+    """Return a list of whole numbers from a message's config."""
     values = config.get(key)
     if not isinstance(values, list) or not all(isinstance(n, int) and n >= 0 for n in values):
         raise WireError(f"{key!r} is {values!r}, expected a list of whole numbers")

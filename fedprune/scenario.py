@@ -390,13 +390,15 @@ class DeviceShare(_Spec):
         default=None,
         ge=0,
         le=1,
-        description="Chance of being online in a round; the profile's, else 1, where not given.",
+        description="Chance of being online in a round; where not given 1, or under clients.churn the "
+        "profile's.",
     )
     dropout: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Chance of vanishing inside a round; the profile's, else 0, where not given.",
+        description="Chance of vanishing inside a round; where not given 0, or under clients.churn the "
+        "profile's.",
     )
     share: float = Field(
         default=1.0,
@@ -460,6 +462,29 @@ class ClientsSpec(_Spec):
     )
     training: TrainingSpec = Field(
         default=TrainingSpec(), description="What a client does with its data in a round."
+    )
+    over_budget: Literal["error", "exclude", "shrink_batch", "nest"] = Field(
+        default="error",
+        description="What becomes of a client whose memory is too small for a training step: error (the run "
+        "is refused), exclude (it is not sampled), shrink_batch (it trains in smaller batches, with the "
+        "gradients added up) or nest (it trains the largest part of the mask that fits).",
+    )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds of virtual time after which the server waits no longer for a round's training; "
+        "who is late is dropped. Where not given it waits for all.",
+    )
+    over_sample: float = Field(
+        default=1.0,
+        ge=1,
+        description="How many times per_round clients are asked to train; the first per_round replies, in "
+        "virtual time, are taken.",
+    )
+    churn: bool = Field(
+        default=False,
+        description="Whether devices come and go by the chances of their profiles; chances that are given "
+        "with a device always count.",
     )
     profiles: Annotated[Path, AfterValidator(_file)] | None = Field(
         default=None,
@@ -561,8 +586,10 @@ class EvaluationSpec(_Spec):
     """When and on what the global model is tested."""
 
     every: int = Field(default=1, ge=1, description="Rounds from one evaluation to the next.")
-    clients: bool = Field(
-        default=False, description="Whether the clients also test the model, each on its own data."
+    clients: bool | Literal["all"] = Field(
+        default=False,
+        description="Whether the clients also test the model, each on its own data: true (those of the "
+        "round) or all (every client that is online).",
     )
     batch_size: int = Field(default=256, ge=1, description="Pictures in an evaluation step.")
 

@@ -152,14 +152,23 @@ def devices_of(scenario: Scenario | None = None) -> list[DeviceProfile]:
     if scenario is None:
         return list(profiles().values())
     known = profiles(scenario.clients.profiles)
-    others = dict.fromkeys(device for device in clients_of(scenario) if known.get(device.name) != device)
+    others = dict.fromkeys(
+        device for device in clients_of(scenario) if not _same_hardware(known.get(device.name), device)
+    )
     few = others if len(others) <= _HANDFUL else [min(others, key=lambda device: device.memory)]
     return [*known.values(), *few]
 
 
+def _same_hardware(one: DeviceProfile | None, other: DeviceProfile) -> bool:
+    return one is not None and all(
+        getattr(one, key) == getattr(other, key) for key in ("memory", "compute", "downlink", "uplink")
+    )
+
+
 def clients_of(scenario: Scenario) -> list[DeviceProfile]:
     """Return the device of each client of a scenario."""
-    return client_profiles(scenario.clients.devices, scenario.clients.count, scenario.seed)
+    clients = scenario.clients
+    return client_profiles(clients.devices, clients.count, scenario.seed, clients.churn)
 
 
 def _options(scenario: Scenario, strategy: Callable[..., Any]) -> dict[str, Any]:

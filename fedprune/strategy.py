@@ -5,7 +5,7 @@ the wire format, adds replies up as they arrive, keeps the ledger and evaluates.
 subclass with options and a few hooks:
 
 - ``prepare``: before round 1; choose the first masks.
-- ``sample``: which clients take part in a round.
+- ``sample``: which clients, of those that can, take part in a round.
 - ``growth``: which layers may grow after a round; clients then report candidates.
 - ``mask_request``: how clients may move their own masks in a round.
 - ``masks_for``: under which masks a client is sent values, where each has its own.
@@ -26,7 +26,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -36,13 +36,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fedprune import registry, seeds
-from fedprune.aggregators import Aggregator, FlowerAggregator, TrainReply, WeightedMean
+from fedprune.aggregators import Aggregator, FlowerAggregator, OverlapMean, TrainReply, WeightedMean
+from fedprune.budgets import Budgets
+from fedprune.client import Client
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.ledger import RoundRecord, Tally
+from fedprune.costs.memory import forward_memory
 from fedprune.data import batches
 from fedprune.dense import DenseTwin
 from fedprune.errors import PluginError, RunError
 from fedprune.exchange import Exchange, Facts, listed
+from fedprune.faults import Fault
 from fedprune.federation import Federation
 from fedprune.messages import arrays_of, metrics_of, real, share, whole
 from fedprune.own_masks import MaskRequest, read_own_masks
@@ -65,6 +69,9 @@ from fedprune.wire import (
 )
 
 _logger = logging.getLogger(__name__)
+
+#: Faults of devices, not of code: a round in which there are no others may end without a reply.
+_OF_DEVICES = {Fault.LATE, Fault.DROPPED_OUT}
 
 
 class PruningStrategy(Strategy):
@@ -129,7 +136,12 @@ class PruningStrategy(Strategy):
         if options.density < 1:
             prunable(self.module, options.keep)  # What it refuses is refused before anything runs.
         self.dense = DenseTwin(self.scenario, self.layout, self.cost)
-        self.exchange = Exchange(federation, self.dense, self.masks_for)
+        self.exchange = Exchange(federation, self.dense, self.sent_masks)
+        self.budgets = Budgets(self.scenario, self.cost, way_of_training(self.scenario, type(self)))
+        #: The masks of a round's clients that train a part of theirs, by number.
+        self.nested: Mapping[int, Masks] = {}
+        #: The clients that can take part in the current round, by number, ascending.
+        self.able: list[int] = []
         #: What dense FedAvg would have cost up to the last round that ended.
         self.dense_totals = self.dense.tally.totals()
         self.votes: dict[str, GrowthVotes] = {}
@@ -137,8 +149,12 @@ class PruningStrategy(Strategy):
         self.move: MaskRequest | None = None
 
     def make_mean(self) -> Aggregator:
-        """Return what averages replies where no stock Flower strategy does it; of the class ``mean``."""
-        return self.mean()
+        """Return what averages replies where no stock Flower strategy does it; of the class ``mean``.
+
+        Where clients may train nested masks, each weight is averaged over those that held it.
+        """
+        nests = self.scenario.clients.over_budget == "nest" and self.mean is WeightedMean
+        return OverlapMean() if nests else self.mean()
 
     @classmethod
     def mistakes(cls, scenario: Scenario, options: Any) -> Iterator[tuple[str, str]]:
@@ -163,6 +179,20 @@ class PruningStrategy(Strategy):
             yield from options.mistakes(scenario)
         if options.aggregator is not None and cls.mean is not WeightedMean:
             yield "aggregator", f"{cls.__name__} has an average of its own over the weights that clients keep"
+        if scenario.clients.over_budget == "nest":
+            over = "set clients.over_budget to exclude or shrink_batch"
+            if options.aggregator is not None:
+                yield (
+                    "aggregator",
+                    f"it cannot average nested masks, of which each client has its own: {over}",
+                )
+            elif isinstance(options, LearningOptions):
+                yield (
+                    "name",
+                    f"the scale of frozen weights is that of the whole mask, not of a nested one: {over}",
+                )
+            elif not issubclass(cls.mean, WeightedMean | OverlapMean):
+                yield "name", f"{cls.__name__} has an average of its own, which knows no nested masks: {over}"
 
     # Hooks -------------------------------------------------------------------------------
 
@@ -173,11 +203,11 @@ class PruningStrategy(Strategy):
         """
 
     def sample(self, server_round: int) -> list[int]:
-        """Return the client numbers of a round, ascending."""
+        """Return the client numbers of a round, ascending: of ``self.able``, as many as are to be asked."""
         generator = seeds.numpy_generator(self.scenario.seed, "sample", server_round)
-        numbers = sorted(self.clients)
-        count = min(self.scenario.clients.per_round, len(numbers))
-        return sorted(int(n) for n in generator.choice(numbers, size=count, replace=False))
+        clients = self.scenario.clients
+        count = min(ceil(clients.over_sample * clients.per_round), len(self.able))
+        return sorted(int(n) for n in generator.choice(self.able, size=count, replace=False))
 
     def growth(self, server_round: int) -> GrowthRequest | None:
         """Return which layers may grow how many weights after this round; clients report candidates.
@@ -240,6 +270,13 @@ class PruningStrategy(Strategy):
     def clients(self) -> Mapping[int, Facts]:
         """What each client said of itself, by client number."""
         return self.exchange.clients
+
+    def sent_masks(self, number: int) -> Masks:
+        """Return the masks under which a client is sent values in this round.
+
+        Those of ``masks_for`` or, where its device has no memory for these, a part of them.
+        """
+        return self.nested.get(number) or self.masks_for(number)
 
     def set_masks(self, masks: Masks) -> None:
         """Make ``masks`` the global ones; weights they prune become exactly 0.
@@ -311,7 +348,7 @@ class PruningStrategy(Strategy):
             return content_of(shared_masks, shared_arrays, holds)
 
         def content(number: int) -> RecordDict:
-            masks = self.masks_for(number)
+            masks = self.sent_masks(number)
             holds = self.exchange.holds(number, masks)
             if masks == shared_masks:
                 return shared(holds)
@@ -420,6 +457,7 @@ class PruningStrategy(Strategy):
             "state": self.state,
             "masks": self.masks,
             "exchange": self.exchange.memory(),
+            "nested": self.budgets.memory(),
             "dense": self.dense.tally.totals(),
             "aggregator": self.aggregator.memory(),
             "method": self.memory(),
@@ -432,6 +470,7 @@ class PruningStrategy(Strategy):
         """
         self.ended = snapshot["round"]
         self.exchange.recall(snapshot["exchange"])
+        self.budgets.recall(snapshot["nested"], self.layout.shapes)
         self.layout.check(snapshot["state"])
         self.state = snapshot["state"]
         self.masks = Masks(snapshot["masks"])
@@ -459,7 +498,15 @@ class PruningStrategy(Strategy):
         """
         weight, loss = 0, 0.0
         held_out, right = 0, 0.0
-        for reply in self.exchange.accept(server_round, replies, partial(self._read_train, server_round)):
+        clients = self.scenario.clients
+        accepted = self.exchange.accept(
+            server_round,
+            replies,
+            partial(self._read_train, server_round),
+            deadline=clients.deadline,
+            wanted=clients.per_round if clients.over_sample > 1 else None,
+        )
+        for reply in accepted:
             self.aggregator.add(reply)
             if self.move is not None:
                 self.exchange.note_held(reply.client, reply.codec.masks)
@@ -494,7 +541,10 @@ class PruningStrategy(Strategy):
 
         def read(reply: Message) -> tuple[int, float]:
             metrics = metrics_of(reply.content)
-            return whole(metrics, "num-examples"), share(metrics, "accuracy")
+            examples, accuracy = whole(metrics, "num-examples"), share(metrics, "accuracy")
+            device = self.clients[self.exchange.number_of(reply)].profile.name
+            self.exchange.attendance.note_score(device, examples, accuracy)
+            return examples, accuracy
 
         scores = list(self.exchange.accept(server_round, replies, read))
         examples = sum(count for count, _ in scores)
@@ -522,8 +572,11 @@ class PruningStrategy(Strategy):
 
         Raises
         ------
+        UserError
+            When clients have too little memory, and ``clients.over_budget`` does not say what to do.
         RunError
-            When a round ends without a single good reply.
+            When a round ends without a single good reply, and not because devices were away or too slow:
+            the model then stays as it is for a round.
         """
         self.summary()
         self._rounds = num_rounds or self.scenario.rounds
@@ -538,11 +591,13 @@ class PruningStrategy(Strategy):
             train = train_config or ConfigRecord()
             messages = self.configure_train(server_round, self.encode_state(server_round), train, grid)
             arrays, metrics = self.aggregate_train(server_round, self.exchange.send(grid, messages))
-            if arrays is None or metrics is None:
-                raise RunError(self._no_reply(server_round))
+            self.nested = {}  # From here on the round is about the global model again.
             trained_under = self.masks
-            self.update_masks(server_round)
-            if self.masks != trained_under:
+            if metrics is not None:
+                self.update_masks(server_round)
+            elif self.exchange.faults.keys() - _OF_DEVICES:
+                raise RunError(self._no_reply(server_round))
+            if arrays is None or self.masks != trained_under:
                 arrays = self.encode_state(server_round)
             evaluate = evaluate_config or ConfigRecord()
             client_metrics = None
@@ -552,7 +607,8 @@ class PruningStrategy(Strategy):
                     client_metrics = self.aggregate_evaluate(server_round, self.exchange.send(grid, messages))
             record = self._end_round(server_round, metrics, client_metrics)
             result.arrays = arrays
-            result.train_metrics_clientapp[server_round] = metrics
+            if metrics is not None:
+                result.train_metrics_clientapp[server_round] = metrics
             if client_metrics is not None:
                 result.evaluate_metrics_clientapp[server_round] = client_metrics
             if record.accuracy is not None and record.loss is not None:
@@ -568,6 +624,7 @@ class PruningStrategy(Strategy):
         """Do what comes before training: round 0."""
         self._start_round()
         self.exchange.meet(grid)
+        self.budgets.refuse_hopeless(self.clients.values(), self.module, self.options.model_dump())
         if initial_arrays is not None:
             self.state = self.codec.unflatten(self.codec.decode(initial_arrays))
         if self.options.pretrain_epochs:
@@ -579,30 +636,72 @@ class PruningStrategy(Strategy):
     def _state_messages(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, message_type: str
     ) -> Iterator[Message]:
-        numbers = self.sample(server_round)
-        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= self.clients.keys():
-            raise RunError(f"sample({server_round}) gave {numbers}: expected known clients, each once")
         if message_type == MessageType.TRAIN:
+            config = self._asked_of_clients(server_round, config)
+            numbers = self._taking_part(server_round, config)
             nodes = [self.clients[number].node_id for number in numbers]
             config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
-            self.request = self.growth(server_round)
-            asked = self.request.counts if self.request else ()
-            self.votes = {name: GrowthVotes(self.masks[name]) for name in asked}
-            if self.request:
-                config.update(self.request.config(self.masks))
-            self.move = self.mask_request(server_round)
-            if self.move:
-                config.update(self.move.config())
+        else:
+            everyone = self.scenario.evaluation.clients == "all"
+            asked = self._online(server_round) if everyone else self._taking_part_now
+            numbers = [number for number in asked if self._can_evaluate(number)]
         content = self.state_contents(server_round, config, arrays)
         for number in numbers:
             yield self.exchange.message(number, content(number), message_type, server_round)
 
+    def _asked_of_clients(self, server_round: int, config: ConfigRecord) -> ConfigRecord:
+        """Return a round's config with what the method asks for besides training."""
+        self.request = self.growth(server_round)
+        asked = self.request.counts if self.request else ()
+        self.votes = {name: GrowthVotes(self.masks[name]) for name in asked}
+        self.move = self.mask_request(server_round)
+        config = ConfigRecord(dict(config))
+        if self.request:
+            config.update(self.request.config(self.masks))
+        if self.move:
+            config.update(self.move.config())
+        if settings := self.supermasks():
+            config.update(settings.config())
+        return config
+
+    def _taking_part(self, server_round: int, config: ConfigRecord) -> list[int]:
+        """Return the numbers of the clients that are asked to train in a round, ascending."""
+        online = self._online(server_round)
+        facts = [self.clients[number] for number in online]
+        verdict = self.budgets.judge(facts, config, self.masks_for, self.state)
+        self.nested = verdict.nested
+        excluded = set(verdict.excluded)
+        self.able = [number for number in online if number not in excluded]
+        self.exchange.note_absent(self.clients.keys() - set(online), verdict.excluded)
+        numbers = self.sample(server_round) if self.able else []
+        if len(set(numbers)) < len(numbers) or not set(numbers) <= self.clients.keys():
+            raise RunError(f"sample({server_round}) gave {numbers}: expected known clients, each once")
+        self._taking_part_now = numbers
+        return numbers
+
+    def _can_evaluate(self, number: int) -> bool:
+        """Return whether a client has the memory for the whole model, and one example."""
+        return (
+            forward_memory(self.cost, self.masks_for(number), 1).total <= self.clients[number].profile.memory
+        )
+
+    def _online(self, server_round: int) -> list[int]:
+        """Return the numbers of the clients that are there in a round, ascending."""
+        numbers = sorted(self.clients)
+        chances = [self.clients[number].profile.availability for number in numbers]
+        if min(chances) == 1:
+            return numbers
+        draws = seeds.numpy_generator(self.scenario.seed, "availability", server_round).random(
+            max(numbers) + 1
+        )
+        return [number for number, chance in zip(numbers, chances, strict=True) if draws[number] < chance]
+
     def _read_train(self, server_round: int, reply: Message) -> TrainReply:
         metrics, growth = metrics_of(reply.content), {}
-        if self.request is not None:
-            growth = read_growth(reply.content.array_records.get("growth"), self.request, self.masks)
         number, arrays = self.exchange.number_of(reply), arrays_of(reply.content)
-        sent = self.masks_for(number)
+        sent = self.sent_masks(number)
+        if self.request is not None:
+            growth = read_growth(reply.content.array_records.get("growth"), self.request, sent)
         codec = self.reply_codec(read_own_masks(arrays, self.layout, sent, self.move) or sent)
         held_out, held_out_accuracy = _read_held_out(metrics)
         return TrainReply(
@@ -643,12 +742,17 @@ class PruningStrategy(Strategy):
             wall_seconds=time.perf_counter() - self._began,
             clients_ok=self.exchange.ok,
             clients_failed=self.exchange.faults.total(),
+            clients_surplus=self.exchange.attendance.total["surplus"],
+            clients_excluded=self.exchange.attendance.total["excluded"],
+            clients_offline=self.exchange.attendance.total["offline"],
             faults=dict(sorted(self.exchange.faults.items())),
+            classes=self.exchange.attendance.records(),
             bytes_down=self.exchange.tally.bytes_down,
             bytes_up=self.exchange.tally.bytes_up,
             flops=self.exchange.tally.flops,
             peak_memory_bytes=self.exchange.tally.peak_memory_bytes,
             device_seconds=self.exchange.tally.device_seconds,
+            joules=self.exchange.tally.joules,
         )
         self.dense_totals = self.dense.tally.totals()
         self.ended = server_round
@@ -660,6 +764,12 @@ class PruningStrategy(Strategy):
         total = sum(self.exchange.failures.values())
         reasons = listed(self.exchange.failures)
         return f"round {server_round}: none of {total} clients gave a usable reply: {reasons}"
+
+
+def way_of_training(scenario: Scenario, strategy: type[PruningStrategy]) -> type[Client]:
+    """Return the class of the clients of a strategy."""
+    found: type[Client] = registry.load("client", strategy.client, scenario.directory)
+    return found
 
 
 def _read_held_out(metrics: MetricRecord) -> tuple[int, float]:

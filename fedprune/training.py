@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedprune.data import parts
 from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.training import hold
@@ -38,6 +39,7 @@ def train(
     masks: Masks,
     proximal_mu: float = 0.0,
     prepare: Prepare | None = None,
+    micro_batch: int | None = None,
 ) -> Trained:
     """Take one optimizer step on cross entropy for each batch; pruned weights stay exactly 0.
 
@@ -57,6 +59,9 @@ def train(
         Weight of mu/2 * |w - w_start|^2 (Li et al., MLSys 2020, equation 2).
     prepare : Callable, optional
         Called with the optimizer before the first step; it may register hooks on steps.
+    micro_batch : int, optional
+        Most examples that go through the model at once: a larger batch goes in parts, whose gradients are
+        added up. But for batch norm, which sees a part alone, a step is the same up to rounding.
     """
     module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -70,12 +75,16 @@ def train(
         anchor = [p.detach().clone() for p in parameters] if proximal_mu > 0 else None
         for x, y in batches:
             optimizer.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(module(x.to(device)), y.to(device))
-            loss.backward()  # type: ignore[no-untyped-call]
+            pieces = parts(x, y, micro_batch)
+            for part_x, part_y in pieces:
+                loss = functional.cross_entropy(module(part_x.to(device)), part_y.to(device))
+                if len(pieces) > 1:
+                    loss = loss * (len(part_y) / len(y))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach().double().cpu() * len(y)
             if anchor is not None:
                 add_proximal_gradient(parameters, anchor, proximal_mu)
             optimizer.step()
-            total += loss.detach().double().cpu() * len(y)
             seen += len(y)
     return Trained(float(total / max(seen, 1)), seen)
 

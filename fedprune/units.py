@@ -166,6 +166,19 @@ def format_flop_rate(rate: float) -> str:
     return f"{format_flops(rate)}/s"
 
 
+def format_joules(joules: float) -> str:
+    """Return an amount of energy for people.
+
+    Examples
+    --------
+    >>> format_joules(0.0123), format_joules(4500.0)
+    ('12.3 mJ', '4.5 kJ')
+    """
+    if joules < 1:
+        return f"{joules * 1000:.3g} mJ"
+    return _format(joules, 1000, ("J", "kJ", "MJ", "GJ"))
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for people, in its two largest units from a minute on.
 

@@ -81,7 +81,7 @@ class PruneFL(PruningStrategy):
     def measured_here(self) -> dict[str, Tensor]:
         """Return the importance on the server's public data."""
         set_state(self.module, self.state)
-        batches = self.public_batches()[: self.options.importance_batches]
+        batches = [[batch] for batch in self.public_batches()[: self.options.importance_batches]]
         return {name: mean_squared_gradient(self.module, name, batches) for name in self.masks}
 
     def measured_by_a_client(self, grid: Grid) -> dict[str, Tensor]:

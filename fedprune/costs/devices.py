@@ -21,6 +21,7 @@ from fedprune.errors import ScenarioError
 from fedprune.scenario import DeviceShare
 
 DEFAULT_PROFILE = "raspberry-pi-4"  #: What clients are where a scenario names no devices.
+_ALWAYS_THERE = {"availability": 1.0, "dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,15 @@ def resolve(
     return DeviceProfile(name=label, **given)  # type: ignore[arg-type]
 
 
-def client_profiles(shares: Sequence[DeviceShare], count: int, seed: int) -> list[DeviceProfile]:
+def client_profiles(
+    shares: Sequence[DeviceShare], count: int, seed: int, churn: bool = False
+) -> list[DeviceProfile]:
     """Return the device of each client, by client number.
 
     Shares are dealt by the seed; counts go in the order of the clients' numbers. A device without a
     name is called ``custom-1``, ``custom-2``, ... by its place in the list. Without any device in the
-    list, every client is a ``DEFAULT_PROFILE``.
+    list, every client is a ``DEFAULT_PROFILE``. With ``churn`` the built-in profiles' chances of being
+    online and of vanishing count; without, a device is always there, but for the chances that it was given.
 
     Raises
     ------
@@ -178,14 +182,18 @@ def client_profiles(shares: Sequence[DeviceShare], count: int, seed: int) -> lis
         A share names an unknown profile or has an impossible number.
     """
     if not shares:
-        return [profile(DEFAULT_PROFILE)] * count
-    kinds = [_of_share(share, f"custom-{place}") for place, share in enumerate(shares, start=1)]
+        default = profile(DEFAULT_PROFILE)
+        return [default if churn else replace(default, availability=1.0, dropout=0.0)] * count
+    kinds = [_of_share(share, f"custom-{place}", churn) for place, share in enumerate(shares, start=1)]
     if shares[0].count is not None:
         return [kind for kind, share in zip(kinds, shares, strict=True) for _ in range(share.count or 0)]
     return [kinds[kind] for kind in assign([share.share for share in shares], count, seed)]
 
 
-def _of_share(share: DeviceShare, label: str) -> DeviceProfile:
+def _of_share(share: DeviceShare, label: str, churn: bool) -> DeviceProfile:
+    chances = {key: getattr(share, key) for key in _ALWAYS_THERE}
+    if not churn:
+        chances = {key: _ALWAYS_THERE[key] if chance is None else chance for key, chance in chances.items()}
     has_numbers = share.memory is not None  # Its own, or those of a profile in the scenario's file.
     return resolve(
         None if has_numbers else share.profile,
@@ -196,8 +204,7 @@ def _of_share(share: DeviceShare, label: str) -> DeviceProfile:
         uplink=share.uplink,
         joules_per_flop=share.joules_per_flop,
         joules_per_byte=share.joules_per_byte,
-        availability=share.availability,
-        dropout=share.dropout,
+        **chances,
     )
 
 

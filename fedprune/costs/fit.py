@@ -1,4 +1,4 @@
-"""What fits a device: the largest density, and the largest batch, whose training step fits a memory.
+"""What fits a device: the largest density, batch or nested mask whose training step fits a memory.
 
 Pure arithmetic on a model's costs, by `fedprune.costs.memory`. Which model, strategy and devices a scenario
 has, and what its clients keep besides, is for `fedprune.sizing`.
@@ -33,16 +33,13 @@ class TrainingStep:
         Values that the optimizer keeps per weight, see `optimizer_slots`.
     overhead
         What the way of training keeps besides.
-    buffers
-        Bytes that the method keeps besides.
     """
 
     cost: ModelCost
-    shapes: Shapes
+    shapes: Shapes = field(default_factory=dict)
     distribution: Distribution = uniform
     slots: int = 0
     overhead: Overhead = field(default_factory=Overhead)
-    buffers: int = 0
 
     @property
     def prunable(self) -> int:
@@ -80,7 +77,7 @@ class TrainingStep:
             kept,
             batch,
             slots=self.slots + self.overhead.slots,
-            buffers=self.buffers,
+            buffers=self.overhead.buffers,
             activation_density=self.overhead.activation_density,
         )
 
@@ -139,6 +136,60 @@ def largest_batch(step: TrainingStep, memory: int, density: float, most: int) ->
         return 1 if fits(1) else None
     except ValueError:
         return None
+
+
+def micro_batch(step: TrainingStep, kept: Mapping[str, int], batch: int, memory: int) -> int | None:
+    """Return the largest part of a batch on which a step fits, with the gradients of all parts added up.
+
+    `parts` cuts a batch into such parts. None where not even the smallest fits: one example or, for a model
+    that can't train on one, three, since an odd batch has no parts of two.
+
+    Parameters
+    ----------
+    step
+        The step.
+    kept
+        Number of kept weights of each pruned tensor.
+    batch
+        Examples in a whole batch, at least 1.
+    memory
+        Bytes of the device.
+    """
+
+    def fits(size: int) -> bool:
+        return step.memory_of(kept, size).total <= memory
+
+    if fits(batch):
+        return batch
+    try:
+        smallest = 1
+        fits(smallest)
+    except ValueError:
+        smallest = 3
+    return last(fits, smallest, batch - 1) if smallest < batch else None
+
+
+def nested_counts(
+    step: TrainingStep, kept: Mapping[str, int], batch: int, memory: int
+) -> dict[str, int] | None:
+    """Return how many weights of each tensor fit, the same share of what is kept in every one.
+
+    No tensor is left without a weight. The share is that of a whole number k of all kept weights: with k it
+    fits, and with k + 1 it does not. None where one weight a tensor does not fit. Parameters are those of
+    `micro_batch`.
+    """
+    total = sum(kept.values())
+
+    def counts(weights: int) -> dict[str, int]:
+        return {name: min(count, max(1, count * weights // total)) for name, count in kept.items()}
+
+    def fits(weights: int) -> bool:
+        return step.memory_of(counts(weights), batch).total <= memory
+
+    if total == 0:
+        return {} if step.memory_of(kept, batch).total <= memory else None
+    found = last(fits, 0, total)
+    return None if found is None else counts(found)
 
 
 def last(holds: Callable[[int], bool], low: int, high: int) -> int | None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
     """One message to one client and its reply: a line of ``clients.jsonl``.
 
-    ``status`` is "ok" or "failed"; ``fault`` is the kind of what failed, see `fedprune.faults`, and
-    ``reason`` says it in one line. Bytes are serialized message content; ``device_seconds`` is virtual,
-    ``wall_seconds`` is measured.
+    ``status`` is "ok", "failed", or "surplus" for a good reply that was not needed; ``fault`` is the kind
+    of what failed, see `fedprune.faults`, and ``reason`` says it in one line. Bytes are serialized message
+    content; ``device_seconds`` is virtual, ``wall_seconds`` is measured. ``joules`` is None where the
+    device's energy is unknown. A task that the server did not wait for counts as far as it had come.
     """
 
     round: int
@@ -33,10 +34,41 @@ class TaskRecord:
     flops: int
     peak_memory_bytes: int
     device_seconds: float
+    joules: float | None
     wall_seconds: float
     status: str
     fault: str | None
     reason: str | None
+
+
+#: Classes of devices that a round is broken down by; a trace may give every client its own.
+MOST_CLASSES = 20
+
+
+class ClassRecord(TypedDict):
+    """One round of the clients that have one kind of device.
+
+    ``clients`` are all of them; those ``asked`` to train in this round gave a reply that counted (``ok``),
+    came after the deadline (``late``), were not needed (``surplus``) or ``failed`` otherwise; ``excluded``
+    were those without the memory, ``offline`` those that were not there. ``accuracy`` is the global
+    model's on what they hold out, None where it was not measured. The costs are those of all their tasks.
+    """
+
+    clients: int
+    asked: int
+    ok: int
+    late: int
+    surplus: int
+    failed: int
+    excluded: int
+    offline: int
+    accuracy: float | None
+    bytes_down: int
+    bytes_up: int
+    flops: int
+    peak_memory_bytes: int
+    device_seconds: float
+    joules: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +83,10 @@ class RoundRecord:
     also where it is not asked for.
     ``device_seconds`` is the round's virtual time: that of its slowest client.
     ``layer_densities`` is the kept share per pruned tensor. ``faults`` counts the failed tasks by kind.
+    ``joules`` is None where that of any task is unknown. ``clients_surplus`` counts good replies that
+    were not needed, ``clients_excluded`` the clients without the memory, ``clients_offline`` those that
+    were not there. ``classes`` has the same for each class of device, see `ClassRecord`; it is empty
+    where there are more than `MOST_CLASSES`.
     """
 
     round: int
@@ -66,10 +102,15 @@ class RoundRecord:
     flops: int
     peak_memory_bytes: int
     device_seconds: float
+    joules: float | None
     wall_seconds: float
     clients_ok: int
     clients_failed: int
+    clients_surplus: int
+    clients_excluded: int
+    clients_offline: int
     faults: dict[str, int]
+    classes: dict[str, ClassRecord]
 
 
 class Listener(Protocol):
@@ -83,7 +124,9 @@ class Listener(Protocol):
 
 
 class Tally:
-    """A running total of tasks: sums of bytes and FLOPs, the largest peak, virtual time.
+    """A running total of tasks: sums of bytes, FLOPs and energy, the largest peak, virtual time.
+
+    The energy is None as soon as that of one task is unknown.
 
     Tasks of one phase (the answers to messages that were sent together) run side by side, so a
     phase lasts as long as its slowest task; phases follow one another.
@@ -95,6 +138,7 @@ class Tally:
         self.flops = 0
         self.peak_memory_bytes = 0
         self.device_seconds = 0.0
+        self.joules: float | None = 0.0
         self._phase_seconds = 0.0
 
     @classmethod
@@ -106,13 +150,21 @@ class Tally:
         return tally
 
     def add(
-        self, *, bytes_down: int, bytes_up: int, flops: int, peak_memory_bytes: int, device_seconds: float
+        self,
+        *,
+        bytes_down: int,
+        bytes_up: int,
+        flops: int,
+        peak_memory_bytes: int,
+        device_seconds: float,
+        joules: float | None = None,
     ) -> None:
         """Add one task of the current phase."""
         self.bytes_down += bytes_down
         self.bytes_up += bytes_up
         self.flops += flops
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes)
+        self.joules = None if self.joules is None or joules is None else self.joules + joules
         self._phase_seconds = max(self._phase_seconds, device_seconds)
 
     def end_phase(self) -> None:

@@ -150,7 +150,7 @@ def forward_memory(cost: ModelCost, masks: Masks, batch: int, *, buffers: int = 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a way of training keeps for every step besides weights, gradients and the optimizer's state.
+    """What a way of training keeps for a step besides weights, gradients and the optimizer's state.
 
     Parameters
     ----------
@@ -158,10 +158,13 @@ class Overhead:
         Values per kept, trained weight.
     activation_density
         Share that is kept of what layers save for the backward pass, by `sparse_activations`.
+    buffers
+        Bytes, whatever is kept.
     """
 
     slots: int = 0
     activation_density: float = 1.0
+    buffers: int = 0
 
 
 def optimizer_slots(name: str, momentum: float = 0.0) -> int:

@@ -4,7 +4,7 @@ What the rest of fedprune uses is here; a source of a user's own needs ``Request
 ``Pictures``.
 """
 
-from fedprune.data.batches import AUGMENTATIONS, batches
+from fedprune.data.batches import AUGMENTATIONS, batches, parts
 from fedprune.data.federated import describe, load
 from fedprune.data.pictures import ClientData, DataInfo, FederatedData, Pictures, Shares
 from fedprune.data.sources import SOURCES, Request, Source
@@ -22,4 +22,5 @@ __all__ = [
     "batches",
     "describe",
     "load",
+    "parts",
 ]

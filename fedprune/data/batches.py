@@ -60,6 +60,17 @@ def batches(
         yield x.float().mul_(scale).add_(shift), torch.from_numpy(pictures.labels[chosen])
 
 
+def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into parts of about equal length, at most ``size``; None: it stays whole.
+
+    From a size of 3 on, no part of two or more examples is cut into single ones.
+    """
+    count = 1 if size is None else -(-len(y) // size)
+    if count <= 1:
+        return [(x, y)]
+    return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
+
+
 def _normalisation(info: DataInfo) -> tuple[Tensor, Tensor]:
     """Return scale and shift, (C, 1, 1), for which pixel * scale + shift = (pixel / 255 - mean) / std."""
     mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (info.mean, info.std))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune.results.records import COSTS
-from fedprune.units import format_bytes, format_flops, format_seconds
+from fedprune.units import format_bytes, format_flops, format_joules, format_seconds
 
 UNKNOWN = "-"
 
@@ -74,6 +74,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("flops", "FLOPs", format_flops),
     Measure("peak_memory_bytes", "peak memory", format_bytes),
     Measure("device_seconds", "device time", format_seconds),
+    Measure("joules", "energy", format_joules, optional=True),
     Measure("wall_seconds", "wall time", format_seconds),
     Measure("clients_failed", "failed tasks"),
 )

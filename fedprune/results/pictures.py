@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from fedprune.results.records import Record
+from fedprune.results.records import Record, class_totals
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,6 +29,8 @@ _STEPS: dict[str, tuple[tuple[float, str], ...]] = {
     "flops": ((1.0, "FLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP")),
     "seconds": ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d")),
 }
+#: What became of a class's clients in a round, as `ClassRecord` counts it.
+_ATTENDANCE = ("ok", "late", "failed", "surplus", "excluded", "offline")
 _MOST_MARKERS = 30
 _MOST_NAMES = 10
 _DPI = 144
@@ -50,9 +52,12 @@ def scale(quantity: str, largest: float) -> tuple[float, str]:
 
 
 def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
-    """Write ``accuracy.png``, ``costs.png`` and ``density.png`` into the folder."""
+    """Write ``accuracy.png``, ``costs.png``, ``density.png`` into the folder; of several classes of devices
+    also ``classes.png``.
+    """
     for name, figure_of in FIGURES.items():
-        figure_of(rounds, title).savefig(directory / f"{name}.png", dpi=_DPI)
+        if name != "classes" or len(class_totals(rounds)) > 1:
+            figure_of(rounds, title).savefig(directory / f"{name}.png", dpi=_DPI)
 
 
 def accuracy_figure(rounds: Sequence[Record], title: str) -> Picture:
@@ -142,10 +147,51 @@ def density_figure(rounds: Sequence[Record], title: str) -> Picture:
     return figure
 
 
+def classes_figure(rounds: Sequence[Record], title: str) -> Picture:
+    """Draw, for each class of device, the global model's accuracy on its data and who took part.
+
+    Bars are shares of a class's clients, over the rounds of training; what is missing to 100 % was not
+    asked.
+    """
+    totals = class_totals(rounds)
+    figure = Picture(figsize=(10.4, 4.8), layout="constrained")
+    figure.suptitle(f"{title}: classes of devices")
+    accuracy, attendance = figure.subplots(1, 2)
+    for name, colour in zip(totals, cycle(COLOURS), strict=False):
+        of_class = ((r["round"], (r.get("classes") or {}).get(name, {}).get("accuracy")) for r in rounds)
+        if points := [(number, value) for number, value in of_class if value is not None]:
+            _line(accuracy, *zip(*points, strict=True), label=name, color=colour)
+    accuracy.set_title("global model on the class's held-out data")
+    accuracy.set_ylabel("accuracy (%)")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    _round_axis(accuracy, rounds)
+    if accuracy.lines:
+        accuracy.legend(frameon=False)
+    else:
+        accuracy.text(0.5, 0.5, "clients did not evaluate", transform=accuracy.transAxes, ha="center")
+    training = sum(record["round"] > 0 for record in rounds)
+    left = dict.fromkeys(totals, 0.0)
+    for key, colour in zip(_ATTENDANCE, COLOURS, strict=False):
+        shares = [totals[name][key] / (totals[name]["clients"] * max(training, 1)) for name in totals]
+        if any(shares):
+            label = "took part" if key == "ok" else key
+            attendance.barh(list(totals), shares, left=list(left.values()), color=colour, label=label)
+            left = {name: left[name] + share for name, share in zip(totals, shares, strict=True)}
+    attendance.set_title("clients of the class, over the rounds")
+    attendance.set_xlim(0, 1)
+    attendance.set_xlabel("share (%)")
+    attendance.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    attendance.invert_yaxis()
+    attendance.spines[["top", "right"]].set_visible(False)
+    figure.legend(*attendance.get_legend_handles_labels(), loc="outside lower right", ncols=6, frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Record], str], Picture]] = {
     "accuracy": accuracy_figure,
     "costs": costs_figure,
     "density": density_figure,
+    "classes": classes_figure,
 }
 
 

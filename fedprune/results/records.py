@@ -95,6 +95,45 @@ def count_faults(rounds: Iterable[Record]) -> dict[str, int]:
     return dict(total.most_common())
 
 
+#: What a class of devices counts in a round -> how the rounds' values make the run's.
+_CLASS_COUNTS = ("asked", "ok", "late", "surplus", "failed", "excluded", "offline")
+_CLASS_COSTS = ("bytes_down", "bytes_up", "flops", "device_seconds")
+
+
+def class_totals(rounds: Sequence[Record]) -> dict[str, Record]:
+    """Return what each class of devices took part in and what that cost, over a run.
+
+    Counts and costs are sums, peak memory is the largest. ``participation`` is the share of all
+    (client, round of training) in which a client's training counted; ``excluded_share`` and
+    ``offline_share`` are of these too, ``late_share`` is of those asked. ``accuracy`` is the last known.
+    """
+    training = [record for record in rounds if record["round"] > 0 and record.get("classes")]
+    totals: dict[str, Record] = {}
+    for name in training[-1]["classes"] if training else ():
+        of_class = [record["classes"][name] for record in rounds if name in (record.get("classes") or {})]
+        known = [part["accuracy"] for part in of_class if part["accuracy"] is not None]
+        joules = [part["joules"] for part in of_class]
+        total: Record = {"clients": of_class[-1]["clients"]}
+        total |= {key: sum(part[key] for part in of_class) for key in (*_CLASS_COUNTS, *_CLASS_COSTS)}
+        chances = total["clients"] * len(training)
+        totals[name] = total | {
+            "peak_memory_bytes": max(part["peak_memory_bytes"] for part in of_class),
+            "joules": None if None in joules else sum(joules),
+            "participation": total["ok"] / chances,
+            "excluded_share": total["excluded"] / chances,
+            "offline_share": total["offline"] / chances,
+            "late_share": total["late"] / total["asked"] if total["asked"] else 0.0,
+            "accuracy": known[-1] if known else None,
+        }
+    return totals
+
+
+def total_joules(rounds: Sequence[Record]) -> float | None:
+    """Return the energy of all rounds; None where that of one is unknown."""
+    joules = [record.get("joules") for record in rounds]
+    return None if None in joules or not joules else sum(filter(None, joules))
+
+
 def summarise(
     rounds: Sequence[Record],
     clients: Sequence[Record],
@@ -148,6 +187,12 @@ def summarise(
         **costs,
         "clients_ok": sum(record.get("clients_ok") or 0 for record in rounds),
         "clients_failed": sum(record.get("clients_failed") or 0 for record in rounds),
+        **{
+            key: sum(record.get(key) or 0 for record in rounds)
+            for key in ("clients_surplus", "clients_excluded", "clients_offline")
+        },
+        "joules": total_joules(rounds),
+        "classes": class_totals(rounds),
         "faults": count_faults(rounds),
         "failures": count_failures(clients),
         "relative": relative_costs(costs, dense),

@@ -64,7 +64,7 @@ class Run:
             raise UserError(f"{self.directory}: the run is {self.summary['status']} and left no model")
         return load_model(path)
 
-    def plot(self, what: Literal["accuracy", "costs", "density"] = "accuracy") -> Picture:
+    def plot(self, what: Literal["accuracy", "costs", "density", "classes"] = "accuracy") -> Picture:
         """Return one of the run's pictures; a notebook shows it."""
         from fedprune.results.pictures import FIGURES
 

@@ -55,14 +55,17 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
     return total / max(examples, 1)
 
 
-def mean_squared_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def mean_squared_gradient(
+    module: nn.Module, name: str, batches: Iterable[Iterable[tuple[Tensor, Tensor]]]
+) -> Tensor:
     """Return the square of one weight's `layer_gradient` on each batch, averaged over the batches.
 
-    As PruneFL measures importance (Jiang et al., TNNLS 2022, section IV): of a stochastic gradient.
+    A batch is given as the parts of it that go through the module at once. As PruneFL measures importance
+    (Jiang et al., TNNLS 2022, section IV): of a stochastic gradient.
     """
     total, count = torch.zeros_like(module.get_parameter(name)), 0
     for batch in batches:
-        total += layer_gradient(module, name, [batch]).square()
+        total += layer_gradient(module, name, batch).square()
         count += 1
     return total / max(count, 1)
 
@@ -106,7 +109,12 @@ class GrowthVotes:
         self._reported = torch.zeros(mask.numel(), dtype=torch.bool)
 
     def add(self, indices: Tensor, values: Tensor, weight: float) -> None:
-        """Add a client's report; ``indices`` are checked by `check_report`."""
+        """Add a client's report; ``indices`` are checked by `check_report`.
+
+        A client with nested masks may report a weight that is kept: it is left out.
+        """
+        pruned = ~self.mask.reshape(-1)[indices]
+        indices, values = indices[pruned], values[pruned]
         self._sum[indices] += weight * values.double()
         self._reported[indices] = True
 

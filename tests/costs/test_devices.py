@@ -103,7 +103,9 @@ def test_counts_go_to_clients_in_the_order_of_their_numbers():
 def test_a_scenario_may_say_how_reliable_a_device_is():
     shy = DeviceShare(profile="laptop", availability=0.1)
     numbers = DeviceShare(**NUMBERS, dropout=0.5, joules_per_flop=1e-9)
-    assert client_profiles([shy], 1, 0) == [replace(profile("laptop"), availability=0.1)]
+    assert client_profiles([shy], 1, 0) == [replace(profile("laptop"), availability=0.1, dropout=0.0)]
+    assert client_profiles([shy], 1, 0, churn=True) == [replace(profile("laptop"), availability=0.1)]
+    assert client_profiles([], 1, 0, churn=True) == [profile(DEFAULT_PROFILE)]
     assert client_profiles([numbers], 1, 0) == [
         DeviceProfile(name="custom-1", **NUMBERS, dropout=0.5, joules_per_flop=1e-9)
     ]

@@ -47,6 +47,7 @@ def task(**changes: Any) -> TaskRecord:
         "flops": 10**6,
         "peak_memory_bytes": 4096,
         "device_seconds": 1.5,
+        "joules": 0.25,
         "wall_seconds": 0.1,
         "status": "ok",
         "fault": None,
@@ -70,9 +71,14 @@ def round_of(number: int, **changes: Any) -> RoundRecord:
         "flops": 2 * 10**9,
         "peak_memory_bytes": 5 * 2**20 + number,
         "device_seconds": 2.5,
+        "joules": None,
         "wall_seconds": 0.5,
         "clients_ok": 4,
         "clients_failed": 1,
+        "clients_surplus": 0,
+        "clients_excluded": 0,
+        "clients_offline": 0,
+        "classes": {},
         "faults": {"raised": 1},
     }
     return RoundRecord(**(values | changes))

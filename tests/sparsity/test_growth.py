@@ -68,7 +68,7 @@ def test_importance_is_the_mean_of_squared_gradients():
     """Of each batch by itself: the square of a mean would be smaller."""
     module, batches = net(), [drawn(5, 1), drawn(2, 2)]
     parts = [full_gradient(module, "4.weight", x, y) for x, y in batches]
-    found = mean_squared_gradient(module, "4.weight", iter(batches))
+    found = mean_squared_gradient(module, "4.weight", ([batch] for batch in batches))
     torch.testing.assert_close(found, (parts[0] ** 2 + parts[1] ** 2) / 2)
     assert not mean_squared_gradient(module, "4.weight", []).any()
 
