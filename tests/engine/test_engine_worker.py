@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedprune.engine.records import (
     unpack_state,
 )
 from fedprune.engine.worker import Outcome, Task, Worker
+from fedprune.faults import Fault
 
 NODE = 7
 
@@ -33,7 +35,7 @@ NODE = 7
 def run() -> Callable[..., Outcome]:
     """Run one message in a worker of this process, from a given state."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
-    worker = Worker(make_obedient, 1, {}, True, ())
+    worker = Worker(make_obedient, 1, {}, True, inf, ())
 
     def run_one(act: str, state: bytes = b"", **config: Any) -> Outcome:
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -107,7 +109,7 @@ def test_no_bytes_make_the_check_of_a_reply_fail(garbage, position, splice):
         assert values.shape == (4,)
         assert np.isfinite(values).all()
     else:
-        assert "'w'" in fault
+        assert "'w'" in fault[1]
 
 
 def test_a_reply_is_judged_by_the_shapes_that_were_sent():
@@ -120,4 +122,5 @@ def test_a_reply_is_judged_by_the_shapes_that_were_sent():
     assert content_fault(reply((2, 3), "w"), shapes_of(sent)) is None
     assert content_fault(reply((6,), "new"), shapes_of(sent)) is None
     assert content_fault(reply((6,), "w"), {}) is None
-    assert "shape [6], expected [2, 3]" in content_fault(reply((6,), "w"), shapes_of(sent))
+    kind, reason = content_fault(reply((6,), "w"), shapes_of(sent))
+    assert (kind, "shape [6], expected [2, 3]" in reason) == (Fault.WRONG_SHAPE, True)
