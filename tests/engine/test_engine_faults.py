@@ -18,11 +18,27 @@ from fedprune.faults import CODES, Fault
 
 BAD = {
     "raise": ({"act": "raise"}, "LookupError: no such thing", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
-    "nan": ({"act": "replace", "with": "nan"}, "array 'w' holds values that are not finite", CODES[Fault.NOT_FINITE]),
-    "inf": ({"act": "replace", "with": "inf"}, "array 'w' holds values that are not finite", CODES[Fault.NOT_FINITE]),
-    "shape": ({"act": "replace", "with": "shape"}, "array 'w' has shape [3, 1], expected [3]", CODES[Fault.WRONG_SHAPE]),
+    "nan": (
+        {"act": "replace", "with": "nan"},
+        "array 'w' holds values that are not finite",
+        CODES[Fault.NOT_FINITE],
+    ),
+    "inf": (
+        {"act": "replace", "with": "inf"},
+        "array 'w' holds values that are not finite",
+        CODES[Fault.NOT_FINITE],
+    ),
+    "shape": (
+        {"act": "replace", "with": "shape"},
+        "array 'w' has shape [3, 1], expected [3]",
+        CODES[Fault.WRONG_SHAPE],
+    ),
     "garbage": ({"act": "replace", "with": "garbage"}, "array 'w' cannot be read", CODES[Fault.UNREADABLE]),
-    "lie": ({"act": "replace", "with": "lie"}, "says float32[3] but holds float64[4]", CODES[Fault.UNREADABLE]),
+    "lie": (
+        {"act": "replace", "with": "lie"},
+        "says float32[3] but holds float64[4]",
+        CODES[Fault.UNREADABLE],
+    ),
     "metric": ({"act": "metric"}, "metric 'loss' is not finite", CODES[Fault.NOT_FINITE]),
 }
 

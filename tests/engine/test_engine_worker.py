@@ -26,7 +26,8 @@ from fedprune.engine.records import (
     unpack_state,
 )
 from fedprune.engine.worker import Outcome, Task, Worker
-from fedprune.faults import Fault
+from fedprune.faults import CODES, Fault
+from fedprune.wire import payload_bytes
 
 NODE = 7
 
@@ -63,6 +64,19 @@ def test_a_task_that_raises_is_an_outcome_and_leaves_the_state(run):
     outcome = run("raise", run("count").state)
     assert (outcome.content, outcome.state) == (None, None)
     assert outcome.reason == "LookupError: no such thing"
+
+
+def test_a_reply_that_is_too_large_stays_in_the_worker_but_the_state_travels():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+    sent = message(NODE, "remember")
+    task = Task(sent.metadata, pack_content(sent.content), {"partition-id": 0}, b"")
+    size = payload_bytes(sent.content)
+    codes = {}
+    for largest in (100, 10 * size):
+        (outcome,), _ = Worker(make_obedient, 1, {}, True, largest, ()).run([task], [])
+        codes[largest], state = outcome.code, outcome.state
+        assert unpack_state(state)["mask"]
+    assert codes == {100: CODES[Fault.TOO_LARGE], 10 * size: 0}
 
 
 scalars = st.integers(-(2**62), 2**62) | st.floats(allow_nan=False)
