@@ -9,34 +9,35 @@ from __future__ import annotations
 
 import zlib
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedprune.errors import WireError
 
 CHECKSUM = "checksum"
 
 
-def checksum(content: RecordDict) -> int:
-    """Return the CRC-32 of the names and bytes of all arrays, whatever order they are in."""
-    crc = 0
-    for key in sorted(content.array_records):
-        record = content.array_records[key]
-        for name in sorted(record):
-            crc = zlib.crc32(record[name].data, zlib.crc32(f"{key}\0{name}\0".encode(), crc))
+def checksum(content: RecordDict) -> int | None:
+    """Return the CRC-32 of the names and bytes of all arrays, in whatever order; None without arrays."""
+    crc = None
+    for key, record in sorted(content.items()):
+        if isinstance(record, ArrayRecord):
+            for name, array in sorted(record.items()):
+                crc = zlib.crc32(array.data, zlib.crc32(f"{key}\0{name}\0".encode(), crc or 0))
     return crc
 
 
 def add_checksum(content: RecordDict) -> None:
     """Put the checksum of a reply's arrays into its metrics, where it has arrays."""
-    if content.array_records:
+    crc = checksum(content)
+    if crc is not None:
         metrics = content.metric_records.setdefault("metrics", MetricRecord())
-        metrics[CHECKSUM] = checksum(content)
+        metrics[CHECKSUM] = crc
 
 
 def verify_checksum(content: RecordDict) -> None:
     """Raise a ``WireError`` for a reply whose arrays are not those that its checksum was made of."""
-    if content.array_records:
+    crc = checksum(content)
+    if crc is not None:
         said = content.metric_records.get("metrics", MetricRecord()).get(CHECKSUM)
-        found = checksum(content)
-        if said != found:
-            raise WireError(f"the reply is damaged: its arrays have checksum {found}, it says {said}")
+        if said != crc:
+            raise WireError(f"the reply is damaged: its arrays have checksum {crc}, it says {said}")
