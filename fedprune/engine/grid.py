@@ -3,8 +3,8 @@
 Any Flower app runs on it: a ``ServerApp``'s strategy is given the grid, each worker process
 builds the ``ClientApp``. Three things make it fast: one shared copy of what many clients
 receive, several small tasks in one Ray call, and no polling. Three make it predictable: replies
-come in the order of the messages, the number of replies that wait is bounded, and a task whose
-worker died is run once more, alone, on a fresh worker.
+come in the order of the messages, the number of replies that wait is bounded, and a task that
+hangs or kills its worker costs no other: what shared the worker is run once more, each task alone.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class RayGrid(Grid):
         Refuse a reply whose array has another shape than the array of that name in the message.
         Strategies that average arrays by name rely on it.
     task_timeout : float, optional
-        Longest time in seconds that a message may take a worker. Then the worker is ended and the message
-        gets an error reply; what shared the worker with it runs again.
+        Longest time in seconds that a message of ``send_and_receive`` may take a worker. Then the worker
+        is ended and the message gets an error reply; what shared the worker with it runs again.
     largest_reply : int, optional
         Refuse a reply with more bytes, in the worker: it does not reach the memory of this process.
 
