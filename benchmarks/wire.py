@@ -90,7 +90,7 @@ def measure_values(density: float, values: ValueType) -> Row:
 
 def measure_size(count: int) -> Row:
     arrays = {"values": Array(np.random.default_rng(0).standard_normal(count, dtype=np.float32))}
-    config = {"round": 3, "mask-version": "0123456789abcdef", "lr": 0.1, "epochs": 1, "codec": "fedprune-1"}
+    config = {"round": 3, "mask-version": "0123456789abcdef", "lr": 0.1, "epochs": 1, "codec": "fedprune-2"}
     metrics = {"num-examples": 500, "loss": 0.5, "flops": 10**12, "train-seconds": 3.5}
     content = RecordDict(
         {"arrays": ArrayRecord(arrays), "config": ConfigRecord(config), "metrics": MetricRecord(metrics)}

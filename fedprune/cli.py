@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fedprune.costs.devices import DeviceProfile
     from fedprune.results.run import Run
-    from fedprune.scenario import Scenario
+    from fedprune.scenario import FaultsSpec, Scenario
     from fedprune.sizing import Fit
 
 _INTERRUPTED = 130
@@ -284,7 +284,15 @@ def describe(plan: Scenario) -> str:
         f"{clients.per_round} clients each; a client makes {training.epochs} {passes} in batches of "
         f"{training.batch_size} with {training.optimizer.name} (lr {training.optimizer.lr:g})"
         f"{f', on {devices}' if devices else ''}. Seed {plan.seed}; values travel as {plan.wire.values}."
+        f"{_faults(plan.faults)}"
     )
+
+
+def _faults(spec: FaultsSpec) -> str:
+    """Return a sentence on the faults that a scenario injects, or nothing where there are none."""
+    shares = [f"{name} {share:g}" for name, share in spec.shares.items() if share]
+    single = [f"{each.fault} for client {each.client} in round {each.round}" for each in spec.at]
+    return f" Faults injected into training tasks: {', '.join(shares + single)}." if spec.any else ""
 
 
 def print_summary(done: Run, console: Console) -> None:
@@ -293,6 +301,8 @@ def print_summary(done: Run, console: Console) -> None:
 
     relative = done.summary.get("relative")
     rows = {m.label: m.text(done.summary, relative) for m in known_measures([done.summary])}
+    if faults := done.summary.get("faults"):
+        rows["faults"] = ", ".join(f"{count} {kind}" for kind, count in faults.items())
     print_names(done.name, rows, console)
     if relative:
         console.print("In brackets: relative to dense FedAvg under the same scenario, by the cost model.")

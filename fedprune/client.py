@@ -51,6 +51,7 @@ from fedprune.wire import (
     Codec,
     Layout,
     StateCodec,
+    add_checksum,
     decode_masks,
     encode_masks,
     get_state,
@@ -495,6 +496,7 @@ class FederatedClientApp(ClientApp):
             client = site.client_class(site, int(context.node_config["partition-id"]))
             content = client.handle(message, context.state)
             _check_finite(content)
+            add_checksum(content)
         except TaskRefusedError as error:
             return Message(Error(CODES[error.fault], str(error)), reply_to=message)
         except (Exception, SystemExit) as error:

@@ -55,6 +55,12 @@ class NotFiniteError(WireError):
     fault = Fault.NOT_FINITE
 
 
+class TooLargeError(WireError):
+    """A message that is larger than any good one."""
+
+    fault = Fault.TOO_LARGE
+
+
 class TaskRefusedError(FedpruneError):
     """A task that a client does not do, or whose result it does not send; counted by its kind."""
 

@@ -32,7 +32,17 @@ from fedprune.faults import CODES, Fault, fault_of
 from fedprune.federation import Federation
 from fedprune.messages import arrays_of, config_of, real, share, text, whole
 from fedprune.sparsity.masks import Masks
-from fedprune.wire import CODEC, content_bytes, encode_masks, mask_bytes, with_masks
+from fedprune.wire import (
+    CODEC,
+    Layout,
+    check_size,
+    content_bytes,
+    encode_masks,
+    largest_reply,
+    mask_bytes,
+    verify_checksum,
+    with_masks,
+)
 
 #: What a client may report of its costs.
 _COSTS = ("flops", "peak-memory-bytes", "num-examples")
@@ -135,6 +145,7 @@ class Exchange:
         self._held: dict[int, str] = {}
         self._sent: dict[int, _Sent] = {}
         self._masks_for = masks_for
+        self._largest = largest_reply(Layout.of(federation.module))
         self._encoded = lru_cache(maxsize=1)(encode_masks)
         self.start_round()
 
@@ -317,6 +328,8 @@ class Exchange:
             fault, reason = fault_of(reply.error.code), _reason(reply)
         else:
             try:
+                check_size(reply.content, self._largest)
+                verify_checksum(reply.content)
                 _check_costs(reply)
                 metrics = reply.content.metric_records.get("metrics", metrics)
             except WireError as error:

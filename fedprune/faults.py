@@ -38,6 +38,7 @@ CODES = {
     Fault.NOT_FINITE: 1006,
     Fault.TOO_LARGE: 1007,
     Fault.UNREADABLE: 1008,
+    Fault.WRONG_SHAPE: 1009,
 }
 _KINDS = {code: fault for fault, code in CODES.items()}
 

@@ -10,7 +10,7 @@ import math
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedprune.errors import WireError
+from fedprune.errors import NotFiniteError, WireError
 
 #: The largest whole number that a message may hold; sums and means of such numbers stay in range.
 LARGEST = 2**63 - 1
@@ -51,8 +51,10 @@ def whole(record: ConfigRecord | MetricRecord, key: str, *, least: int = 0) -> i
 def real(record: ConfigRecord | MetricRecord, key: str) -> float:
     """Return a finite number."""
     value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise WireError(f"{key!r} is {value!r}, expected a finite number")
+    if not math.isfinite(value):
+        raise NotFiniteError(f"{key!r} is {value!r}, expected a finite number")
     return float(value)
 
 

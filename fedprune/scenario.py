@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -607,13 +607,104 @@ class EngineSpec(_Spec):
         default=None, description="Address of a running Ray cluster; null: one is started on this machine."
     )
     timeout: float = Field(
-        default=3600.0, gt=0, description="Longest time in seconds to wait for a client's reply."
+        default=3600.0, gt=0, description="Longest time in seconds to wait for the replies to all messages."
+    )
+    task_timeout: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Longest time in seconds that one task may run on a worker, which is then replaced; "
+        "null: as long as timeout.",
     )
     checkpoint_every: int = Field(
         default=1,
         ge=0,
         description="Rounds from one checkpoint to the next, from which `fedprune resume` goes on; 0: never.",
     )
+
+
+FaultName = Literal[
+    "exception", "hang", "late", "corrupt", "not_finite", "wrong_shape", "huge", "kill_worker"
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class FaultAt(_Spec):
+    """A fault that one client has in one round."""
+
+    round: int = Field(ge=1, description="The round.")
+    client: int = Field(ge=0, description="The client's number, from 0.")
+    fault: FaultName = Field(description="What goes wrong, by the names of the shares.")
+
+
+class FaultsSpec(_Spec):
+    """Faults that a simulation injects into training tasks; none where not given.
+
+    A task, a client's part in a round, has one fault at most. It is drawn by the scenario's seed, the
+    round and the client alone.
+    """
+
+    exception: Share = Field(
+        default=0.0, description="Share of tasks in which the client's code raises an error."
+    )
+    hang: Share = Field(
+        default=0.0,
+        description="Share of tasks that never end; engine.task_timeout must say how long to wait for them.",
+    )
+    late: Share = Field(
+        default=0.0, description="Share of tasks whose reply comes after the server has stopped waiting."
+    )
+    corrupt: Share = Field(
+        default=0.0, description="Share of tasks whose reply arrives cut short or with a flipped bit."
+    )
+    not_finite: Share = Field(
+        default=0.0, description="Share of tasks whose reply holds numbers that are not finite."
+    )
+    wrong_shape: Share = Field(
+        default=0.0,
+        description="Share of tasks whose reply has more values than the model, in another shape.",
+    )
+    huge: Share = Field(default=0.0, description="Share of tasks whose reply is larger than any good one.")
+    kill_worker: Share = Field(
+        default=0.0,
+        description="Share of tasks during which the worker process is killed, each time it is run.",
+    )
+    at: tuple[FaultAt, ...] = Field(
+        default=(),
+        strict=False,
+        description="Faults of certain clients in certain rounds, in the place of a draw.",
+    )
+
+    @property
+    def shares(self) -> dict[FaultName, float]:
+        """The share of each fault, in the order in which a draw goes through them."""
+        return {name: getattr(self, name) for name in get_args(FaultName)}
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self.at) or any(self.shares.values())
+
+    def may_have(self, fault: FaultName) -> bool:
+        """Return whether a task may have this fault."""
+        return self.shares[fault] > 0 or any(each.fault == fault for each in self.at)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        total = sum(self.shares.values())
+        if total > 1 + 1e-9:
+            largest = max(self.shares, key=lambda name: self.shares[name])
+            raise refuse(largest, f"the shares of all faults sum to {total:.6g}: they must sum to at most 1")
+        places = [(each.round, each.client) for each in self.at]
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                raise refuse(
+                    f"at.{number}",
+                    f"client {place[1]} has a fault in round {place[0]} already: give it one at most",
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value}
 
 
 class Scenario(_Spec):
@@ -647,6 +738,10 @@ class Scenario(_Spec):
     engine: EngineSpec = Field(
         default=EngineSpec(), description="What the simulation runs on; results do not depend on it."
     )
+    faults: FaultsSpec = Field(
+        default=FaultsSpec(),
+        description="Faults that a simulation injects into training tasks; none where not given.",
+    )
 
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -662,6 +757,20 @@ class Scenario(_Spec):
             raise refuse(
                 "evaluation.clients",
                 "the clients have no test pictures: set data.client_test_fraction, for example to 0.2",
+            )
+        for number, each in enumerate(self.faults.at):
+            if each.round > self.rounds:
+                raise refuse(
+                    f"faults.at.{number}.round", f"{each.round} is after the last round, {self.rounds}"
+                )
+            if each.client >= self.clients.count:
+                last = self.clients.count - 1
+                raise refuse(
+                    f"faults.at.{number}.client", f"there is no client {each.client}: they are 0 to {last}"
+                )
+        if self.faults.may_have("hang") and self.engine.task_timeout is None:
+            raise refuse(
+                "faults", "a task that hangs needs an end: set engine.task_timeout, for example to 60"
             )
         return self
 

@@ -17,6 +17,7 @@ from fedprune.check import resolve
 from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
 from fedprune.engine.simulation import finished, make_strategy, score_locally
+from fedprune.errors import UserError
 from fedprune.results.folder import RunFolder
 from fedprune.results.progress import Progress
 
@@ -27,6 +28,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run config names."""
     scenario = resolve(scenario_of(context.run_config))
+    if scenario.faults.any:
+        raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' here")
     make_deterministic()
     data = datasets.load(scenario)
     heard: list[Listener] = []

@@ -25,6 +25,7 @@ from fedprune.data import FederatedData
 from fedprune.engine.simulation import build_client_app, make_strategy, score_locally
 from fedprune.scenario import Scenario
 from fedprune.strategy import PruningStrategy
+from fedprune.wire import add_checksum
 
 SERVER = 1
 
@@ -123,6 +124,8 @@ class InProcessGrid(Grid):
             reply = Message(copied(reply.content), reply_to=message)
         if self._tamper is not None:
             reply = self._tamper(message, reply)
+            if reply is not None and reply.has_content():
+                add_checksum(reply.content)  # As a client that means it.
         self.exchanges.append((message, reply))
         return reply
 

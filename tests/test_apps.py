@@ -86,6 +86,8 @@ def test_the_server_app_checks_a_scenario_before_it_runs(path, tmp_path):
     config = {"scenario": str(path), "out": str(tmp_path / "out"), "set": "strategy.density=2"}
     with pytest.raises(ScenarioError, match="density"):
         serve_in_process(config)
+    with pytest.raises(UserError, match="leave out 'faults'"):
+        serve_in_process({**config, "set": "faults.late=0.1"})
     assert not (tmp_path / "out").exists()
 
 

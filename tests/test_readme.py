@@ -33,6 +33,12 @@ def test_the_strategies_shown_are_valid(block: str) -> None:
     check(load_scenario(ROOT / "scenarios/quickstart.yaml", yaml.safe_load(block)))
 
 
+def test_the_faults_shown_are_valid() -> None:
+    (block,) = (block for block in blocks("yaml") if block.startswith("faults:"))
+    overrides = {**yaml.safe_load(block), "engine.task_timeout": 60.0}
+    assert load_scenario(ROOT / "scenarios/quickstart.yaml", overrides).faults.any
+
+
 def test_the_error_message_is_the_one_shown() -> None:
     shown = re.search(r"^error: (.*)$", README, flags=re.MULTILINE)
     assert shown is not None

@@ -141,6 +141,43 @@ MISTAKES = {
         7,
         ["data.mean", "std", "both or neither"],
     ),
+    "shares of faults": (
+        "seed: 0",
+        "faults: {late: 0.6, corrupt: 0.5}",
+        2,
+        ["faults.late", "1.1", "at most 1"],
+    ),
+    "a share of faults": ("seed: 0", "faults: {huge: 2}", 2, ["faults.huge", "at least 0 and at most 1"]),
+    "unknown fault": (
+        "seed: 0",
+        "faults: {lat: 0.1}",
+        2,
+        ["faults.lat", "did you mean 'late'", "kill_worker"],
+    ),
+    "a hang without end": (
+        "seed: 0",
+        "faults: {hang: 0.1}",
+        2,
+        ["faults", "set engine.task_timeout"],
+    ),
+    "a fault after the end": (
+        "seed: 0",
+        "faults: {at: [{round: 31, client: 0, fault: late}]}",
+        2,
+        ["faults.at.0.round", "31", "last round, 30"],
+    ),
+    "a fault of nobody": (
+        "seed: 0",
+        "faults: {at: [{round: 1, client: 20, fault: late}]}",
+        2,
+        ["faults.at.0.client", "no client 20", "0 to 19"],
+    ),
+    "two faults at once": (
+        "seed: 0",
+        "faults:\n  at:\n  - {round: 1, client: 3, fault: late}\n  - {round: 1, client: 3, fault: huge}",
+        5,
+        ["faults.at.1", "client 3", "round 1", "one at most"],
+    ),
     "clients have no test data": (
         "seed: 0",
         "evaluation: {clients: true}",
@@ -396,6 +433,18 @@ def test_the_digest_is_of_the_content_alone(example: Path, tmp_path: Path) -> No
     code = f"from fedprune.scenario import load_scenario; print(load_scenario({str(moved)!r}).digest)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == scenario.digest
+
+
+def test_faults_are_written_where_there_are_any(example: Path) -> None:
+    scenario = load_scenario(example)
+    assert not scenario.faults.any
+    assert yaml.safe_load(scenario.to_yaml())["faults"] == {}
+    assert scenario.override(faults__late=0.0).digest == scenario.digest
+    hang = {"round": 2, "client": 3, "fault": "hang"}
+    faulty = scenario.override(faults={"late": 0.1, "at": [hang]}, engine__task_timeout=5.0)
+    assert yaml.safe_load(faulty.to_yaml())["faults"] == {"late": 0.1, "at": [hang]}
+    assert Scenario.from_mapping(yaml.safe_load(faulty.to_yaml())) == faulty
+    assert [name for name in faulty.faults.shares if faulty.faults.may_have(name)] == ["hang", "late"]
 
 
 def test_a_scenario_cannot_be_changed(example: Path) -> None:

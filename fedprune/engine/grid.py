@@ -3,8 +3,8 @@
 Any Flower app runs on it: a ``ServerApp``'s strategy is given the grid, each worker process
 builds the ``ClientApp``. Three things make it fast: one shared copy of what many clients
 receive, several small tasks in one Ray call, and no polling. Three make it predictable: replies
-come in the order of the messages, the number of replies that wait is bounded, and a task whose
-worker died is run once more, alone, on a fresh worker.
+come in the order of the messages, the number of replies that wait is bounded, and a task that
+hangs or kills its worker costs no other: what shared the worker is run once more, each task alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -27,6 +28,7 @@ from fedprune.engine.cluster import return_freed_memory
 from fedprune.engine.records import INLINE_BYTES, pack_arrays, pack_values, unpack_content
 from fedprune.engine.worker import Outcome, Task, Worker, one_line
 from fedprune.errors import RunError
+from fedprune.faults import CODES, Fault
 
 #: A Ray call is filled with tasks until it should last this long, or reply with this much, ...
 CHUNK_SECONDS = 0.02
@@ -47,12 +49,17 @@ _RUN_ID = 1
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """A Ray actor, how many calls it has been given and not answered, and whether it ever answered."""
+    """A Ray actor, how many calls it has been given and not answered, and since when it works on the first.
+
+    ``ready`` is answered once it has started; ``proven`` says that this is known.
+    """
 
     actor: Any
+    ready: Any
     calls: int = 0
     alone: bool = False
     proven: bool = False
+    since: float = 0.0
 
     @property
     def load(self) -> tuple[int, bool]:
@@ -67,7 +74,6 @@ class _Call:
     worker: _Worker
     positions: list[int]
     retry: bool
-    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -146,6 +152,11 @@ class RayGrid(Grid):
     same_shapes : bool
         Refuse a reply whose array has another shape than the array of that name in the message.
         Strategies that average arrays by name rely on it.
+    task_timeout : float, optional
+        Longest time in seconds that a message of ``send_and_receive`` may take a worker. Then the worker
+        is ended and the message gets an error reply; what shared the worker with it runs again.
+    largest_reply : int, optional
+        Refuse a reply with more bytes, in the worker: it does not reach the memory of this process.
 
     Ray must have been initialised. Use it as a context manager: its workers end with it.
     """
@@ -160,8 +171,11 @@ class RayGrid(Grid):
         run_config: Mapping[str, Any] | None = None,
         gpus_per_worker: float = 0.0,
         same_shapes: bool = True,
+        task_timeout: float | None = None,
+        largest_reply: int | None = None,
     ) -> None:
         return_freed_memory()
+        self._task_timeout = inf if task_timeout is None else task_timeout
         resources = dict(resources or {})
         first = SUPERLINK_NODE_ID + 1
         self._node_configs = {
@@ -177,6 +191,7 @@ class RayGrid(Grid):
             _RUN_ID,
             dict(run_config or {}),
             same_shapes,
+            inf if largest_reply is None else largest_reply,
             tuple(resources),
             *(ray.put(value) for value in resources.values()),
         )
@@ -190,12 +205,13 @@ class RayGrid(Grid):
         self._await_workers()
 
     def _new_worker(self) -> _Worker:
-        return _Worker(self._actor_class.remote(*self._actor_arguments))
+        actor: Any = self._actor_class.remote(*self._actor_arguments)
+        return _Worker(actor, actor.ready.remote())
 
     def _await_workers(self) -> None:
         """Wait until every worker has built its app; an app that cannot be built ends the run."""
         try:
-            ready = [worker.actor.ready.remote() for worker in self._workers]
+            ready = [worker.ready for worker in self._workers]
             self.worker_pids = ray.get(ready, timeout=START_SECONDS)
         except ray.exceptions.GetTimeoutError as error:
             self.close()
@@ -298,12 +314,13 @@ class RayGrid(Grid):
         exchange = _Exchange(iter(messages), bounded=True)
         self._exchanges.append(exchange)
         self._shared.clear()  # A strategy may have changed a record of the last exchange in place.
-        left = float("inf") if timeout is None else timeout
-        deadline, patience = time.monotonic() + left, min(PATIENCE_SECONDS, left / 4)
+        left = inf if timeout is None else timeout
+        deadline = time.monotonic() + left
+        patience = min(PATIENCE_SECONDS, left / 4, self._task_timeout)
         try:
             while (left := deadline - time.monotonic()) > 0:
-                self._pump(exchange, timeout=min(left, patience))
-                self._separate(exchange, patience)
+                self._pump(exchange, timeout=min(left, patience / 4))
+                self._end_stuck(exchange, patience)
                 while exchange.next_reply in exchange.replies:
                     reply = exchange.replies.pop(exchange.next_reply)
                     exchange.next_reply += 1
@@ -385,30 +402,45 @@ class RayGrid(Grid):
                 return
             self._call(exchange, min(free, key=lambda w: w.load), positions, retry=False)
 
-    def _separate(self, exchange: _Exchange, patience: float) -> None:
-        """End each worker that holds several messages and has not answered for too long.
+    def _end_stuck(self, exchange: _Exchange, patience: float) -> None:
+        """End each worker that has not answered for too long: a message of its hangs.
 
-        One of them hangs. As after any death of a worker, they all run again, each alone; so only
-        that one goes without a reply.
+        One that the worker had for itself has had its time, and gets an error reply. Of several, any
+        may be the one that hangs: as after any death of a worker they all run again, each alone.
         """
-        late = time.monotonic() - patience
-        stuck = {
-            call.worker
-            for call in exchange.calls.values()
-            if call.started < late and (len(call.positions) > 1 or call.worker.calls > 1)
-        }
-        for reference, call in list(exchange.calls.items()):
-            if call.worker in stuck:
-                del exchange.calls[reference]
+        for worker in {call.worker for call in exchange.calls.values()}:
+            silence = self._silence(worker)
+            if silence < patience:
+                continue
+            calls = [reference for reference, call in exchange.calls.items() if call.worker is worker]
+            positions = [position for call in calls for position in exchange.calls[call].positions]
+            alone = len(positions) == worker.calls == 1
+            if alone and silence < self._task_timeout:
+                continue
+            for call in calls:
+                del exchange.calls[call]
+            if alone:
+                reason = f"no reply within {self._task_timeout:g} s; the worker that ran the task was ended"
+                self._answer(exchange, positions[0], Outcome(None, CODES[Fault.NO_REPLY], reason, None))
+            else:
                 # What only waited behind a hanging task comes before it.
-                exchange.retries.extendleft(call.positions)
-        for worker in stuck:
+                exchange.retries.extendleft(positions)
             self._replace(worker)
+
+    def _silence(self, worker: _Worker) -> float:
+        """Return for how many seconds a worker has worked without an answer; its start does not count."""
+        now = time.monotonic()
+        if not worker.proven:
+            worker.proven = bool(ray.wait([worker.ready], timeout=0)[0])
+            worker.since = now
+        return now - worker.since
 
     def _call(self, exchange: _Exchange, worker: _Worker, positions: list[int], *, retry: bool) -> None:
         shared: dict[str, Any] = {}
         tasks = [self._task(exchange.sent[position], shared) for position in positions]
         reference = worker.actor.run.remote(tasks, list(shared), *shared.values())
+        if not worker.calls:
+            worker.since = time.monotonic()
         worker.calls += 1
         worker.alone = retry
         exchange.calls[reference] = _Call(worker, positions, retry)
@@ -450,6 +482,7 @@ class RayGrid(Grid):
     def _collect(self, exchange: _Exchange, reference: Any) -> None:
         call = exchange.calls.pop(reference)
         call.worker.calls -= 1
+        call.worker.since = time.monotonic()
         call.worker.alone = False
         try:
             outcomes, seconds = ray.get(reference)
@@ -459,13 +492,16 @@ class RayGrid(Grid):
                 exchange.retries.extend(call.positions)
                 return
             reason = f"the worker died twice: {one_line(error)}"
-            outcomes = [Outcome(None, ErrorCode.UNKNOWN, reason, None) for _ in call.positions]
+            outcomes = [Outcome(None, CODES[Fault.WORKER_DIED], reason, None) for _ in call.positions]
         else:
             call.worker.proven = True
             kind = exchange.sent[call.positions[0]].metadata.message_type
             self._learn(self._paces[kind], outcomes, seconds)
         for position, outcome in zip(call.positions, outcomes, strict=True):
-            exchange.replies[position] = self._reply(exchange.sent.pop(position), outcome)
+            self._answer(exchange, position, outcome)
+
+    def _answer(self, exchange: _Exchange, position: int, outcome: Outcome) -> None:
+        exchange.replies[position] = self._reply(exchange.sent.pop(position), outcome)
 
     def _learn(self, pace: _Pace, outcomes: list[Outcome], seconds: float) -> None:
         """Let the means follow what a call took."""

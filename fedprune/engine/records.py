@@ -20,6 +20,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict  # pylint: disable=E0611
 
+from fedprune.faults import Fault
+
 #: Payloads below this size travel inside the pickle stream: a buffer of its own costs more.
 INLINE_BYTES = 4096
 
@@ -100,8 +102,8 @@ def shapes_of(content: RecordDict) -> dict[str, tuple[int, ...]]:
     }
 
 
-def content_fault(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Say what makes the arrays of a reply unusable, or None.
+def content_fault(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Fault, str] | None:
+    """Say what makes the arrays of a reply unusable: its kind, and the reason; None if nothing does.
 
     Every array must be what it says it is and hold finite numbers. One of a name in ``shapes``,
     those that were sent, must have that shape: strategies that average arrays by name rely on it.
@@ -111,19 +113,18 @@ def content_fault(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) ->
             try:
                 values = array.numpy()
             except Exception as error:  # NumPy's reader fails in many ways on what is no array.
-                return f"array {name!r} cannot be read: {error}"
+                return Fault.UNREADABLE, f"array {name!r} cannot be read: {error}"
             if tuple(values.shape) != tuple(array.shape) or str(values.dtype) != array.dtype:
-                return (
-                    f"array {name!r} says {array.dtype}{list(array.shape)} "
-                    f"but holds {values.dtype}{list(values.shape)}"
-                )
+                said, held = f"{array.dtype}{list(array.shape)}", f"{values.dtype}{list(values.shape)}"
+                return Fault.UNREADABLE, f"array {name!r} says {said} but holds {held}"
             if name in shapes and values.shape != shapes[name]:
-                return f"array {name!r} has shape {list(values.shape)}, expected {list(shapes[name])}"
+                found, expected = list(values.shape), list(shapes[name])
+                return Fault.WRONG_SHAPE, f"array {name!r} has shape {found}, expected {expected}"
             if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
-                return f"array {name!r} holds values that are not finite"
+                return Fault.NOT_FINITE, f"array {name!r} holds values that are not finite"
     for metrics in content.metric_records.values():
         for name, value in metrics.items():
             numbers = value if isinstance(value, list) else [value]
             if not all(math.isfinite(number) for number in numbers):
-                return f"metric {name!r} is not finite"
+                return Fault.NOT_FINITE, f"metric {name!r} is not finite"
     return None

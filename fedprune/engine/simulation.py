@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedprune import data as datasets
@@ -24,6 +25,7 @@ from fedprune.determinism import deterministic, make_deterministic
 from fedprune.engine import checkpoints
 from fedprune.engine.checkpoints import Checkpoint
 from fedprune.engine.cluster import cluster
+from fedprune.engine.fault_injection import FaultyClientApp
 from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError, UserError
 from fedprune.evaluation import Score, chunks, combine, score
@@ -34,7 +36,7 @@ from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.strategy import PruningStrategy, build_strategy
-from fedprune.wire import set_state
+from fedprune.wire import largest_reply, set_state
 
 Evaluate = Callable[[Mapping[str, Tensor], Masks], Score]
 
@@ -120,6 +122,8 @@ def run(
                 resources={"scenario": plan, "data": data, "device": placement.device},
                 gpus_per_worker=placement.gpus_per_worker,
                 same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
+                task_timeout=plan.engine.task_timeout,
+                largest_reply=largest_reply(strategy.layout),
             ) as grid:
                 if checkpoint is not None:
                     states = checkpoint.content["clients"]
@@ -252,11 +256,12 @@ class SpreadEvaluation:
         return combine(self.grid.map(_score_chunk, (self._batch_size, dict(state)), self._chunks))
 
 
-def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> FederatedClientApp:
+def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> ClientApp:
     """Return the client app of a simulation; a worker calls it once."""
     make_deterministic()
     site = Site(scenario, data, torch.device(device))
-    return FederatedClientApp(lambda context: site)
+    app = FederatedClientApp(lambda context: site)
+    return FaultyClientApp(app, scenario, largest_reply(site.layout)) if scenario.faults.any else app
 
 
 def score_locally(scenario: Scenario, data: FederatedData) -> Evaluate:

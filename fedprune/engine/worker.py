@@ -29,6 +29,8 @@ from fedprune.engine.records import (
     unpack_state,
     unpack_values,
 )
+from fedprune.faults import CODES, Fault
+from fedprune.wire import payload_bytes
 
 #: How many shared records a worker keeps unpacked: the global model, with and without its mask,
 #: of this round and the last.
@@ -70,6 +72,7 @@ class Worker:
         run_id: int,
         run_config: dict[str, Any],
         same_shapes: bool,
+        largest_reply: float,
         names: tuple[str, ...],
         *resources: Any,
     ) -> None:
@@ -80,6 +83,7 @@ class Worker:
         self._app = make_app(**self._resources)
         self._run_config = run_config
         self._same_shapes = same_shapes
+        self._largest_reply = largest_reply
         self._shared: OrderedDict[str, ArrayRecord] = OrderedDict()
         TaskIdentity.task_id = 1
         TaskIdentity.run_id = run_id
@@ -137,9 +141,14 @@ class Worker:
             changed = state if state != task.state else None
             if reply.has_error():
                 return Outcome(None, reply.error.code, reply.error.reason or "", changed)
+            size = payload_bytes(reply.content)
+            if size > self._largest_reply:  # Before it is copied once more, or crosses to the driver.
+                reason = f"unusable reply: it has {size} bytes, expected at most {self._largest_reply}"
+                return Outcome(None, CODES[Fault.TOO_LARGE], reason, changed)
             fault = content_fault(reply.content, shapes)
             if fault is not None:
-                return Outcome(None, ErrorCode.UNKNOWN, f"unusable reply: {fault}", changed)
+                kind, reason = fault
+                return Outcome(None, CODES[kind], f"unusable reply: {reason}", changed)
             return Outcome(pack_content(reply.content), 0, "", changed)
         except (Exception, SystemExit) as error:  # An app must not end a process that others use.
             return Outcome(None, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, one_line(error), None)

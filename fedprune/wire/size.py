@@ -1,9 +1,10 @@
-"""How many bytes a message's content is when Flower serializes it, without serializing it.
+"""How many bytes a message's content is, on the wire and in memory, and how many it may be.
 
 Flower sends a content as a tree of objects: records, their arrays, the arrays' chunks. It writes
 ("deflates") each as a short header and a body, names it by a hash, and sends what has the same name
 once. The lengths follow from names, shapes and lengths of data, so no data is copied or hashed here;
 only where two objects may be the same are they compared. Nothing is remembered between two calls.
+In memory they all count: a content of equal chunks can be short on the wire and fill a memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_SIZE
 from flwr.common.constant import INT64_MAX_VALUE
+
+from fedprune.errors import TooLargeError
+from fedprune.wire.layout import Layout
 
 _ID_LENGTH = 64  # hexadecimal digits of a SHA-256
 _SAMPLE = 64  # bytes at the end of a chunk that tell most chunks of equal length apart
@@ -33,6 +37,37 @@ def content_bytes(content: RecordDict) -> int:
     tree = _Tree()
     tree.add_references("RecordDict", [(name, tree.add_record(record)) for name, record in content.items()])
     return tree.length
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return how many bytes the values of a content have in memory: arrays, texts, bytes, numbers of 8."""
+    return sum(
+        sum(len(array.data) for array in record.values())
+        if isinstance(record, ArrayRecord)
+        else sum(map(_value_bytes, record.values()))
+        for record in content.values()
+    )
+
+
+def largest_reply(layout: Layout) -> int:
+    """Return the bytes that a reply may have: eight dense states in float32, and a MiB for all else.
+
+    The largest good ones hold a state, a report as long (importance), or two numbers for each pruned
+    weight (growth), and a mask: less than four states.
+    """
+    return 8 * 4 * sum(shape.numel() for shape in layout.shapes.values()) + 2**20
+
+
+def check_size(content: RecordDict, largest: int) -> None:
+    """Raise a ``TooLargeError`` for a content with more bytes in memory than ``largest``."""
+    if (size := payload_bytes(content)) > largest:
+        raise TooLargeError(f"the reply has {size} bytes, expected at most {largest}")
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_value_bytes, value))
+    return len(value) if isinstance(value, str | bytes) else 8
 
 
 class _Tree:

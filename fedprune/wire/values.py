@@ -30,7 +30,7 @@ from fedprune.wire.layout import Layout
 
 ValueType = Literal["float32", "float16", "bfloat16", "int8"]
 
-CODEC = "fedprune-1"
+CODEC = "fedprune-2"
 """The format's name and version; it stands in every message, so that two versions never mix."""
 
 VALUES, SCALES, MASK = "values", "scales", "__mask__"

@@ -14,15 +14,32 @@ from engine.apps import make_broken, make_obedient, scaled_after_death
 from engine.conftest import WORKERS, echoes, message, metrics
 from fedprune.engine.grid import CHUNK_SECONDS, RayGrid, _Pace
 from fedprune.errors import RunError
+from fedprune.faults import CODES, Fault
 
 BAD = {
     "raise": ({"act": "raise"}, "LookupError: no such thing", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
-    "nan": ({"act": "replace", "with": "nan"}, "array 'w' holds values that are not finite", None),
-    "inf": ({"act": "replace", "with": "inf"}, "array 'w' holds values that are not finite", None),
-    "shape": ({"act": "replace", "with": "shape"}, "array 'w' has shape [3, 1], expected [3]", None),
-    "garbage": ({"act": "replace", "with": "garbage"}, "array 'w' cannot be read", None),
-    "lie": ({"act": "replace", "with": "lie"}, "says float32[3] but holds float64[4]", None),
-    "metric": ({"act": "metric"}, "metric 'loss' is not finite", None),
+    "nan": (
+        {"act": "replace", "with": "nan"},
+        "array 'w' holds values that are not finite",
+        CODES[Fault.NOT_FINITE],
+    ),
+    "inf": (
+        {"act": "replace", "with": "inf"},
+        "array 'w' holds values that are not finite",
+        CODES[Fault.NOT_FINITE],
+    ),
+    "shape": (
+        {"act": "replace", "with": "shape"},
+        "array 'w' has shape [3, 1], expected [3]",
+        CODES[Fault.WRONG_SHAPE],
+    ),
+    "garbage": ({"act": "replace", "with": "garbage"}, "array 'w' cannot be read", CODES[Fault.UNREADABLE]),
+    "lie": (
+        {"act": "replace", "with": "lie"},
+        "says float32[3] but holds float64[4]",
+        CODES[Fault.UNREADABLE],
+    ),
+    "metric": ({"act": "metric"}, "metric 'loss' is not finite", CODES[Fault.NOT_FINITE]),
 }
 
 
@@ -43,7 +60,7 @@ def test_each_fault_of_a_client_is_an_error_reply_with_its_reason_and_hurts_no_o
         assert reply.has_error()
         assert reason in reply.error.reason
         assert "\n" not in reply.error.reason
-        assert reply.error.code == (code or ErrorCode.UNKNOWN)
+        assert reply.error.code == code
     bad = {3 * position for position in range(len(faults))}
     assert all(echoes(r, n) for p, (r, n) in enumerate(zip(replies, nodes, strict=True)) if p not in bad)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from fedprune.engine.records import (
     unpack_state,
 )
 from fedprune.engine.worker import Outcome, Task, Worker
+from fedprune.faults import CODES, Fault
+from fedprune.wire import payload_bytes
 
 NODE = 7
 
@@ -33,7 +36,7 @@ NODE = 7
 def run() -> Callable[..., Outcome]:
     """Run one message in a worker of this process, from a given state."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
-    worker = Worker(make_obedient, 1, {}, True, ())
+    worker = Worker(make_obedient, 1, {}, True, inf, ())
 
     def run_one(act: str, state: bytes = b"", **config: Any) -> Outcome:
         TaskIdentity.node_id = SUPERLINK_NODE_ID
@@ -61,6 +64,19 @@ def test_a_task_that_raises_is_an_outcome_and_leaves_the_state(run):
     outcome = run("raise", run("count").state)
     assert (outcome.content, outcome.state) == (None, None)
     assert outcome.reason == "LookupError: no such thing"
+
+
+def test_a_reply_that_is_too_large_stays_in_the_worker_but_the_state_travels():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+    sent = message(NODE, "remember")
+    task = Task(sent.metadata, pack_content(sent.content), {"partition-id": 0}, b"")
+    size = payload_bytes(sent.content)
+    codes = {}
+    for largest in (100, 10 * size):
+        (outcome,), _ = Worker(make_obedient, 1, {}, True, largest, ()).run([task], [])
+        codes[largest], state = outcome.code, outcome.state
+        assert unpack_state(state)["mask"]
+    assert codes == {100: CODES[Fault.TOO_LARGE], 10 * size: 0}
 
 
 scalars = st.integers(-(2**62), 2**62) | st.floats(allow_nan=False)
@@ -107,7 +123,7 @@ def test_no_bytes_make_the_check_of_a_reply_fail(garbage, position, splice):
         assert values.shape == (4,)
         assert np.isfinite(values).all()
     else:
-        assert "'w'" in fault
+        assert "'w'" in fault[1]
 
 
 def test_a_reply_is_judged_by_the_shapes_that_were_sent():
@@ -120,4 +136,5 @@ def test_a_reply_is_judged_by_the_shapes_that_were_sent():
     assert content_fault(reply((2, 3), "w"), shapes_of(sent)) is None
     assert content_fault(reply((6,), "new"), shapes_of(sent)) is None
     assert content_fault(reply((6,), "w"), {}) is None
-    assert "shape [6], expected [2, 3]" in content_fault(reply((6,), "w"), shapes_of(sent))
+    kind, reason = content_fault(reply((6,), "w"), shapes_of(sent))
+    assert (kind, "shape [6], expected [2, 3]" in reason) == (Fault.WRONG_SHAPE, True)

@@ -190,6 +190,7 @@ METRICS = {
     "flops",
     "peak-memory-bytes",
     "train-seconds",
+    "checksum",
     "test-examples",
     "test-accuracy",
 }
