@@ -17,12 +17,14 @@ from functools import lru_cache
 from heapq import merge
 from typing import Any, Generic, TypeVar
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedprune import seeds
 from fedprune.attendance import Attendance
+from fedprune.columns import from_columns, to_columns
 from fedprune.costs.clock import done_by, task_seconds
 from fedprune.costs.devices import DeviceProfile, joules
 from fedprune.costs.ledger import Tally, TaskRecord
@@ -144,6 +146,7 @@ class Exchange:
         self._numbers: dict[int, int] = {}
         self._held: dict[int, str] = {}
         self._sent: dict[int, _Sent] = {}
+        self._known: dict[str, Any] | None = None
         self._masks_for = masks_for
         self._largest = largest_reply(Layout.of(federation.module))
         self._encoded = lru_cache(maxsize=1)(encode_masks)
@@ -183,6 +186,7 @@ class Exchange:
         questions = (Message(content, node, "query.facts", group_id="0") for node in nodes)
         replies = list(self._ordered(grid, self._noted(questions)))
         unusable = Counter[str]()
+        profiles: dict[DeviceProfile, DeviceProfile] = {}  # Many clients are of one kind: hold it once.
         for reply in replies:
             try:
                 facts = _read_facts(reply)
@@ -193,7 +197,8 @@ class Exchange:
                 raise RunError(
                     f"two nodes say that they are client {facts.number}; each needs its own number"
                 )
-            self.clients[facts.number] = facts
+            profile = profiles.setdefault(facts.profile, facts.profile)
+            self.clients[facts.number] = replace(facts, profile=profile)
         if not self.clients:
             raise RunError(f"none of {len(nodes)} nodes says who it is: {listed(unusable)}")
         if unusable:
@@ -207,19 +212,34 @@ class Exchange:
 
     def memory(self) -> dict[str, Any]:
         """Return what is known of the clients, for a checkpoint: who they are and which masks they hold."""
-        held = {str(number): version for number, version in self._held.items()}
-        return {"clients": [asdict(facts) for facts in self.clients.values()], "held": held}
+        if self._known is None:  # Who they are stays the same over a run.
+            self._known = self._columns()
+        held = {number: version for number, version in self._held.items() if version}
+        return {"clients": self._known, "held": to_columns(held)}
+
+    def _columns(self) -> dict[str, Any]:
+        """Return who the clients are, in columns."""
+        facts = self.clients.values()
+        profiles = to_columns({known.number: known.profile for known in facts})
+        return {
+            "nodes": torch.tensor([known.node_id for known in facts]),
+            "examples": torch.tensor([known.examples for known in facts]),
+            "profiles": {**profiles, "values": [asdict(profile) for profile in profiles["values"]]},
+        }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Take back what ``memory`` returned, in the place of ``meet``.
 
         The grid must have the clients under the node ids that they had.
         """
-        for known in memory["clients"]:
-            facts = Facts(**{**known, "profile": DeviceProfile(**known["profile"])})
-            self.clients[facts.number] = facts
+        known = memory["clients"]
+        shared = [DeviceProfile(**profile) for profile in known["profiles"]["values"]]
+        profiles = from_columns({**known["profiles"], "values": shared})
+        nodes, examples = known["nodes"].tolist(), known["examples"].tolist()
+        for (number, profile), node_id, held in zip(profiles.items(), nodes, examples, strict=True):
+            self.clients[number] = Facts(number, node_id, held, profile)
         self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
-        self._held = {int(number): version for number, version in memory["held"].items()}
+        self._held = from_columns(memory["held"])
 
     def number_of(self, reply: Message) -> int:
         """Return the number of the client that a reply comes from."""

@@ -40,7 +40,7 @@ from fedprune.results.folder import CHECKPOINTS, CLIENTS, ROUNDS, RunFolder
 from fedprune.scenario import Scenario
 
 #: Another format is refused; count it up with every change of what a checkpoint holds.
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 
 _MANIFEST, _TENSORS, _SUMS = "manifest.json", "tensors.safetensors", "SHA256SUMS"

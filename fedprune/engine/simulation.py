@@ -19,6 +19,7 @@ from fedprune import data as datasets
 from fedprune import models
 from fedprune.check import resolve
 from fedprune.client import FederatedClientApp, Site
+from fedprune.columns import from_columns, to_columns
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
 from fedprune.determinism import deterministic, make_deterministic
@@ -126,8 +127,7 @@ def run(
                 largest_reply=largest_reply(strategy.layout),
             ) as grid:
                 if checkpoint is not None:
-                    states = checkpoint.content["clients"]
-                    grid.states = {int(node): state for node, state in states.items()}
+                    grid.states = from_columns(checkpoint.content["clients"])
                 heard.append(checkpoints.Checkpoints(folder, lambda: _remembered(strategy, grid.states)))
                 evaluation.grid = grid
                 strategy.start(grid)
@@ -181,10 +181,7 @@ def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
 
 def _remembered(strategy: PruningStrategy, states: Mapping[int, bytes]) -> dict[str, Any]:
     """Return what a checkpoint holds: the strategy's part, and what each client keeps, by node id."""
-    return {
-        "strategy": strategy.snapshot(),
-        "clients": {str(node): state for node, state in states.items()},
-    }
+    return {"strategy": strategy.snapshot(), "clients": to_columns(states)}
 
 
 def make_strategy(

@@ -208,7 +208,7 @@ class RunFolder:
             pictures.draw(rounds, self.directory, title=self.scenario.name)
         summary = records.summarise(
             rounds,
-            records.read_lines(self.directory / CLIENTS),
+            records.each_line(self.directory / CLIENTS),  # By far the most: never all at once.
             name=self.scenario.name,
             # Of "/home/me/mine.py:Mine" and "flwr.serverapp.strategy.FedAdam", the class.
             strategy=self.scenario.strategy.name.rpartition(":")[2].rpartition(".")[2],

@@ -11,8 +11,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +33,45 @@ COSTS: dict[str, Callable[[Iterable[float]], float]] = {
 
 
 def strict(value: Any) -> Any:
-    """Return the value as strict JSON can hold it: NaN and infinities become None."""
+    """Return the value as strict JSON can hold it: NaN and infinities become None, records objects."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [strict(item) for item in value]
-    return value
+    return strict(vars(value)) if is_dataclass(value) else value
 
 
 def to_line(record: TaskRecord | RoundRecord) -> str:
     """Return the record as one line of JSON, with exactly the fields of its class."""
-    return json.dumps(strict(asdict(record)), allow_nan=False) + "\n"
+    return json.dumps(strict(record), allow_nan=False) + "\n"
 
 
 def read_lines(path: Path) -> list[Record]:
-    """Read a file of one JSON object a line; a file that does not exist has no lines.
+    """Read a file of one JSON object a line: all of ``each_line``."""
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[Record]:
+    """Yield the objects of a file of one JSON object a line; a file that does not exist has no lines.
 
     A last line without its end is what a killed process leaves, and is left out. Any other
     line that is not a JSON object raises ``UserError`` with its number.
     """
     if not path.exists():
-        return []
-    *lines, _cut_off = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: expected an object, found {line[:40]!r}")
-        records.append(record)
-    return records
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}: expected an object, found {line[:40]!r}")
+            yield record
 
 
 def total_costs(rounds: Sequence[Record]) -> dict[str, float]:
@@ -136,7 +141,7 @@ def total_joules(rounds: Sequence[Record]) -> float | None:
 
 def summarise(
     rounds: Sequence[Record],
-    clients: Sequence[Record],
+    clients: Iterable[Record],
     *,
     name: str,
     strategy: str,

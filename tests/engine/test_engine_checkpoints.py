@@ -27,6 +27,7 @@ import fedprune
 from engine.test_engine_run import ROOT, assert_same_results
 from fedprune import registry
 from fedprune.cli import main
+from fedprune.columns import from_columns
 from fedprune.costs.ledger import RoundRecord
 from fedprune.engine import checkpoints
 from fedprune.engine.records import pack_state, unpack_state
@@ -292,8 +293,8 @@ def test_a_strategy_goes_on_bit_for_bit_and_no_message_is_sent_again(tmp_path, n
     checkpoint = checkpoints.newest(tmp_path, scenario)
     assert checkpoint is not None
     rest.strategy.restore(checkpoint.content["strategy"])
-    for node, state in checkpoint.content["clients"].items():
-        rest.grid.contexts[int(node)].state = unpack_state(state)
+    for node, state in from_columns(checkpoint.content["clients"]).items():
+        rest.grid.contexts[node].state = unpack_state(state)
     rest.strategy.start(rest.grid)
 
     later = [record for record in whole.rounds if record.round > server_round]
