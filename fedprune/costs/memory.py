@@ -51,7 +51,8 @@ class MemoryBreakdown:
 
     Notes
     -----
-    The sum is an upper bound: when the workspace is largest, some activations are already freed.
+    The sum is an upper bound, but for scratch space: when the workspace is largest, some activations are
+    already freed. ``benchmarks/memory.py`` compares it, and every part, with what PyTorch allocates.
     """
 
     weights: int
