@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from flwr.app import MessageType
 
@@ -16,13 +16,13 @@ class Attendance:
 
     Parameters
     ----------
-    devices : Iterable[str]
-        The device of each client, by name. Where there are more than `MOST_CLASSES` names, totals alone are
-        kept.
+    members : Mapping[str, int]
+        Number of clients by the name of their device. Where there are more than `MOST_CLASSES` names,
+        the round's record has totals alone.
     """
 
-    def __init__(self, devices: Iterable[str]) -> None:
-        self._members = Counter(devices)
+    def __init__(self, members: Mapping[str, int]) -> None:
+        self._members = members
         self._of_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._right: defaultdict[str, float] = defaultdict(float)

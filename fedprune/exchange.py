@@ -124,6 +124,10 @@ class Exchange:
     ----------
     clients : dict[int, Facts]
         The clients by number, once they have been met.
+    numbers : list[int]
+        Their numbers, ascending.
+    always_there : bool
+        Whether all of them are online in every round.
     tally : Tally
         What the current round has cost.
     failures : Counter[str]
@@ -140,11 +144,14 @@ class Exchange:
 
     def __init__(self, federation: Federation, dense: DenseTwin, masks_for: Callable[[int], Masks]) -> None:
         self.clients: dict[int, Facts] = {}
+        self.numbers: list[int] = []
+        self.always_there = True
         self._federation = federation
         self._dense = dense
         self.timeout = federation.scenario.engine.timeout
         self._numbers: dict[int, int] = {}
         self._held: dict[int, str] = {}
+        self._members = Counter[str]()
         self._sent: dict[int, _Sent] = {}
         self._known: dict[str, Any] | None = None
         self._masks_for = masks_for
@@ -156,7 +163,7 @@ class Exchange:
         """Start counting anew."""
         self.tally, self.ok = Tally(), 0
         self.failures, self.faults = Counter[str](), Counter[Fault]()
-        self.attendance = Attendance(facts.profile.name for facts in self.clients.values())
+        self.attendance = Attendance(self._members)
 
     def holds(self, number: int, masks: Masks) -> bool:
         """Return whether a client need not be sent these masks: it holds them, or there are none."""
@@ -203,12 +210,20 @@ class Exchange:
             raise RunError(f"none of {len(nodes)} nodes says who it is: {listed(unusable)}")
         if unusable:
             _logger.warning("%d nodes do not say who they are: %s", unusable.total(), listed(unusable))
-        self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
-        self.attendance = Attendance(facts.profile.name for facts in self.clients.values())
+        self._take_stock()
         known = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
         known.sort(key=self.number_of)
         for _ in self.accept(0, known, _read_facts):
             pass
+
+    def _take_stock(self) -> None:
+        """Note what follows from who the clients are, so that no round has to look at all of them for it."""
+        facts = self.clients.values()
+        self.numbers = sorted(self.clients)
+        self.always_there = all(known.profile.availability == 1 for known in facts)
+        self._numbers = {known.node_id: known.number for known in facts}
+        self._members = Counter(known.profile.name for known in facts)
+        self.attendance = Attendance(self._members)
 
     def memory(self) -> dict[str, Any]:
         """Return what is known of the clients, for a checkpoint: who they are and which masks they hold."""
@@ -238,7 +253,7 @@ class Exchange:
         nodes, examples = known["nodes"].tolist(), known["examples"].tolist()
         for (number, profile), node_id, held in zip(profiles.items(), nodes, examples, strict=True):
             self.clients[number] = Facts(number, node_id, held, profile)
-        self._numbers = {facts.node_id: number for number, facts in self.clients.items()}
+        self._take_stock()
         self._held = from_columns(memory["held"])
 
     def number_of(self, reply: Message) -> int:

@@ -671,8 +671,9 @@ class PruningStrategy(Strategy):
         verdict = self.budgets.judge(facts, config, self.masks_for, self.state)
         self.nested = verdict.nested
         excluded = set(verdict.excluded)
-        self.able = [number for number in online if number not in excluded]
-        self.exchange.note_absent(self.clients.keys() - set(online), verdict.excluded)
+        self.able = [number for number in online if number not in excluded] if excluded else online
+        offline = self.clients.keys() - set(online) if len(online) < len(self.clients) else ()
+        self.exchange.note_absent(offline, verdict.excluded)
         numbers = self.sample(server_round) if self.able else []
         if len(set(numbers)) < len(numbers) or not set(numbers) <= self.clients.keys():
             raise RunError(f"sample({server_round}) gave {numbers}: expected known clients, each once")
@@ -687,13 +688,12 @@ class PruningStrategy(Strategy):
 
     def _online(self, server_round: int) -> list[int]:
         """Return the numbers of the clients that are there in a round, ascending."""
-        numbers = sorted(self.clients)
-        chances = [self.clients[number].profile.availability for number in numbers]
-        if min(chances) == 1:
+        numbers = self.exchange.numbers
+        if self.exchange.always_there:
             return numbers
-        draws = seeds.numpy_generator(self.scenario.seed, "availability", server_round).random(
-            max(numbers) + 1
-        )
+        chances = [self.clients[number].profile.availability for number in numbers]
+        generator = seeds.numpy_generator(self.scenario.seed, "availability", server_round)
+        draws = generator.random(numbers[-1] + 1)
         return [number for number, chance in zip(numbers, chances, strict=True) if draws[number] < chance]
 
     def _read_train(self, server_round: int, reply: Message) -> TrainReply:
