@@ -10,26 +10,20 @@ stands in its own mask (``tickets``). ``evaluation.clients`` measures the person
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune.aggregators import OverlapMean, TrainReply
-from fedprune.own_masks import TicketRequest, Tickets
+from fedprune.own_masks import TicketRequest
+from fedprune.personal import PersonalStrategy
 from fedprune.scenario import Scenario
-from fedprune.sparsity.masks import Masks
-from fedprune.sparsity.pruning import all_kept, prunable
-from fedprune.strategy import PruningStrategy
 
 
-class LotteryFL(PruningStrategy):
+class LotteryFL(PersonalStrategy):
     """LotteryFL (Li et al., 2020): each client prunes its own model and rewinds; overlaps are averaged."""
 
-    mean = OverlapMean
-
-    class Options(PruningStrategy.Options):
+    class Options(PersonalStrategy.Options):
         """When and how much a client prunes."""
 
         density: float = Field(gt=0, le=1, description="Kept share at which a client stops pruning.")
@@ -56,34 +50,10 @@ class LotteryFL(PruningStrategy):
 
     def prepare(self, grid: Grid) -> None:
         """Start with every client at the whole model."""
-        self.set_masks(all_kept(self.module, prunable(self.module, self.options.keep)))
-        self.tickets = Tickets(self.masks, len(self.clients))
-
-    def memory(self) -> dict[str, Any]:
-        """Return the clients' own masks."""
-        return self.tickets.memory()
-
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take them back."""
-        whole = all_kept(self.module, prunable(self.module, self.options.keep))
-        self.tickets = Tickets(whole, len(self.clients))
-        self.tickets.recall(memory)
-
-    def masks_for(self, number: int) -> Masks:
-        """Return the client's own masks."""
-        return self.tickets.of(number)
+        self.set_masks(self.whole)
+        self.tickets = self.new_tickets()
 
     def mask_request(self, server_round: int) -> TicketRequest:
         """Let every client prune whose accuracy is high enough."""
         options = self.options
         return TicketRequest(options.prune_step, options.accuracy_threshold, options.density)
-
-    def observe(self, server_round: int, reply: TrainReply) -> None:
-        """Keep the masks that a client has pruned."""
-        self.tickets.note(reply.client, reply.codec.masks)
-
-    def update_masks(self, server_round: int) -> None:
-        """The global model has every weight that any client keeps."""
-        masks = self.tickets.union()
-        if masks != self.masks:
-            self.set_masks(masks)

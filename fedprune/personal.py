@@ -1,0 +1,56 @@
+"""``PersonalStrategy``: what methods share whose every client prunes masks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedprune.aggregators import OverlapMean, TrainReply
+from fedprune.own_masks import Tickets
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.pruning import all_kept, prunable
+from fedprune.strategy import PruningStrategy
+
+
+class PersonalStrategy(PruningStrategy):
+    """Every client starts from the whole model and prunes it to masks of its own; overlaps are averaged.
+
+    A subclass starts with ``self.set_masks(self.whole)`` or ``self.freeze(self.whole)`` and
+    ``self.tickets = self.new_tickets()``, and says in ``mask_request`` how a client may prune. The global
+    model has every weight that any client keeps.
+    """
+
+    mean = OverlapMean
+    tickets: Tickets
+
+    @property
+    def whole(self) -> Masks:
+        """The masks that keep every prunable weight."""
+        return all_kept(self.module, prunable(self.module, self.options.keep))
+
+    def new_tickets(self) -> Tickets:
+        """Return the clients' masks at the start."""
+        return Tickets(self.whole, len(self.clients))
+
+    def memory(self) -> dict[str, Any]:
+        """Return the clients' own masks."""
+        return self.tickets.memory()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.tickets = self.new_tickets()
+        self.tickets.recall(memory)
+
+    def masks_for(self, number: int) -> Masks:
+        """Return the client's own masks."""
+        return self.tickets.of(number)
+
+    def observe(self, server_round: int, reply: TrainReply) -> None:
+        """Keep the masks that a client has pruned."""
+        self.tickets.note(reply.client, reply.codec.masks)
+
+    def update_masks(self, server_round: int) -> None:
+        """The global model has every weight that any client keeps."""
+        masks = self.tickets.union()
+        if masks != self.masks:
+            self.set_masks(masks)
