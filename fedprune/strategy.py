@@ -639,8 +639,9 @@ class PruningStrategy(Strategy):
         if message_type == MessageType.TRAIN:
             config = self._asked_of_clients(server_round, config)
             numbers = self._taking_part(server_round, config)
-            nodes = [self.clients[number].node_id for number in numbers]
-            config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
+            if numbers:  # A stock strategy would wait for nodes.
+                nodes = [self.clients[number].node_id for number in numbers]
+                config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
         else:
             everyone = self.scenario.evaluation.clients == "all"
             asked = self._online(server_round) if everyone else self._taking_part_now

@@ -94,6 +94,16 @@ def test_a_round_in_which_all_are_late_leaves_the_model_as_it_is():
     assert made.rounds[-1].train_loss is None
 
 
+@pytest.mark.parametrize("aggregator", [None, "flwr.serverapp.strategy.FedAdam"])
+def test_a_round_in_which_nobody_is_there_leaves_the_model_as_it_is(aggregator):
+    everyone = [{"name": "shy", "compute": 1e9, "availability": 0.0, "count": 4, **SPEED}]
+    made = federate(
+        federation(**{"clients.devices": everyone}, strategy={"name": "fedavg", "aggregator": aggregator})
+    )
+    assert same_state(made.strategy.state, made.strategy.initial)
+    assert [(r.clients_ok, r.clients_offline, r.bytes_down) for r in made.rounds[1:]] == [(0, 4, 0)] * 2
+
+
 def test_of_more_that_are_asked_the_first_in_virtual_time_are_taken(unhurried):
     seconds = {t.client: t.device_seconds for t in trains(unhurried, 1)}
     made = federate(federation(**{"clients.per_round": 3, "clients.over_sample": 1.34}))
