@@ -409,6 +409,7 @@ def driver() -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Six processes, one after the other: minutes where others have the cores.
 @pytest.mark.parametrize("name", ["fedtiny", "hidenseek", "feddst", "fedadam"])
 def test_a_driver_killed_at_random_moments_ends_as_if_it_never_was(shared_ray, driver, tmp_path, name):
     scenario = killable(STRATEGIES[name])
