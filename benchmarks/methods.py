@@ -8,8 +8,8 @@ All runs share the federation of a scenario file, scenarios/fedtiny-cifar10-smal
 named: the same partition, initial weights, pretraining (where the server has data, and the method does
 not rewind to or freeze the initial weights), rounds and local work for a seed; only the strategy
 differs. A run that is there already, of the same scenario, is not repeated. The table (methods.md,
-methods.csv), the picture of accuracy against each cost (methods.png) and that of accuracy over rounds
-(curves.png) are written to --out.
+methods.csv) and the pictures of accuracy against each cost (methods.png), over rounds (curves.png) and,
+also the clients' own, against the bytes sent so far (traffic.png) are written to --out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 from argparse import RawDescriptionHelpFormatter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
                     row.setdefault(key, []).append(done.summary.get(key))
                 row.setdefault("kept", []).append(done.summary["density"])
                 row["curves"].append([record["accuracy"] for record in done.rounds])
+                row.setdefault("rounds", []).append(done.rounds)
                 reached = until(done, options.until, "accuracy")
                 personal = until(done, options.until_personal, "personal_accuracy")
                 for key, cost in (reached | {f"{key} personal": personal[key] for key in personal}).items():
@@ -268,8 +270,36 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def traffic(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the best accuracy so far against the bytes sent so far, both ways, by all clients; one seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {"accuracy": "global model", "personal_accuracy": "clients' own models, on their own data"}
+    panels = {key: name for key, name in panels.items() if rows[0]["rounds"][0][-1][key] is not None}
+    figure = Figure(figsize=(6.0 * len(panels) + 2, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (key, name) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        drawn: list[float] = []
+        for number, row in enumerate(rows):
+            rounds = [record for record in row["rounds"][0] if record["round"] > 0]
+            sent = list(accumulate((record["bytes_up"] + record["bytes_down"]) / 2**20 for record in rounds))
+            best = list(accumulate((100 * (record[key] or 0) for record in rounds), max))
+            axes.plot(sent, best, "--" if number >= 10 else "-", color=f"C{number % 10}", label=row["method"])
+            drawn += sent
+        log_axis(axes, drawn)
+        axes.set_xlabel("sent so far, both ways (MiB)")
+        axes.set_title(name)
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel("best accuracy so far (%)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
-    """Run what is missing, print the table, write table and picture."""
+    """Run what is missing, print the table, write table and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=Path, default=SMALL, help="the federation to compare on")
     parser.add_argument("--until", type=float, help="also say what it cost to reach this accuracy")
@@ -300,6 +330,7 @@ def main() -> None:
                 writer.writerow([row["method"], row["density"], seed, *(row[key][seed] for key in keys)])
     picture(rows, options.out / "methods.png")
     curves(rows, options.out / "curves.png")
+    traffic(rows, options.out / "traffic.png")
 
 
 if __name__ == "__main__":
