@@ -113,7 +113,7 @@ class Budgets:
             fitting = found[key]
             if fitting is None:
                 excluded.append(facts)
-            elif fitting is not masks:
+            elif fitting != masks:
                 nested[facts.number] = fitting
                 used[masks.version, sum(fitting.kept.values())] = fitting
         if excluded and (self.policy == "error" or len(excluded) == len(clients)):
@@ -122,7 +122,8 @@ class Budgets:
             raise UserError(
                 self._refusal(excluded, len(clients), steps[masks.version], masks.kept, masks.total)
             )
-        self._nested = used
+        # While the masks that they are part of stay, they serve again: also those of who is away now.
+        self._nested = {key: part for key, part in self._nested.items() if key[0] in steps} | used
         return Verdict([facts.number for facts in excluded], nested)
 
     def refuse_hopeless(
