@@ -146,9 +146,7 @@ def picture(runs: dict[str, list[Run]], path: Path) -> None:
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes.spines[["top", "right"]].set_visible(False)
-    classes = [run.summary["classes"] for found in done.values() for run in found]
-    lowest = min(of_run[name]["accuracy"] or 1.0 for of_run in classes for name in names)
-    figure.axes[0].set_ylim(max(0.0, lowest - 0.1), 1.02)
+    figure.axes[0].set_ylim(0, 1.06)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=110)
 

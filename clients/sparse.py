@@ -37,6 +37,7 @@ from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prune_further
 from fedprune.training import Prepare, Trained, train
 from fedprune.wire import get_state, set_state
+from fedprune.wire.values import MASK
 
 
 class Sparse(Client):
@@ -135,7 +136,7 @@ class Sparse(Client):
         Pruning is by magnitude over the whole model; rewound is everything, to the initial state.
         """
         module, masks, data = self.site.module, order.masks, self.data
-        size = self.scenario.evaluation.batch_size
+        size = self.fitting_forward(order.masks, self.whole_batch)
         accuracy = score(module, data.pictures, data.test, self.site.data.info, batch_size=size).accuracy
         density = request.next_density(masks)
         if accuracy >= request.accuracy and density < masks.density:
@@ -236,6 +237,10 @@ class Sparse(Client):
         indices = self.calibration_examples(whole(order.config, "examples", least=1))
         at_once = self.forward_batch(order.masks, min(self.whole_batch, len(indices)))
         pieces = even_parts(indices, at_once)
+        longest = len(pieces[0])  # May be one more than was asked for.
+        self.refuse_over(
+            forward_memory(self.site.cost, order.masks, longest).total, f"{longest} examples forward"
+        )
         pictures, site = self.data.pictures, self.site
         inputs = (
             x.to(site.device)
@@ -243,7 +248,8 @@ class Sparse(Client):
             for x, _ in batches(pictures, piece, site.data.info, len(piece))
         )
         statistics = collect_statistics(site.module, inputs)
-        state["candidate"] = ArrayRecord({"values": arrays_of(content)["values"]})
+        values = {key: array for key, array in arrays_of(content).items() if key != MASK}
+        state["candidate"] = ArrayRecord(values)
         metrics = self._forward_metrics(order, len(indices), len(pieces[0]), began)
         return RecordDict({"statistics": statistics_record(statistics), "metrics": metrics})
 

@@ -76,6 +76,10 @@ class TrainReply:
 class Aggregator(Protocol):
     """What turns the replies of a round into the next global state."""
 
+    def client_config(self) -> Mapping[str, Any]:
+        """Return what every training message says for its sake, whoever is sampled; by default nothing."""
+        return {}
+
     def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
         """Start a round with the global state and the sampled node ids; return config for clients."""
 
@@ -197,6 +201,11 @@ class FlowerAggregator(Aggregator):
         self._parameters = frozenset(parameters)
         self._seed = seed
         self._buffers = WeightedMean()
+
+    def client_config(self) -> Mapping[str, Any]:
+        """Return the weight of the proximal term, of Flower's FedProx: clients need memory for it."""
+        mu = getattr(self.strategy, "proximal_mu", None)
+        return {} if mu is None else {"proximal-mu": float(mu)}
 
     def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
         """Let the strategy see the global state; return the config it has for clients."""

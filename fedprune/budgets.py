@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedprune.client import Client, training_step
+from fedprune.client import Client, proximal_mu, training_step
 from fedprune.costs.fit import TrainingStep, micro_batch, nested_counts
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import optimizer_slots
@@ -22,8 +22,7 @@ from fedprune.errors import UserError
 from fedprune.exchange import Facts
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks, keep_highest
-from fedprune.sparsity.pruning import prunable
-from fedprune.units import format_bytes
+from fedprune.units import floor_to, format_bytes
 from fedprune.wire import decode_masks, encode_masks
 
 _NAMED = 5  # Clients that a refusal names.
@@ -31,18 +30,18 @@ _NAMED = 5  # Clients that a refusal names.
 
 @dataclass(frozen=True)
 class Verdict:
-    """What budgets leave of a round's clients.
+    """What budgets leave of a federation's clients.
 
     Parameters
     ----------
     excluded
-        Numbers of the clients that cannot train, ascending.
-    nested
-        The masks of those that train a part of theirs, by number.
+        Numbers of the clients that cannot train.
+    counts
+        How many weights of each tensor fit those that train a part of theirs, by number.
     """
 
-    excluded: Sequence[int] = ()
-    nested: Mapping[int, Masks] = field(default_factory=dict)
+    excluded: frozenset[int] = frozenset()
+    counts: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Budgets:
@@ -56,10 +55,13 @@ class Budgets:
         The model.
     client : type[Client]
         The clients' way of training.
+    whole : Masks
+        Those that keep every weight which may be pruned: parts of them are nested where a strategy prunes
+        nothing.
     """
 
-    def __init__(self, scenario: Scenario, cost: ModelCost, client: type[Client]) -> None:
-        self._scenario, self._cost, self._client = scenario, cost, client
+    def __init__(self, scenario: Scenario, cost: ModelCost, client: type[Client], whole: Masks) -> None:
+        self._scenario, self._cost, self._client, self._whole = scenario, cost, client, whole
         self._nested: dict[tuple[str, int], Masks] = {}
 
     @property
@@ -68,40 +70,31 @@ class Budgets:
         return self._scenario.clients.over_budget
 
     def judge(
-        self,
-        clients: Iterable[Facts],
-        config: ConfigRecord,
-        masks_for: Callable[[int], Masks],
-        state: Mapping[str, Tensor],
+        self, clients: Sequence[Facts], config: ConfigRecord, masks_for: Callable[[int], Masks]
     ) -> Verdict:
-        """Return who can train, and under which nested masks.
+        """Return who can train a round, and how much of the masks.
 
         Parameters
         ----------
-        clients : Iterable of Facts
-            Those that may be asked, in the order of their numbers.
+        clients : Sequence of Facts
+            All clients, whether they are there or not.
         config : ConfigRecord
             What the round's messages ask for.
         masks_for : Callable[[int], Masks]
             The masks under which a client, by number, would train with memory enough.
-        state : Mapping[str, Tensor]
-            The global state: nested masks keep the weights of largest magnitude in it.
 
         Raises
         ------
         UserError
             Where the policy is "error" and a client cannot, or no client can.
         """
-        clients = list(clients)
         if self._all_fit(clients, config, masks_for):
-            self._nested = {}
             return Verdict()
-        found: dict[tuple[str, int, int], Masks | None] = {}
+        found: dict[tuple[str, int, int], Mapping[str, int] | None] = {}
         steps: dict[str, TrainingStep] = {}
-        excluded, nested = [], {}
-        used: dict[tuple[str, int], Masks] = {}
+        excluded, counts = [], {}
         for facts in clients:
-            masks = masks_for(facts.number)
+            masks = self._base(masks_for(facts.number))
             batch = min(self._scenario.clients.training.batch_size, facts.examples)
             key = (masks.version, batch, facts.profile.memory)
             if key not in found:
@@ -109,34 +102,59 @@ class Budgets:
                     steps[masks.version] = training_step(
                         self._client, self._scenario, self._cost, config, masks
                     )
-                found[key] = self._fitting(steps[masks.version], masks, batch, facts.profile.memory, state)
+                found[key] = self._fitting(steps[masks.version], masks.kept, batch, facts.profile.memory)
             fitting = found[key]
             if fitting is None:
                 excluded.append(facts)
-            elif fitting != masks:
-                nested[facts.number] = fitting
-                used[masks.version, sum(fitting.kept.values())] = fitting
+            elif fitting != masks.kept:
+                counts[facts.number] = fitting
         if excluded and (self.policy == "error" or len(excluded) == len(clients)):
             least = min(excluded, key=lambda facts: facts.profile.memory)
             masks = masks_for(least.number)
-            raise UserError(
-                self._refusal(excluded, len(clients), steps[masks.version], masks.kept, masks.total)
-            )
-        # While the masks that they are part of stay, they serve again: also those of who is away now.
-        self._nested = {key: part for key, part in self._nested.items() if key[0] in steps} | used
-        return Verdict([facts.number for facts in excluded], nested)
+            step = steps[self._base(masks).version]
+            raise UserError(self._refusal(excluded, len(clients), step, masks))
+        return Verdict(frozenset(facts.number for facts in excluded), counts)
+
+    def nest(
+        self,
+        numbers: Iterable[int],
+        verdict: Verdict,
+        masks_for: Callable[[int], Masks],
+        state: Mapping[str, Tensor],
+    ) -> dict[int, Masks]:
+        """Return the nested masks of those of these clients that have any, by number.
+
+        They keep the weights of largest magnitude in the global state. While the masks that they are part
+        of stay, they stay as well, so that they are sent once.
+        """
+        result, versions = {}, set()
+        for number in numbers:
+            masks = self._base(masks_for(number))
+            versions.add(masks.version)
+            if number in verdict.counts:
+                counts = verdict.counts[number]
+                key = (masks.version, sum(counts.values()))
+                if key not in self._nested:
+                    self._nested[key] = nested(masks, counts, state)
+                result[number] = self._nested[key]
+        self._nested = {key: part for key, part in self._nested.items() if key[0] in versions}
+        return result
+
+    def _base(self, masks: Masks) -> Masks:
+        """Return the masks of which parts are nested."""
+        return masks or (self._whole if self.policy == "nest" else masks)
 
     def refuse_hopeless(
-        self, clients: Iterable[Facts], module: nn.Module, options: Mapping[str, Any]
+        self, clients: Sequence[Facts], config: ConfigRecord, options: Mapping[str, Any]
     ) -> None:
         """Refuse, before anything is computed, a run in which no mask would fit a client.
 
         Parameters
         ----------
-        clients : Iterable of Facts
+        clients : Sequence of Facts
             All of them.
-        module : nn.Module
-            The model.
+        config : ConfigRecord
+            What every training message says.
         options : Mapping
             Those of the strategy.
 
@@ -147,26 +165,21 @@ class Budgets:
         """
         if self.policy != "error":
             return
-        prunes = options["density"] < 1
-        sizes = (
-            {n: module.get_parameter(n).numel() for n in prunable(module, options["keep"])} if prunes else {}
-        )
-        training = self._scenario.clients.training
+        training, pruned = self._scenario.clients.training, options["density"] < 1
         step = TrainingStep(
             self._cost,
             slots=optimizer_slots(training.optimizer.name, training.optimizer.momentum),
-            overhead=self._client.overhead(training.proximal_mu, options),
+            overhead=self._client.overhead(proximal_mu(self._scenario, config), options),
         )
-        fewest = dict.fromkeys(sizes, 1)
-        members = list(clients)
+        fewest = dict.fromkeys(self._whole, 1) if pruned else {}
         hopeless = [
             facts
-            for facts in members
+            for facts in clients
             if (batch := min(training.batch_size, facts.examples)) > 1
             and step.memory_of(fewest, batch).total > facts.profile.memory
         ]
         if hopeless:
-            raise UserError(self._refusal(hopeless, len(members), step, fewest, sum(sizes.values())))
+            raise UserError(self._refusal(hopeless, len(clients), step, Masks()))
 
     def memory(self) -> list[dict[str, Any]]:
         """Return the nested masks in use, for a checkpoint: they were chosen by an earlier state."""
@@ -196,56 +209,43 @@ class Budgets:
         return batch > 1 and step.memory_of({}, batch).total <= min(f.profile.memory for f in clients)
 
     def _fitting(
-        self, step: TrainingStep, masks: Masks, batch: int, memory: int, state: Mapping[str, Tensor]
-    ) -> Masks | None:
-        """Return the masks under which a client trains: those given where they fit; None: it cannot."""
+        self, step: TrainingStep, kept: Mapping[str, int], batch: int, memory: int
+    ) -> Mapping[str, int] | None:
+        """Return how many weights a client trains: those given where they fit; None: it cannot."""
         try:
-            if step.memory_of(masks.kept, batch).total <= memory:
-                return masks
+            if step.memory_of(kept, batch).total <= memory:
+                return kept
         except ValueError:  # A batch of one that the model can't train on: the client says so itself.
-            return masks
+            return kept
         if self.policy == "shrink_batch":
-            return masks if micro_batch(step, masks.kept, batch, memory) else None
-        if self.policy == "nest":
-            counts = nested_counts(step, masks.kept, batch, memory)
-            return None if counts is None else self._nest(masks, counts, state)
-        return None
+            return kept if micro_batch(step, kept, batch, memory) else None
+        return nested_counts(step, kept, batch, memory) if self.policy == "nest" else None
 
-    def _nest(self, masks: Masks, counts: Mapping[str, int], state: Mapping[str, Tensor]) -> Masks:
-        """Return the nested masks with these counts; those in use stay, so that they are sent once."""
-        key = (masks.version, sum(counts.values()))
-        if key not in self._nested:
-            self._nested[key] = nested(masks, counts, state)
-        return self._nested[key]
-
-    def _refusal(
-        self,
-        excluded: Sequence[Facts],
-        count: int,
-        step: TrainingStep,
-        kept: Mapping[str, int],
-        prunable_weights: int,
-    ) -> str:
-        """Return who cannot train, what a step needs, and what would fit."""
+    def _refusal(self, excluded: Sequence[Facts], count: int, step: TrainingStep, masks: Masks) -> str:
+        """Return who cannot train, what a step needs, and what would do."""
         least = min(excluded, key=lambda facts: facts.profile.memory)
         batch = min(self._scenario.clients.training.batch_size, least.examples)
-        needed = step.memory_of(kept, batch)
-        counts = nested_counts(step, kept, batch, least.profile.memory)
+        memory, whole = least.profile.memory, masks or self._whole
+        needed = step.memory_of(masks.kept, batch)
+        counts = nested_counts(step, whole.kept, batch, memory)
+        policies = ["exclude"] if len(excluded) < count else []
         if counts:
-            now, fits = (sum(numbers.values()) / prunable_weights for numbers in (kept, counts))
-            advice = f"the largest density that fits them all is {fits:.3g} (now {now:.3g}): that"
-            policies = "exclude, shrink_batch or nest"
+            fits = floor_to(sum(counts.values()) / whole.total, 3)
+            now = sum(masks.kept.values()) / masks.total if masks else 1.0
+            advice = f"the largest density that fits them all is {fits:g} (now {now:.3g}): that"
+            policies += ["shrink_batch", "nest"]
         else:
             of_batch = format_bytes(needed.activations + needed.workspace)
             advice = f"no density fits, {of_batch} are the batch's: a smaller clients.training.batch_size"
-            policies = "exclude or shrink_batch"
+            policies += ["shrink_batch"]
+        others = " or ".join(policy for policy in policies if policy != self.policy)
+        instead = f", or clients.over_budget: {others}," if others else ""
         named = ", ".join(f"{facts.number} ({facts.profile.name})" for facts in excluded[:_NAMED])
         more = f" and {len(excluded) - _NAMED} more" if len(excluded) > _NAMED else ""
         return (
             f"{len(excluded)} of {count} clients have too little memory: {named}{more}. A training step on "
-            f"{batch} examples needs {format_bytes(needed.total)}, the smallest has "
-            f"{format_bytes(least.profile.memory)}; {advice}, or clients.over_budget: {policies} "
-            "would do (see `fedprune devices`)"
+            f"{batch} examples needs {format_bytes(needed.total)}, the smallest has {format_bytes(memory)}; "
+            f"{advice}{instead} would do (see `fedprune devices`)"
         )
 
 

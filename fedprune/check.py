@@ -58,6 +58,12 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
     given = scenario.strategy.options
     if not issubclass(strategy, PruningStrategy):
         yield from _against_signature(strategy, given)
+        if scenario.clients.over_budget == "nest":
+            yield (
+                ("clients", "over_budget"),
+                f"{strategy.__name__} cannot average nested masks, each client's own: take a strategy of "
+                "fedprune, or exclude or shrink_batch",
+            )
         return
     try:
         options = strategy.Options.model_validate(given)

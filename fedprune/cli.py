@@ -8,7 +8,6 @@ came of it. A mistake ends with one line and exit status 2, a fault of a run wit
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,6 +172,26 @@ def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
     plan = _load(scenario, settings)
     check(plan)
     print(f"ok: {scenario}: {describe(plan)}")
+    for warning in _too_small(plan):
+        print(f"but: {warning}")
+
+
+def _too_small(plan: Scenario) -> Iterator[str]:
+    """Yield a sentence where clients have too little memory, as far as the scenario alone tells."""
+    from fedprune.sizing import clients_of, sizing
+
+    try:
+        asked = sizing(plan)
+    except UserError:  # Without the data set, its shape is not known.
+        return
+    peak = asked.step.memory(asked.density, asked.batch).total
+    devices = clients_of(plan)
+    if small := sum(device.memory < peak for device in devices):
+        yield (
+            f"a training step at density {asked.density:g} in batches of {asked.batch} is too much for the "
+            f"memory of {small} of {len(devices)} clients; clients.over_budget is {plan.clients.over_budget} "
+            "(see `fedprune devices`)"
+        )
 
 
 @app.command()
@@ -263,6 +282,8 @@ def compare(
     console = _console()
     console.print(comparison.table())
     console.print(comparison.notes(), markup=False)
+    labelled = zip(comparison.labels, comparison.runs, strict=True)
+    print_classes({label: run.summary for label, run in labelled}, console)
     if csv is not None:
         comparison.write_csv(csv)
     if picture is not None:
@@ -306,7 +327,7 @@ def print_summary(done: Run, console: Console) -> None:
     print_names(done.name, rows, console)
     if relative:
         console.print("In brackets: relative to dense FedAvg under the same scenario, by the cost model.")
-    print_classes(done, console)
+    print_classes({done.name: done.summary}, console)
     console.print(f"run folder: {done.directory}", soft_wrap=True)
 
 
@@ -328,11 +349,11 @@ def print_names(title: str, names: Mapping[str, str], console: Console) -> None:
     console.print("\n".join([f"{title}:", *(lines or ["  (none)"])]), markup=False, soft_wrap=True)
 
 
-def print_classes(done: Run, console: Console) -> None:
-    """Print a row for each class of device, where there are several."""
-    from fedprune.results.classes import class_rows
+def print_classes(summaries: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print a row for each class of device of each run, where there are several."""
+    from fedprune.results.classes import NOTE, class_rows
 
-    heads, rows = class_rows(done.summary)
+    heads, rows = class_rows(summaries)
     if not rows:
         return
     from rich import box
@@ -345,9 +366,7 @@ def print_classes(done: Run, console: Console) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
-    console.print(
-        "Took part, excluded, offline: of a class's clients, over the rounds; late: of those asked."
-    )
+    console.print(NOTE, soft_wrap=True)
 
 
 def print_devices(
@@ -358,7 +377,7 @@ def print_devices(
     from rich.markup import escape
     from rich.table import Table
 
-    from fedprune.units import format_byte_rate, format_bytes, format_flop_rate
+    from fedprune.units import floor_to, format_byte_rate, format_bytes, format_flop_rate
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("device", no_wrap=True)
@@ -386,18 +405,6 @@ def print_devices(
             ]
         table.add_row(*row)
     console.print(table)
-
-
-def floor_to(number: float, digits: int) -> float:
-    """Return a positive number cut to so many significant digits: what fits is never rounded up.
-
-    Examples
-    --------
-    >>> floor_to(0.0123456, 4), floor_to(0.99999, 4), floor_to(1.0, 4)
-    (0.01234, 0.9999, 1.0)
-    """
-    scale = 10.0 ** (digits - 1 - math.floor(math.log10(number)))
-    return math.floor(number * scale) / scale
 
 
 def _console() -> Console:

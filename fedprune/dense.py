@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import zeros
 
-from fedprune.costs.clock import task_seconds
+from fedprune.costs.clock import done_by, task_seconds
 from fedprune.costs.devices import DeviceProfile
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.ledger import Tally, TaskRecord
 from fedprune.costs.memory import forward_memory, optimizer_slots, step_memory
+from fedprune.faults import Fault
 from fedprune.messages import whole
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
@@ -40,31 +41,50 @@ class DenseTwin:
         self._cost = cost
         self._codec = StateCodec(layout, Masks(), scenario.wire.values)
 
-    def add(self, task: TaskRecord, profile: DeviceProfile, examples: int, reply: RecordDict) -> None:
-        """Add what a task that went well would have cost; FedAvg asks nothing but who a client is.
+    def add(
+        self, task: TaskRecord, profile: DeviceProfile, examples: int, reply: Message, end: float | None
+    ) -> None:
+        """Add what a task would have cost; FedAvg asks nothing but who a client is.
 
-        ``examples`` are those that the client holds, ``reply`` is the content of its reply.
+        Parameters
+        ----------
+        task : TaskRecord
+            The task.
+        profile : DeviceProfile
+            The client's device.
+        examples : int
+            Those that the client holds.
+        reply : Message
+            Its reply. A task that failed costs what was sent, and what was replied.
+        end : float, optional
+            When, in seconds of the phase, the server stopped to wait for it: so far it counts.
         """
         down, up, flops, peak = task.bytes_down, task.bytes_up, task.flops, task.peak_memory_bytes
         if task.type in (MessageType.TRAIN, MessageType.EVALUATE):
             trains = task.type == MessageType.TRAIN
-            metrics = reply.metric_records["metrics"]
-            flops, peak = self._training(examples, metrics) if trains else self._evaluation(metrics)
             config = ConfigRecord({"round": task.round, "mask-version": "", "codec": CODEC})
             down = content_bytes(RecordDict({"arrays": self._arrays, "config": config}))
-            replied = MetricRecord({**metrics, "flops": flops, "peak-memory-bytes": peak})
-            content = RecordDict({"metrics": replied})
-            if trains:
-                content["arrays"] = self._arrays
-            up = content_bytes(content)
+            if reply.has_content() and (task.fault is None or task.fault == Fault.LATE):
+                metrics = reply.content.metric_records["metrics"]
+                flops, peak = self._training(examples, metrics) if trains else self._evaluation(metrics)
+                replied = MetricRecord({**metrics, "flops": flops, "peak-memory-bytes": peak})
+                content = RecordDict({"metrics": replied})
+                if trains:
+                    content["arrays"] = self._arrays
+                up = content_bytes(content)
         elif task.type != "query.facts":
             return
+        seconds = task_seconds(profile, down, flops, up)
+        if end is not None:
+            down, flops, up = done_by(profile, down, flops, up, end)
+            # Who is silent keeps the server waiting; another task may have been through before the end.
+            seconds = task.device_seconds if reply.has_error() else min(seconds, end)
         self.tally.add(
             bytes_down=down,
             bytes_up=up,
             flops=flops,
             peak_memory_bytes=peak,
-            device_seconds=task_seconds(profile, down, flops, up),
+            device_seconds=seconds,
         )
 
     def _training(self, examples: int, metrics: MetricRecord) -> tuple[int, int]:

@@ -83,6 +83,7 @@ class _Task(Generic[_T]):
     flops: int
     peak_memory_bytes: int
     seconds: float
+    end: float | None = None  # When the server stopped to wait for it, where it did.
 
     def until(self, end: float, profile: DeviceProfile) -> _Task[_T]:
         """Return the task as far as it had come at a time, in seconds of the phase."""
@@ -94,6 +95,7 @@ class _Task(Generic[_T]):
             bytes_up=up,
             mask_bytes_up=min(self.mask_bytes_up, up),
             seconds=min(self.seconds, end),
+            end=end,
         )
 
 
@@ -134,6 +136,8 @@ class Exchange:
         Why tasks of the current round failed.
     faults : Counter[Fault]
         The same by kind.
+    vanished : set[int]
+        The clients that have vanished in the current round.
     ok : int
         How many of them did not.
     timeout : float
@@ -163,6 +167,7 @@ class Exchange:
         """Start counting anew."""
         self.tally, self.ok = Tally(), 0
         self.failures, self.faults = Counter[str](), Counter[Fault]()
+        self.vanished: set[int] = set()
         self.attendance = Attendance(self._members)
 
     def holds(self, number: int, masks: Masks) -> bool:
@@ -307,7 +312,9 @@ class Exchange:
         if chance == 0:
             return False
         draw = seeds.numpy_generator(self._federation.scenario.seed, "dropout", server_round, facts.number)
-        return bool(draw.random() < chance)
+        if gone := bool(draw.random() < chance):
+            self.vanished.add(facts.number)
+        return gone
 
     def note_absent(self, offline: Iterable[int], excluded: Iterable[int]) -> None:
         """Count the clients, by number, that a round cannot have."""
@@ -492,9 +499,13 @@ class Exchange:
         if task.status == "ok":
             self._held[facts.number] = sent.mask_version or self._held.get(facts.number, "")
             self.ok += 1
+        elif task.status == "surplus":
+            self._held[facts.number] = sent.mask_version
         elif task.fault is not None:
             self.faults[task.fault] += 1
             self.failures[str(task.reason)] += 1
+            if sent.mask_version != self._held.get(facts.number):
+                self._held.pop(facts.number, None)  # It may hold either: it is sent what it needs.
         record = TaskRecord(
             round=server_round,
             type=sent.kind,
@@ -525,8 +536,7 @@ class Exchange:
         self.attendance.note_task(record)
         for listener in self._federation.listeners:
             listener.on_task(record)
-        if task.status == "ok":
-            self._dense.add(record, facts.profile, facts.examples, task.reply.content)
+        self._dense.add(record, facts.profile, facts.examples, task.reply, task.end)
 
 
 def _read_facts(reply: Message) -> Facts:

@@ -46,8 +46,15 @@ class PersonalStrategy(PruningStrategy):
         return self.tickets.of(number)
 
     def observe(self, server_round: int, reply: TrainReply) -> None:
-        """Keep the masks that a client has pruned."""
-        self.tickets.note(reply.client, reply.codec.masks)
+        """Keep the masks that a client has pruned.
+
+        One that trained a nested part prunes of its own masks what it has pruned of that part.
+        """
+        own, part = reply.codec.masks, self.nested.get(reply.client)
+        if part is not None:
+            before = self.masks_for(reply.client)
+            own = Masks({name: mask & ~(part[name] & ~own[name]) for name, mask in before.items()})
+        self.tickets.note(reply.client, own)
 
     def update_masks(self, server_round: int) -> None:
         """The global model has every weight that any client keeps."""

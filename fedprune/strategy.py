@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from math import ceil, isfinite
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune import registry, seeds
 from fedprune.aggregators import Aggregator, FlowerAggregator, OverlapMean, TrainReply, WeightedMean
@@ -44,7 +44,7 @@ from fedprune.costs.ledger import RoundRecord, Tally
 from fedprune.costs.memory import forward_memory
 from fedprune.data import batches
 from fedprune.dense import DenseTwin
-from fedprune.errors import PluginError, RunError
+from fedprune.errors import PluginError, RunError, UserError
 from fedprune.exchange import Exchange, Facts, listed
 from fedprune.faults import Fault
 from fedprune.federation import Federation
@@ -56,7 +56,7 @@ from fedprune.sparsity.criteria import Criterion, needs_data
 from fedprune.sparsity.distributions import Distribution
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks, apply_masks
-from fedprune.sparsity.pruning import prunable, prune
+from fedprune.sparsity.pruning import all_kept, prunable, prune
 from fedprune.supermask import FrozenNetwork, LearningOptions, Supermasks, drawn_weights
 from fedprune.training import train
 from fedprune.wire import (
@@ -137,11 +137,14 @@ class PruningStrategy(Strategy):
             prunable(self.module, options.keep)  # What it refuses is refused before anything runs.
         self.dense = DenseTwin(self.scenario, self.layout, self.cost)
         self.exchange = Exchange(federation, self.dense, self.sent_masks)
-        self.budgets = Budgets(self.scenario, self.cost, way_of_training(self.scenario, type(self)))
+        way = way_of_training(self.scenario, type(self))
+        self.budgets = Budgets(self.scenario, self.cost, way, prunable_masks(self.module, options.keep))
         #: The masks of a round's clients that train a part of theirs, by number.
         self.nested: Mapping[int, Masks] = {}
         #: The clients that can take part in the current round, by number, ascending.
         self.able: list[int] = []
+        #: Those of them that were asked to train.
+        self.asked: list[int] = []
         #: What dense FedAvg would have cost up to the last round that ended.
         self.dense_totals = self.dense.tally.totals()
         self.votes: dict[str, GrowthVotes] = {}
@@ -206,7 +209,8 @@ class PruningStrategy(Strategy):
         """Return the client numbers of a round, ascending: of ``self.able``, as many as are to be asked."""
         generator = seeds.numpy_generator(self.scenario.seed, "sample", server_round)
         clients = self.scenario.clients
-        count = min(ceil(clients.over_sample * clients.per_round), len(self.able))
+        wanted = min(clients.over_sample * clients.per_round, len(self.able))
+        count = ceil(wanted - 1e-9)  # 1.1 times 100 is a little more than 110.
         return sorted(int(n) for n in generator.choice(self.able, size=count, replace=False))
 
     def growth(self, server_round: int) -> GrowthRequest | None:
@@ -591,12 +595,12 @@ class PruningStrategy(Strategy):
             train = train_config or ConfigRecord()
             messages = self.configure_train(server_round, self.encode_state(server_round), train, grid)
             arrays, metrics = self.aggregate_train(server_round, self.exchange.send(grid, messages))
-            self.nested = {}  # From here on the round is about the global model again.
             trained_under = self.masks
             if metrics is not None:
                 self.update_masks(server_round)
             elif self.exchange.faults.keys() - _OF_DEVICES:
                 raise RunError(self._no_reply(server_round))
+            self.nested = {}  # From here on the round is about the global model again.
             if arrays is None or self.masks != trained_under:
                 arrays = self.encode_state(server_round)
             evaluate = evaluate_config or ConfigRecord()
@@ -624,7 +628,8 @@ class PruningStrategy(Strategy):
         """Do what comes before training: round 0."""
         self._start_round()
         self.exchange.meet(grid)
-        self.budgets.refuse_hopeless(self.clients.values(), self.module, self.options.model_dump())
+        config = ConfigRecord(dict(self.aggregator.client_config()))
+        self.budgets.refuse_hopeless(list(self.clients.values()), config, self.options.model_dump())
         if initial_arrays is not None:
             self.state = self.codec.unflatten(self.codec.decode(initial_arrays))
         if self.options.pretrain_epochs:
@@ -644,8 +649,9 @@ class PruningStrategy(Strategy):
                 config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
         else:
             everyone = self.scenario.evaluation.clients == "all"
-            asked = self._online(server_round) if everyone else self._taking_part_now
-            numbers = [number for number in asked if self._can_evaluate(number)]
+            asked = self._online(server_round) if everyone else self.asked
+            gone = self.exchange.vanished
+            numbers = [number for number in asked if number not in gone and self._can_evaluate(number)]
         content = self.state_contents(server_round, config, arrays)
         for number in numbers:
             yield self.exchange.message(number, content(number), message_type, server_round)
@@ -656,7 +662,7 @@ class PruningStrategy(Strategy):
         asked = self.request.counts if self.request else ()
         self.votes = {name: GrowthVotes(self.masks[name]) for name in asked}
         self.move = self.mask_request(server_round)
-        config = ConfigRecord(dict(config))
+        config = ConfigRecord({**self.aggregator.client_config(), **config})
         if self.request:
             config.update(self.request.config(self.masks))
         if self.move:
@@ -668,17 +674,15 @@ class PruningStrategy(Strategy):
     def _taking_part(self, server_round: int, config: ConfigRecord) -> list[int]:
         """Return the numbers of the clients that are asked to train in a round, ascending."""
         online = self._online(server_round)
-        facts = [self.clients[number] for number in online]
-        verdict = self.budgets.judge(facts, config, self.masks_for, self.state)
-        self.nested = verdict.nested
-        excluded = set(verdict.excluded)
-        self.able = [number for number in online if number not in excluded] if excluded else online
-        offline = self.clients.keys() - set(online) if len(online) < len(self.clients) else ()
-        self.exchange.note_absent(offline, verdict.excluded)
+        verdict = self.budgets.judge(list(self.clients.values()), config, self.masks_for)
+        self.able = [number for number in online if number not in verdict.excluded]
+        away = self.clients.keys() - set(online) - verdict.excluded if len(online) < len(self.clients) else ()
+        self.exchange.note_absent(away, verdict.excluded)
         numbers = self.sample(server_round) if self.able else []
-        if len(set(numbers)) < len(numbers) or not set(numbers) <= self.clients.keys():
-            raise RunError(f"sample({server_round}) gave {numbers}: expected known clients, each once")
-        self._taking_part_now = numbers
+        if len(set(numbers)) < len(numbers) or not set(numbers) <= set(self.able):
+            raise RunError(f"sample({server_round}) gave {numbers}: expected clients of self.able, each once")
+        self.nested = self.budgets.nest(numbers, verdict, self.masks_for, self.state)
+        self.asked = numbers
         return numbers
 
     def _can_evaluate(self, number: int) -> bool:
@@ -691,7 +695,7 @@ class PruningStrategy(Strategy):
         """Return the numbers of the clients that are there in a round, ascending."""
         numbers = self.exchange.numbers
         if self.exchange.always_there:
-            return numbers
+            return list(numbers)
         chances = [self.clients[number].profile.availability for number in numbers]
         generator = seeds.numpy_generator(self.scenario.seed, "availability", server_round)
         draws = generator.random(numbers[-1] + 1)
@@ -771,6 +775,14 @@ def way_of_training(scenario: Scenario, strategy: type[PruningStrategy]) -> type
     """Return the class of the clients of a strategy."""
     found: type[Client] = registry.load("client", strategy.client, scenario.directory)
     return found
+
+
+def prunable_masks(module: nn.Module, keep: Sequence[str]) -> Masks:
+    """Return the masks that keep every weight which may be pruned; empty ones where none may."""
+    try:
+        return all_kept(module, prunable(module, keep))
+    except UserError:
+        return Masks()
 
 
 def _read_held_out(metrics: MetricRecord) -> tuple[int, float]:

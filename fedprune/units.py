@@ -166,6 +166,18 @@ def format_flop_rate(rate: float) -> str:
     return f"{format_flops(rate)}/s"
 
 
+def floor_to(number: float, digits: int) -> float:
+    """Return a positive number cut to so many significant digits: what fits is never rounded up.
+
+    Examples
+    --------
+    >>> floor_to(0.0123456, 4), floor_to(0.99999, 4), floor_to(1.0, 4)
+    (0.01234, 0.9999, 1.0)
+    """
+    scale = 10.0 ** (digits - 1 - math.floor(math.log10(number)))
+    return math.floor(number * scale) / scale
+
+
 def format_joules(joules: float) -> str:
     """Return an amount of energy for people.
 

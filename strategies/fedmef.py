@@ -132,8 +132,9 @@ class FedMef(PruningStrategy):
 
     def update_masks(self, server_round: int) -> None:
         """Swap what the clients voted for, and centre each filter on what it now keeps."""
-        if self.request is None:
-            return
-        self.set_masks(swap_masks(self.masks, self.votes, self.state, self.request.counts))
-        if self.options.standardise:
+        if self.request is not None:
+            self.set_masks(swap_masks(self.masks, self.votes, self.state, self.request.counts))
+        # Averages of nested parts are not centred where the parts were.
+        moved = self.request is not None or self.nested
+        if self.options.standardise and moved:
             self.state = centred_state(self.state, convolutions(self.module), self.masks)

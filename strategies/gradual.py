@@ -19,6 +19,7 @@ from pydantic import Field
 from fedprune import registry
 from fedprune.reports import GrowthRequest
 from fedprune.scenario import Scenario
+from fedprune.sparsity.distributions import total_kept
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.pruning import all_kept, prunable, prune_further
 from fedprune.sparsity.schedules import Schedule, cosine, cubic
@@ -69,10 +70,16 @@ class Gradual(PruningStrategy):
             self.prune_to(self.options.initial_density)
 
     def due(self, server_round: int) -> bool:
-        """Return whether a round prunes; the last one of the schedule always does."""
+        """Return whether a round prunes; the last one of the schedule always does.
+
+        So does one after it, where that had no reply and left the model above its density.
+        """
         options, end = self.options, last_round(self.options, self.scenario.rounds)
+        if server_round > end:
+            shapes = {name: mask.shape for name, mask in self.masks.items()}
+            return sum(self.masks.kept.values()) > total_kept(shapes, options.density)
         on_beat = (server_round - options.start) % options.prune_every == 0
-        return options.start <= server_round <= end and (on_beat or server_round == end)
+        return options.start <= server_round and (on_beat or server_round == end)
 
     def scheduled(self, server_round: int, schedule: Schedule, start: float, end: float) -> float:
         """Return a number on its way from ``start`` in the first round that prunes to ``end`` in the last."""

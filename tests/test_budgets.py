@@ -16,7 +16,7 @@ from fedprune.clients.sparse import Sparse
 from fedprune.costs.fit import TrainingStep, micro_batch, nested_counts
 from fedprune.costs.flops import ModelCost
 from fedprune.data import parts
-from fedprune.errors import ScenarioError, UserError
+from fedprune.errors import RunError, ScenarioError, UserError
 from fedprune.faults import Fault
 from fedprune.models import build
 from fedprune.sparsity.masks import Masks
@@ -269,6 +269,69 @@ def test_no_task_is_above_its_budget(name, policy):
     assert sum(record.faults.get(Fault.OVER_BUDGET, 0) for record in made.rounds) == len(refused)
 
 
+def test_who_is_away_does_not_make_a_run_hopeless():
+    """Two have too little memory, and the others are not there in every round."""
+    small, large = devices(1024)
+    scenario = small_plan("exclude", memory=1024, rounds=8).override(
+        **{"clients.devices": [small, {**large, "availability": 0.5}]}
+    )
+    made = federate(scenario)
+    assert 0 in {record.clients_ok - record.clients_failed for record in made.rounds[1:]}
+    assert {record.clients_excluded for record in made.rounds[1:]} == {2}
+
+
+def test_a_device_that_is_away_at_first_is_refused_at_once():
+    small, large = devices(1024)
+    rare = [{**small, "availability": 0.01}, large]
+    with pytest.raises(UserError, match="2 of 4 clients"):
+        federate(small_plan("error", memory=1024, rounds=1).override(**{"clients.devices": rare}))
+
+
+def test_the_memory_of_a_stock_proximal_term_counts_on_the_server_too():
+    base = {"model": MLP, "strategy": {"name": "flwr.serverapp.strategy.FedProx", "proximal_mu": 0.1}}
+    dense, _ = needs(plan(model=MLP))
+    scenario = plan(
+        **base,
+        **{
+            "clients.per_round": 4,
+            "clients.over_budget": "exclude",
+            "clients.devices": devices(dense + 1000),
+        },
+    )
+    made = federate(scenario)
+    assert not made.rounds[1].faults
+    assert made.rounds[1].clients_excluded == 2
+
+
+def test_nesting_of_what_prunes_nothing_takes_parts_of_the_whole_model():
+    scenario = small_plan("nest", strategy={"name": "fedavg"})
+    made = federate(scenario)
+    assert made.rounds[-1].clients_excluded == 0
+    within_budget(made)
+    assert {task.client for task in made.tasks if task.type == "train" and task.status == "ok"} == {
+        0,
+        1,
+        2,
+        3,
+    }
+
+
+def test_nested_parts_are_not_what_a_client_has_pruned():
+    """No client of LotteryFL may prune here: its own masks stay whole, whatever fits its device."""
+    strategy = {"name": "lotteryfl", "density": 0.5, "accuracy_threshold": 1.0}
+    made = federate(small_plan("nest", strategy=strategy, **{"data.client_test_fraction": 0.2, "rounds": 3}))
+    assert made.strategy.masks.density == 1
+    within_budget(made)
+
+
+def test_a_strategy_may_not_sample_who_is_not_there():
+    scenario = small_plan("exclude")
+    made = assemble(scenario)
+    made.strategy.sample = lambda server_round: [0, 3]
+    with pytest.raises(RunError, match=r"sample\(1\) gave \[0, 3\]: expected clients of self.able"):
+        made.strategy.start(made.grid)
+
+
 # The client's own check ------------------------------------------------------------------
 
 
@@ -290,8 +353,9 @@ def test_a_client_refuses_what_its_device_has_no_memory_for():
     [
         ({"name": "static", "density": 0.5, "aggregator": "flwr.serverapp.strategy.FedAdam"}, "aggregator"),
         ({"name": "hidenseek", "density": 0.5}, "name"),
+        ({"name": "flwr.serverapp.strategy.FedAvg"}, "over_budget"),
     ],
 )
 def test_nest_is_refused_where_nested_masks_cannot_be_averaged(strategy, option):
-    with pytest.raises(ScenarioError, match=rf"strategy\.{option}.*nested.*exclude or shrink_batch"):
+    with pytest.raises(ScenarioError, match=rf"\.{option}.*nested.*exclude or shrink_batch"):
         check(plan(strategy=strategy, **{"clients.over_budget": "nest"}))

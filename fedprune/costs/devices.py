@@ -21,6 +21,8 @@ from fedprune.errors import ScenarioError
 from fedprune.scenario import DeviceShare
 
 DEFAULT_PROFILE = "raspberry-pi-4"  #: What clients are where a scenario names no devices.
+_MOST = 2**60  # Of bytes, FLOP/s and bytes/s: what a message can say, and sums of times stay finite.
+_SLOWEST = 1e-3
 _ALWAYS_THERE = {"availability": 1.0, "dropout": 0.0}
 
 
@@ -67,8 +69,12 @@ class DeviceProfile:
     def __post_init__(self) -> None:
         for key in ("memory", "compute", "downlink", "uplink"):
             value = getattr(self, key)
-            if not (isfinite(value) and value > 0):
-                raise ScenarioError(f"device {self.name!r}: {key} is {value}, expected a number above 0")
+            if not (isfinite(value) and 0 < value <= _MOST):
+                raise ScenarioError(
+                    f"device {self.name!r}: {key} is {value}, expected a number above 0 and at most 2**60"
+                )
+            if key != "memory" and value < _SLOWEST:
+                raise ScenarioError(f"device {self.name!r}: {key} is {value}, expected at least {_SLOWEST}")
         for key in ("availability", "dropout"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ScenarioError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedprune.results.measures import UNKNOWN, format_share
 from fedprune.results.records import Record
-from fedprune.units import format_bytes, format_joules, format_seconds
+from fedprune.units import format_bytes, format_flops, format_joules, format_seconds
 
 _COLUMNS: dict[str, tuple[str, Any]] = {
     "clients": ("clients", str),
@@ -18,8 +18,10 @@ _COLUMNS: dict[str, tuple[str, Any]] = {
     "excluded_share": ("excluded", format_share),
     "offline_share": ("offline", format_share),
     "late_share": ("late", format_share),
+    "surplus": ("surplus", str),
     "failed": ("failed", str),
     "accuracy": ("accuracy", format_share),
+    "flops": ("FLOPs", format_flops),
     "bytes_up": ("up", format_bytes),
     "bytes_down": ("down", format_bytes),
     "peak_memory_bytes": ("peak memory", format_bytes),
@@ -28,19 +30,40 @@ _COLUMNS: dict[str, tuple[str, Any]] = {
 }
 
 
-def class_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and rows of a table with a line a class; no rows where there is only one class."""
-    classes: Mapping[str, Record] = summary.get("classes") or {}
-    if len(classes) < 2:
+#: What stands below the table.
+NOTE = (
+    "Took part, excluded, offline: shares of a class's clients over the rounds; late: of those asked to "
+    "train; surplus, failed: trainings. Accuracy: of the last round with any, on what the clients that were "
+    "there hold out. Costs: of all tasks; the time of a round is that of the slowest, or the deadline where "
+    "the server waited for it."
+)
+
+
+def class_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and rows of a table with a line for each class of each run, by the run's label.
+
+    No rows where no run has more than one class. The label is left out of a table of one run.
+    """
+    classes: list[tuple[str, str, Record]] = [
+        (label, name, record)
+        for label, summary in summaries.items()
+        for name, record in (summary.get("classes") or {}).items()
+    ]
+    if all(len(summary.get("classes") or {}) < 2 for summary in summaries.values()):
         return [], []
     shown = {
         key: column
         for key, column in _COLUMNS.items()
-        if any(record.get(key) is not None for record in classes.values())
+        if any(record.get(key) is not None for _, _, record in classes)
     }
-    heads = ["device", *(head for head, _ in shown.values())]
+    named = len(summaries) > 1
+    heads = [*(["run"] if named else []), "device", *(head for head, _ in shown.values())]
     rows = [
-        [name, *(UNKNOWN if record[key] is None else form(record[key]) for key, (_, form) in shown.items())]
-        for name, record in classes.items()
+        [
+            *([label] if named else []),
+            name,
+            *(UNKNOWN if record.get(key) is None else form(record[key]) for key, (_, form) in shown.items()),
+        ]
+        for label, name, record in classes
     ]
     return heads, rows

@@ -7,6 +7,7 @@ their scenarios differ in the strategy alone; what else differs is said below th
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Comparison:
             writer.writerow(["run", "directory", *keys, *(f"relative_{cost}" for cost in COSTS)])
             for label, run in zip(self.labels, self.runs, strict=True):
                 relative = self.relative(run) or {}
-                values = [run.summary.get(key) for key in keys]
+                values = [_cell(run.summary.get(key)) for key in keys]
                 writer.writerow([label, run.directory, *values, *(relative.get(cost) for cost in COSTS)])
 
     def figure(self) -> Picture:
@@ -216,6 +217,11 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a CSV file can hold it: what has parts as JSON."""
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def _curve(rounds: Sequence[Record], costs: Sequence[str]) -> list[tuple[float, float]]:

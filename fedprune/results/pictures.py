@@ -29,8 +29,15 @@ _STEPS: dict[str, tuple[tuple[float, str], ...]] = {
     "flops": ((1.0, "FLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP")),
     "seconds": ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d")),
 }
-#: What became of a class's clients in a round, as `ClassRecord` counts it.
-_ATTENDANCE = ("ok", "late", "failed", "surplus", "excluded", "offline")
+#: What became of a class's clients in a round, as `ClassRecord` counts it; no colours of classes.
+_ATTENDANCE = {
+    "ok": "#404040",
+    "late": "#8C6D31",
+    "failed": "#AD494A",
+    "surplus": "#8CA252",
+    "excluded": "#7B4173",
+    "offline": "#9C9EDE",
+}
 _MOST_MARKERS = 30
 _MOST_NAMES = 10
 _DPI = 144
@@ -150,8 +157,7 @@ def density_figure(rounds: Sequence[Record], title: str) -> Picture:
 def classes_figure(rounds: Sequence[Record], title: str) -> Picture:
     """Draw, for each class of device, the global model's accuracy on its data and who took part.
 
-    Bars are shares of a class's clients, over the rounds of training; what is missing to 100 % was not
-    asked.
+    Bars are shares of a class's clients, over the rounds of training.
     """
     totals = class_totals(rounds)
     figure = Picture(figsize=(10.4, 4.8), layout="constrained")
@@ -163,7 +169,7 @@ def classes_figure(rounds: Sequence[Record], title: str) -> Picture:
             _line(accuracy, *zip(*points, strict=True), label=name, color=colour)
     accuracy.set_title("global model on the class's held-out data")
     accuracy.set_ylabel("accuracy (%)")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
     _round_axis(accuracy, rounds)
     if accuracy.lines:
         accuracy.legend(frameon=False)
@@ -171,19 +177,21 @@ def classes_figure(rounds: Sequence[Record], title: str) -> Picture:
         accuracy.text(0.5, 0.5, "clients did not evaluate", transform=accuracy.transAxes, ha="center")
     training = sum(record["round"] > 0 for record in rounds)
     left = dict.fromkeys(totals, 0.0)
-    for key, colour in zip(_ATTENDANCE, COLOURS, strict=False):
+    for key, colour in _ATTENDANCE.items():
         shares = [totals[name][key] / (totals[name]["clients"] * max(training, 1)) for name in totals]
         if any(shares):
             label = "took part" if key == "ok" else key
             attendance.barh(list(totals), shares, left=list(left.values()), color=colour, label=label)
             left = {name: left[name] + share for name, share in zip(totals, shares, strict=True)}
+    rest = [1 - share for share in left.values()]
+    attendance.barh(list(totals), rest, left=list(left.values()), color="#E8E8E8", label="not asked")
     attendance.set_title("clients of the class, over the rounds")
     attendance.set_xlim(0, 1)
     attendance.set_xlabel("share (%)")
-    attendance.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    attendance.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
     attendance.invert_yaxis()
     attendance.spines[["top", "right"]].set_visible(False)
-    figure.legend(*attendance.get_legend_handles_labels(), loc="outside lower right", ncols=6, frameon=False)
+    figure.legend(*attendance.get_legend_handles_labels(), loc="outside lower right", ncols=7, frameon=False)
     return figure
 
 

@@ -68,6 +68,8 @@ class Run:
         """Return one of the run's pictures; a notebook shows it."""
         from fedprune.results.pictures import FIGURES
 
+        if what not in FIGURES:
+            raise UserError(f"there is no picture {what!r}; there are {', '.join(FIGURES)}")
         return FIGURES[what](self.rounds, self.name)
 
     def _repr_html_(self) -> str:

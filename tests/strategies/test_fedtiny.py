@@ -949,3 +949,11 @@ class Heard:
     def __init__(self):
         self.tasks, self.rounds = [], []
         self.on_task, self.on_round = self.tasks.append, self.rounds.append
+
+
+@pytest.mark.parametrize("values", ["float16", "bfloat16", "int8"])
+def test_a_candidate_is_held_in_whatever_format_it_travelled(values):
+    strategy = {"name": "fedtiny", "density": 0.3, "pretrain_epochs": 0, "candidates": 2}
+    made = federate(plan(model={"name": "mlp"}, strategy=strategy, rounds=1, **{"wire.values": values}))
+    assert made.rounds[0].clients_failed == 0
+    assert made.rounds[1].clients_ok == 3
