@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
@@ -117,11 +117,12 @@ def _serve(path: Path, connection: Connection) -> None:
     try:
         runtime = _RUNTIMES[path.suffix]
         import_module(runtime.library)
-        before = _resident(reset_peak=True)
+        _forget_peak()
+        before = _resident("VmRSS")
         infer = runtime.load(path)
         for _ in range(_BURST):
             infer()
-        after = _resident(peak=True)
+        after = _resident("VmHWM")
         connection.send(None if before is None or after is None else max(after - before, 0))
         while True:
             connection.send([_timed(infer) for _ in range(connection.recv())])
@@ -137,16 +138,19 @@ def _timed(infer: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _resident(*, peak: bool = False, reset_peak: bool = False) -> int | None:
-    """Return this process's resident memory, now or at its peak, in bytes; None where /proc is missing."""
+def _forget_peak() -> None:
+    """Set the peak of this process's resident memory, VmHWM, back to what is resident now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident(name: str) -> int | None:
+    """Return VmRSS or VmHWM of this process, in bytes; None where there is no /proc."""
     try:
-        if reset_peak:
-            Path("/proc/self/clear_refs").write_text("5")
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    wanted = "VmHWM:" if peak else "VmRSS:"
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted)), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _line(error: Exception) -> str:

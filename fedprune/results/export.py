@@ -23,7 +23,6 @@ from torch import Tensor, nn
 import fedprune
 from fedprune.data.batches import normalisation
 from fedprune.errors import UserError
-from fedprune.results import folder
 from fedprune.results.modelfile import StoredModel, read_model, save_model
 from fedprune.results.records import write_atomically
 from fedprune.results.run import load_run
@@ -88,7 +87,7 @@ def export(
         raise UserError(f"{path}: is there already; give another file (--out) or replace it (--overwrite)")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} is not there")
-    stored = _model_of(directory)
+    stored = read_model(load_run(directory).model_file)
     if form == "safetensors":
         save_model(path, get_state(stored.module), stored.masks, **vars(stored.info))
     elif form == "onnx":
@@ -99,16 +98,11 @@ def export(
     return path
 
 
-def _model_of(directory: str | Path) -> StoredModel:
-    run = load_run(directory)
-    path = run.directory / folder.MODEL
-    if not path.exists():
-        raise UserError(f"{directory}: the run is {run.summary['status']} and left no model")
-    return read_model(path)
-
-
 def program_bytes(stored: StoredModel, *, pixels: bool = False) -> bytes:
-    """Return the file of a ``torch.export`` program; any PyTorch from the one that wrote it on reads it."""
+    """Return the file of a ``torch.export`` program.
+
+    Its weights are dense. PyTorch promises to read it in the version that wrote it, and no other.
+    """
     module, example, shapes = _traceable(stored, pixels)
     buffer = io.BytesIO()
     with _quiet():

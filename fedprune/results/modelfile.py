@@ -100,6 +100,8 @@ def save_model(
         names = list(layout.shapes)
         description |= {"pruned": sorted(map(names.index, masks)), "layout": _digest(layout)}
     else:
+        # Copies: safetensors refuses views of one storage.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         description |= {"pruned": {}}
     text = json.dumps(description, separators=(",", ":"))
     # One key: safetensors writes several in an order that differs from run to run.

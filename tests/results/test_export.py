@@ -20,15 +20,13 @@ import fedprune
 from fedprune.cli import main
 from fedprune.data import batches, load
 from fedprune.errors import UserError
-from fedprune.models import build
 from fedprune.results.bench_model import bench
 from fedprune.results.export import export, onnx_bytes
-from fedprune.results.modelfile import ModelInfo, StoredModel, load_model, read_model, save_model
+from fedprune.results.modelfile import StoredModel, load_model, read_model, save_model
 from fedprune.results.run import Run
-from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.wire import get_state
 
-from .made_runs import write_run
+from .made_runs import entropy_bound, stored_model, write_run
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -38,40 +36,6 @@ from onnx import helper, numpy_helper  # noqa: E402
 from fedprune.results.onnx_weights import OPSET, pack, unpack  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def stored_model(
-    name: str, density: float, shape: tuple[int, int, int] = (3, 32, 32), **options
-) -> StoredModel:
-    """Return a model as a file would hold it, with random masks, and batch norms as after training."""
-    module = build(name, shape, 10, seed=0, options=options).eval()
-    state = get_state(module)
-    generator = torch.Generator().manual_seed(0)
-    for tensor in state.values():
-        if tensor.dim() == 1:
-            tensor.uniform_(0.5, 1.5, generator=generator)
-    masks = Masks(
-        {k: torch.rand(v.shape, generator=generator) < density for k, v in state.items() if v.dim() > 1}
-    )
-    module.load_state_dict(apply_masks(state, masks), strict=False)
-    mean, std = (0.5,) * shape[0], (0.25,) * shape[0]
-    names = tuple(f"class {number}" for number in range(10))
-    info = ModelInfo(
-        model={"name": name, **options}, input_shape=shape, classes=10, class_names=names, mean=mean, std=std
-    )
-    return StoredModel(info, module, masks)
-
-
-def entropy_bound(stored: StoredModel) -> float:
-    """Return the bytes of a model's kept values, and of its masks by the binary entropy of each layer's."""
-    total = 0.0
-    for name, tensor in get_state(stored.module).items():
-        size = tensor.numel()
-        kept = int(stored.masks[name].sum()) if name in stored.masks else size
-        total += kept * tensor.element_size()
-        for share in (kept / size, 1 - kept / size):
-            total -= size * share * math.log2(share) / 8 if share else 0
-    return total
 
 
 def session(model: bytes | Path) -> onnxruntime.InferenceSession:
@@ -197,16 +161,6 @@ def test_an_onnx_file_takes_its_values_and_the_entropy_of_its_masks(density):
     assert model.ByteSize() > 5 * len(content)
     pack(model, quantize=True)
     assert model.ByteSize() < 0.8 * len(content)
-
-
-@pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
-@pytest.mark.parametrize(("name", "options"), [("cnn", {}), ("resnet18", {"width": 0.25})])
-def test_a_safetensors_file_takes_its_values_and_the_entropy_of_its_masks(tmp_path, name, options, density):
-    stored = stored_model(name, density, **options)
-    path = tmp_path / "model.safetensors"
-    save_model(path, get_state(stored.module), stored.masks, **vars(stored.info))
-    assert path.stat().st_size <= 1.1 * entropy_bound(stored)
-    assert read_model(path).masks.version == stored.masks.version
 
 
 # From a run.
