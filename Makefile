@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--config-settings editable_mode=compat --editable '.[sim,dev]'
+		--config-settings editable_mode=compat --editable '.[sim,export,dev]'
 	@touch $@
 
 install: $(VENV)/installed  ## Create .venv and install fedprune into it

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedprune.costs.devices import DeviceProfile
+    from fedprune.results.bench_model import Cost
     from fedprune.results.run import Run
     from fedprune.scenario import FaultsSpec, Scenario
     from fedprune.sizing import Fit
@@ -65,8 +66,11 @@ _KINDS = {
 }
 _DEVICES = "devices"
 
-# What only the extra "sim" installs.
-_SIM_ONLY = ("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn")
+# What only an extra installs.
+_EXTRAS = {
+    **dict.fromkeys(("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn"), "sim"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _SIM_ONLY:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        print(f"error: this needs {error.name}: pip install 'fedprune[sim]' adds it", file=sys.stderr)
+        print(f"error: this needs {error.name}: pip install 'fedprune[{extra}]' adds it", file=sys.stderr)
         return UserError.exit_status
     except (KeyboardInterrupt, click.Abort):
         status = _INTERRUPTED
@@ -290,6 +295,44 @@ def compare(
         comparison.save_picture(picture)
 
 
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="onnx, torch-export or safetensors.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file.  [default: the run folder's name]")
+    ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Take uint8 pixels: the normalisation is part of the model.")
+    ] = False,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="int8: weights in 8 bits; for onnx.")
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Store zeros too, as plain ONNX constants; for onnx.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the final model of the run in RUN_DIR as a file to ship."""
+    from fedprune.results.export import export as export_model
+    from fedprune.units import format_bytes
+
+    path = export_model(
+        directory, form, out=out, pixels=pixels, quantize=quantize, dense=dense, overwrite=overwrite
+    )
+    print(f"{path}: {format_bytes(path.stat().st_size)}")
+
+
+@app.command("bench-model")
+def bench_model(file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)]) -> None:
+    """Measure FILE, a model that was exported, beside the same model without pruning."""
+    from fedprune.results.bench_model import bench
+
+    print_bench(file, *bench(file), _console())
+
+
 def describe(plan: Scenario) -> str:
     """Return one paragraph on what a scenario would run."""
     clients, training, data = plan.clients, plan.clients.training, plan.data
@@ -405,6 +448,36 @@ def print_devices(
             ]
         table.add_row(*row)
     console.print(table)
+
+
+def print_bench(file: Path, ours: Cost, dense: Cost, console: Console) -> None:
+    """Print what a model file costs beside its dense model."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedprune.units import format_bytes, format_seconds
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for head in (escape(file.name), "dense", "ratio"):
+        table.add_column(head, justify="right")
+
+    def add(name: str, of: float | None, than: float | None, text: Callable[[Any], str]) -> None:
+        shown = ("-" if each is None else text(each) for each in (of, than))
+        table.add_row(name, *shown, f"{of / than:.2f}x" if of is not None and than else "-")
+
+    add("size", ours.size, dense.size, format_bytes)
+    add("latency", ours.seconds, dense.seconds, format_seconds)
+    add("peak memory", ours.memory, dense.memory, format_bytes)
+    console.print(table)
+    console.print(
+        "One picture, one thread, median; memory is what reading the file and the first inferences add.\n"
+        "Dense is the same model with all its weights, in 32 bits. Both are computed with dense kernels:\n"
+        "zeros make the file smaller, and no inference faster.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _console() -> Console:

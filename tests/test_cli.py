@@ -43,7 +43,17 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"fedprune {fedprune.__version__}\n"
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "resume", "validate", "schema", "list", "devices", "compare"):
+    for command in (
+        "run",
+        "resume",
+        "validate",
+        "schema",
+        "list",
+        "devices",
+        "compare",
+        "export",
+        "bench-model",
+    ):
         assert f"\n  {command} " in shown
 
 

@@ -45,7 +45,7 @@ def batches(
     """
     if augment and generator is None:
         raise ValueError("augmentation draws random numbers: pass a generator")
-    scale, shift = _normalisation(info)
+    scale, shift = normalisation(info.mean, info.std)
     order = indices
     if generator is not None:
         order = indices[torch.randperm(len(indices), generator=generator).numpy()]
@@ -71,10 +71,10 @@ def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]
     return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
 
-def _normalisation(info: DataInfo) -> tuple[Tensor, Tensor]:
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return scale and shift, (C, 1, 1), for which pixel * scale + shift = (pixel / 255 - mean) / std."""
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (info.mean, info.std))
-    return (1 / (255 * std)).float(), (-mean / std).float()
+    means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+    return (1 / (255 * stds)).float(), (-means / stds).float()
 
 
 def crop_padding(height: int, width: int) -> int:

@@ -1,33 +1,37 @@
-"""The final model as one safetensors file, pruned tensors stored sparse, and back again.
+"""The final model as one safetensors file, near the entropy of what it holds, and back again.
 
-A dense tensor is stored under its name. A pruned tensor ``w`` is stored as ``w::values``, its
-kept values in row-major order, and where they lie: ``w::bitmap`` (one bit a weight, first
-weight in the highest bit) or ``w::positions`` (ascending, of the smallest type that holds
-them), whichever is smaller. The file's metadata says how to build the module again, so that
-reading it needs nothing but the file and the device install.
+A model without pruned tensors is stored tensor by tensor under their names, for any tool to read.
+In a pruned one names and shapes would take more room than weights, so everything is packed: the
+kept values of all tensors, in ``state_dict`` order and row-major, are one array for each dtype
+(``float32``, ...), and the masks of the pruned tensors, coded as on the wire, are the bytes of
+``masks``. The file's metadata says how to build the module again, so that reading it needs nothing
+but the file and the device install.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as safetensors_bytes
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from fedprune.errors import UserError
+from fedprune.errors import UserError, WireError
 from fedprune.models import build
 from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
+from fedprune.wire.bits import Reader, decode_vectors, encode_vectors
+from fedprune.wire.layout import Layout
 
-_FORMAT = "fedprune-model-1"
+# Files of the first format are written for models that are not pruned, and read whatever they hold.
+_NAMED, _PACKED = "fedprune-model-1", "fedprune-model-2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +39,7 @@ class ModelInfo:
     """What a model file says of its model.
 
     ``model`` is the scenario's model: its name and options. ``mean`` and ``std`` are those of
-    pixels/255 per channel, with which the inputs were normalised. ``pruned`` maps each pruned
-    tensor to its shape.
+    pixels/255 per channel, with which the inputs were normalised.
     """
 
     model: dict[str, Any]
@@ -45,7 +48,15 @@ class ModelInfo:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    pruned: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model file as it is read: ``module`` is dense, on the CPU and in eval mode."""
+
+    info: ModelInfo
+    module: nn.Module
+    masks: Masks
 
 
 def save_model(
@@ -78,18 +89,23 @@ def save_model(
         class_names=tuple(class_names),
         mean=tuple(mean),
         std=tuple(std),
-        pruned={name: tuple(mask.shape) for name, mask in masks.items()},
     )
     module = _build(info)
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for name, tensor in state.items():
-        values = tensor.detach().cpu().contiguous().numpy()
-        if name in masks:
-            arrays |= _to_sparse(name, values, masks[name].cpu().numpy())
-        else:
-            arrays[name] = values
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    description: dict[str, Any] = asdict(info)
+    if masks:
+        layout = Layout.of(module)
+        layout.check(tensors)
+        tensors = _pack(tensors, masks, layout)
+        names = list(layout.shapes)
+        description |= {"pruned": sorted(map(names.index, masks)), "layout": _digest(layout)}
+    else:
+        # Copies: safetensors refuses views of one storage.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        description |= {"pruned": {}}
+    text = json.dumps(description, separators=(",", ":"))
     # One key: safetensors writes several in an order that differs from run to run.
-    write_atomically(path, safetensors_bytes(arrays, metadata={_FORMAT: json.dumps(asdict(info))}))
+    write_atomically(path, safetensors_bytes(tensors, metadata={_PACKED if masks else _NAMED: text}))
     return {name: parameter.numel() for name, parameter in module.named_parameters()}
 
 
@@ -127,20 +143,31 @@ def load_model(path: str | Path, *, directory: str | Path | None = None) -> nn.M
     >>> model(torch.zeros(1, 1, 8, 8)).shape  # doctest: +SKIP
     torch.Size([1, 10])
     """
+    return read_model(path, directory=directory).module
+
+
+def read_model(path: str | Path, *, directory: str | Path | None = None) -> StoredModel:
+    """Return all that a model file holds; the arguments and errors are those of `load_model`."""
     path = Path(path)
-    info, arrays = _read(path, weights=True)
+    info, document, tensors = _read(path, weights=True)
     module = _build(info, Path(directory) if directory is not None else None)
     try:
-        state = {name: torch.from_numpy(array) for name, array in _to_dense(arrays, info.pruned).items()}
+        if "layout" in document:
+            layout = Layout.of(module)
+            if document["layout"] != _digest(layout):
+                raise ValueError("other names, shapes or dtypes of tensors")
+            state, masks = _unpack(tensors, document["pruned"], layout)
+        else:
+            state, masks = _from_named(tensors, document["pruned"])
         absent = set(module.load_state_dict(state, strict=False).missing_keys)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError, WireError) as error:
         raise UserError(f"{path}: damaged, or made with another version of its model: {error}") from None
     # Counters such as num_batches_tracked are never averaged, so they are not part of a state.
     needed = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     if absent & needed or not state.keys() <= module.state_dict().keys():
         wrong = sorted((absent & needed) | (state.keys() - module.state_dict().keys()))
         raise UserError(f"{path}: does not fit the model it names: {', '.join(wrong[:5])}")
-    return module.eval()
+    return StoredModel(info, module.eval(), masks)
 
 
 def _build(info: ModelInfo, directory: Path | None = None) -> nn.Module:
@@ -164,75 +191,111 @@ def _located(name: str, directory: Path | None = None) -> str:
     return f"{path.resolve()}:{attribute}"
 
 
-def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, np.ndarray[Any, Any]]]:
-    """Read what a file says of its model and, where asked, its stored arrays."""
+def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, Any], dict[str, Tensor]]:
+    """Read what a file says of its model, also as it was stored, and, where asked, its tensors."""
     if not path.is_file():
         raise UserError(f"{path}: no such model file")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
-    except (SafetensorError, OSError, struct.error) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a model file, or damaged: {error}") from None
-    if _FORMAT not in metadata:
-        raise UserError(f"{path}: not a model that fedprune wrote (no {_FORMAT!r} in its metadata)")
+    text = metadata.get(_PACKED) or metadata.get(_NAMED)
+    if text is None:
+        raise UserError(f"{path}: not a model that fedprune wrote (no {_PACKED!r} in its metadata)")
     try:
-        return _info_from(json.loads(metadata[_FORMAT])), arrays
+        document = json.loads(text)
+        return _info_from(document), document, tensors
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged description of its model: {error}") from None
 
 
-def _info_from(document: dict[str, Any]) -> ModelInfo:
+def _info_from(document: Mapping[str, Any]) -> ModelInfo:
     """Return the description that was stored as JSON, where tuples are lists."""
     known = {field.name: document[field.name] for field in fields(ModelInfo)}
     for name in ("input_shape", "class_names", "mean", "std"):
         known[name] = tuple(known[name])
-    known["pruned"] = {name: tuple(shape) for name, shape in known["pruned"].items()}
     return ModelInfo(**known)
 
 
-def _to_sparse(
-    name: str, values: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return a tensor's kept values and the smaller of the two ways to say where they lie."""
-    flat = mask.reshape(-1)
-    bitmap = np.packbits(flat)
-    positions = np.flatnonzero(flat).astype(_position_type(flat.size))
-    where = {"positions": positions} if positions.nbytes < bitmap.nbytes else {"bitmap": bitmap}
-    kept = values.reshape(-1)[flat]
-    return {f"{name}::values": kept} | {f"{name}::{key}": array for key, array in where.items()}
+def _digest(layout: Layout) -> str:
+    """Return eight hexadecimal digits by which a model is known to have the tensors it had."""
+    text = repr([(name, tuple(shape), layout.dtypes[name]) for name, shape in layout.shapes.items()])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _position_type(size: int) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if size <= 2**16 else np.uint32)
+def _pack(state: Mapping[str, Tensor], masks: Masks, layout: Layout) -> dict[str, Tensor]:
+    """Return the kept values of all tensors of a dtype as one, and the code of the masks."""
+    values: dict[str, list[Tensor]] = {}
+    for name, dtype in layout.dtypes.items():
+        kept = state[name][masks[name].cpu()] if name in masks else state[name].reshape(-1)
+        values.setdefault(_name_of(dtype), []).append(kept.to(dtype))
+    code = encode_vectors([masks[name].cpu().reshape(-1).numpy() for name in layout.shapes if name in masks])
+    return {name: torch.cat(parts) for name, parts in values.items()} | {
+        "masks": torch.frombuffer(bytearray(code), dtype=torch.uint8)
+    }
 
 
-def _to_dense(
-    arrays: Mapping[str, np.ndarray[Any, Any]], pruned: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return every tensor in its own shape; raise ValueError or KeyError where the parts do not fit."""
-    dense = {name: array for name, array in arrays.items() if "::" not in name}
+def _unpack(
+    tensors: Mapping[str, Tensor], pruned: Sequence[int], layout: Layout
+) -> tuple[dict[str, Tensor], Masks]:
+    """Undo `_pack`; raise one of the errors that `read_model` explains where the parts do not fit."""
+    names = list(layout.shapes)
+    shapes = {names[place]: layout.shapes[names[place]] for place in pruned}
+    reader = Reader(tensors["masks"].numpy().tobytes())
+    vectors = decode_vectors(reader, [shape.numel() for shape in shapes.values()])
+    reader.end()
+    masks = Masks(
+        {
+            name: torch.from_numpy(bits).reshape(shapes[name])
+            for name, bits in zip(shapes, vectors, strict=True)
+        }
+    )
+    state: dict[str, Tensor] = {}
+    for dtype in dict.fromkeys(layout.dtypes.values()):
+        members = [name for name, its in layout.dtypes.items() if its == dtype]
+        sizes = [masks.kept.get(name, layout.shapes[name].numel()) for name in members]
+        values = tensors[_name_of(dtype)]
+        if values.dtype != dtype or values.shape != (sum(sizes),):
+            raise ValueError(f"{values.numel()} values of {values.dtype}, expected {sum(sizes)} of {dtype}")
+        for name, kept in zip(members, values.split_with_sizes(sizes), strict=True):
+            if name in masks:
+                state[name] = torch.zeros(layout.shapes[name], dtype=dtype)
+                state[name][masks[name]] = kept
+            else:
+                state[name] = kept.reshape(layout.shapes[name])
+    return {name: state[name] for name in names}, masks
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _from_named(
+    tensors: Mapping[str, Tensor], pruned: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, Tensor], Masks]:
+    """Return the state and masks of a file of the first format.
+
+    There a pruned tensor ``w`` is ``w::values`` and either ``w::bitmap`` (one bit a weight, the
+    first in the highest bit) or ``w::positions`` (ascending).
+    """
+    state = {name: tensor for name, tensor in tensors.items() if "::" not in name}
+    masks = {}
     for name, shape in pruned.items():
-        values = arrays[f"{name}::values"]
-        mask = _mask_of(name, arrays, int(np.prod(shape)))
-        if values.shape != (np.count_nonzero(mask),):
-            raise ValueError(f"{name!r} has {values.size} values for {np.count_nonzero(mask)} kept weights")
-        flat = np.zeros(mask.size, dtype=values.dtype)
+        size = int(np.prod(shape))
+        if f"{name}::bitmap" in tensors:
+            bits = np.unpackbits(tensors[f"{name}::bitmap"].numpy())
+            if not size <= bits.size < size + 8:
+                raise ValueError(f"{name!r} has a bitmap of {bits.size} bits for {size} weights")
+            mask = torch.from_numpy(bits[:size].astype(bool))
+        else:
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[torch.from_numpy(tensors[f"{name}::positions"].numpy().astype(np.int64))] = True
+        values = tensors[f"{name}::values"]
+        if values.shape != (int(mask.sum()),):
+            raise ValueError(f"{name!r} has {values.numel()} values for {int(mask.sum())} kept weights")
+        flat = torch.zeros(size, dtype=values.dtype)
         flat[mask] = values
-        dense[name] = flat.reshape(shape)
-    return dense
-
-
-def _mask_of(name: str, arrays: Mapping[str, np.ndarray[Any, Any]], size: int) -> np.ndarray[Any, Any]:
-    """Return the flat boolean mask of a pruned tensor of ``size`` weights."""
-    if f"{name}::bitmap" in arrays:
-        bitmap = arrays[f"{name}::bitmap"]
-        if bitmap.dtype != np.uint8 or bitmap.shape != (-(-size // 8),):
-            raise ValueError(f"{name!r} has a bitmap of {bitmap.size} bytes for {size} weights")
-        return cast("np.ndarray[Any, Any]", np.unpackbits(bitmap, count=size).astype(bool))
-    positions = arrays[f"{name}::positions"]
-    if positions.size and int(positions.max()) >= size:
-        raise ValueError(f"{name!r} has positions beyond its {size} weights")
-    mask = np.zeros(size, dtype=bool)
-    mask[positions] = True
-    return mask
+        state[name], masks[name] = flat.reshape(*shape), mask.reshape(*shape)
+    return state, Masks(masks)

@@ -59,10 +59,15 @@ class Run:
         """Return the final model in eval mode (see `fedprune.results.modelfile.load_model`)."""
         from fedprune.results.modelfile import load_model
 
+        return load_model(self.model_file)
+
+    @property
+    def model_file(self) -> Path:
+        """The final model's file; a ``UserError`` where the run left none."""
         path = self.directory / folder.MODEL
         if not path.exists():
             raise UserError(f"{self.directory}: the run is {self.summary['status']} and left no model")
-        return load_model(path)
+        return path
 
     def plot(self, what: Literal["accuracy", "costs", "density", "classes"] = "accuracy") -> Picture:
         """Return one of the run's pictures; a notebook shows it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import DataInfo
 from fedprune.models import build
 from fedprune.results.folder import RunFolder
+from fedprune.results.modelfile import ModelInfo, StoredModel
 from fedprune.results.records import summarise
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario
-from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.masks import Masks, apply_masks
+from fedprune.wire import get_state
 
 INFO = DataInfo("digits", (1, 8, 8), 10, tuple("0123456789"), (0.3,), (0.35,))
 
@@ -93,6 +96,40 @@ def pruned_state(density: float, name: str = "cnn") -> tuple[dict[str, Tensor], 
         {k: torch.rand(v.shape, generator=generator) < density for k, v in state.items() if v.dim() > 1}
     )
     return state, masks if density < 1 else Masks()
+
+
+def stored_model(
+    name: str, density: float, shape: tuple[int, int, int] = (3, 32, 32), **options
+) -> StoredModel:
+    """Return a model as a file would hold it, with random masks, and batch norms as after training."""
+    module = build(name, shape, 10, seed=0, options=options).eval()
+    state = get_state(module)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in state.values():
+        if tensor.dim() == 1:
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    masks = Masks(
+        {k: torch.rand(v.shape, generator=generator) < density for k, v in state.items() if v.dim() > 1}
+    )
+    module.load_state_dict(apply_masks(state, masks), strict=False)
+    mean, std = (0.5,) * shape[0], (0.25,) * shape[0]
+    names = tuple(f"class {number}" for number in range(10))
+    info = ModelInfo(
+        model={"name": name, **options}, input_shape=shape, classes=10, class_names=names, mean=mean, std=std
+    )
+    return StoredModel(info, module, masks)
+
+
+def entropy_bound(stored: StoredModel) -> float:
+    """Return the bytes of a model's kept values, and of its masks by the binary entropy of each layer's."""
+    total = 0.0
+    for name, tensor in get_state(stored.module).items():
+        size = tensor.numel()
+        kept = int(stored.masks[name].sum()) if name in stored.masks else size
+        total += kept * tensor.element_size()
+        for share in (kept / size, 1 - kept / size):
+            total -= size * share * math.log2(share) / 8 if share else 0
+    return total
 
 
 def make_run(
