@@ -17,13 +17,16 @@ CHECKSUM = "checksum"
 
 
 def checksum(content: RecordDict) -> int | None:
-    """Return the CRC-32 of the names and bytes of all arrays, in whatever order; None without arrays."""
+    """Return the CRC-32 of the names and bytes of all arrays, in whatever order; None without arrays.
+
+    It has one more bit, always set, so that it takes as many bytes in a message whatever it is.
+    """
     crc = None
     for key, record in sorted(content.items()):
         if isinstance(record, ArrayRecord):
             for name, array in sorted(record.items()):
                 crc = zlib.crc32(array.data, zlib.crc32(f"{key}\0{name}\0".encode(), crc or 0))
-    return crc
+    return None if crc is None else crc | 1 << 32
 
 
 def add_checksum(content: RecordDict) -> None:
