@@ -190,6 +190,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         if (kept := statistics.mean(row["kept"])) > 1.1 * row["density"]:
             cells[1] += f" ({kept:.2g} reached)"
         for key in reached:
+            if None in row[key]:  # Nothing held out.
+                cells.append("-")
+                continue
             mean, deviation = spread(row[key])
             cells.append(f"{mean:.2%}" + (f" ± {deviation:.2%}" if len(row[key]) > 1 else ""))
         for key, (_, unit) in costs.items():
