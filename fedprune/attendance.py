@@ -35,14 +35,7 @@ class Attendance:
 
     def note_task(self, task: TaskRecord) -> None:
         """Count a task that has ended."""
-        self._tallies[task.device].add(
-            bytes_down=task.bytes_down,
-            bytes_up=task.bytes_up,
-            flops=task.flops,
-            peak_memory_bytes=task.peak_memory_bytes,
-            device_seconds=task.device_seconds,
-            joules=task.joules,
-        )
+        self._tallies[task.device].add_task(task)
         if task.type == MessageType.TRAIN:
             self.note(task.device, "asked")
             self.note(task.device, "late" if task.fault == Fault.LATE else task.status)

@@ -525,14 +525,7 @@ class Exchange:
             fault=task.fault,
             reason=task.reason,
         )
-        self.tally.add(
-            bytes_down=record.bytes_down,
-            bytes_up=record.bytes_up,
-            flops=record.flops,
-            peak_memory_bytes=record.peak_memory_bytes,
-            device_seconds=record.device_seconds,
-            joules=record.joules,
-        )
+        self.tally.add_task(record)
         self.attendance.note_task(record)
         for listener in self._federation.listeners:
             listener.on_task(record)

@@ -167,6 +167,17 @@ class Tally:
         self.joules = None if self.joules is None or joules is None else self.joules + joules
         self._phase_seconds = max(self._phase_seconds, device_seconds)
 
+    def add_task(self, task: TaskRecord) -> None:
+        """Add a task of the current phase, as the ledger has it."""
+        self.add(
+            bytes_down=task.bytes_down,
+            bytes_up=task.bytes_up,
+            flops=task.flops,
+            peak_memory_bytes=task.peak_memory_bytes,
+            device_seconds=task.device_seconds,
+            joules=task.joules,
+        )
+
     def end_phase(self) -> None:
         """Let the current phase's time pass."""
         self.device_seconds += self._phase_seconds
