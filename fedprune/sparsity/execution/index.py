@@ -57,8 +57,8 @@ class Window:
 class KernelIndex:
     """The positions of the kept weights of a convolution, or of a linear layer, which is one with one tap.
 
-    Kept weights are numbered in row-major order of the mask, as they travel. Orders are by output
-    channel (that order itself), by input channel, and by tap.
+    Kept weights are numbered in row-major order of the mask, as they travel. The orders are by output
+    channel, which is that order itself, and by input channel.
 
     Parameters
     ----------
@@ -83,22 +83,17 @@ class KernelIndex:
         places = mask.detach().cpu().reshape(self.outputs, -1).nonzero()
         rows, columns = places[:, 0], places[:, 1]
         channels, tap = columns.div(taps, rounding_mode="floor"), columns % taps
-        phase = torch.tensor(window.phases)[tap]
-        by_input = torch.argsort(phase * self.inputs + channels, stable=True)
-        by_tap = torch.argsort(tap, stable=True)
+        by_phase = torch.tensor(window.phases)[tap] * self.inputs + channels
+        order = torch.argsort(by_phase, stable=True)
         phases = window.stride[0] * window.stride[1]
-        self.columns = columns.int()
-        """int32 (kept,): input channel * taps + tap."""
+        self.columns = _narrow(columns, self.inputs * taps)
+        """int16 or int32 (kept,): input channel * taps + tap."""
         self.rows = _starts(rows, self.outputs)
         """int32 (out + 1,): where each output channel begins."""
-        self.by_input = by_input.int()
-        """int32 (kept,): the order by phase, then input channel."""
-        self.input_rows = _starts((phase * self.inputs + channels)[by_input], phases * self.inputs)
+        self.by_input = _narrow(order, len(order))
+        """int16 or int32 (kept,): the order by phase, then input channel."""
+        self.input_rows = _starts(by_phase[order], phases * self.inputs)
         """int32 (phases * in + 1,): where each input channel of each phase begins in that order."""
-        self.by_tap = by_tap.int()
-        """int32 (kept,): the order by tap, then output channel."""
-        self.tap_rows = _starts((tap * self.outputs + rows)[by_tap], taps * self.outputs)
-        """int32 (taps * out + 1,): where each output channel of each tap begins in that order."""
 
     @property
     def kept(self) -> int:
@@ -117,17 +112,22 @@ class KernelIndex:
 
     def channels(self) -> Tensor:
         """Return the input channel of each kept weight, int32 (kept,)."""
-        return self.columns.div(len(self.window.taps), rounding_mode="floor")
+        return self.columns.int().div(len(self.window.taps), rounding_mode="floor")
 
     def taps(self) -> Tensor:
         """Return the tap of each kept weight, int32 (kept,)."""
-        return self.columns % len(self.window.taps)
+        return self.columns.int() % len(self.window.taps)
 
     def output_channels(self) -> Tensor:
         """Return the output channel of each kept weight, int32 (kept,)."""
         return torch.arange(self.outputs, dtype=torch.int32).repeat_interleave(
             self.rows.diff(), output_size=self.kept
         )
+
+
+def _narrow(numbers: Tensor, bound: int) -> Tensor:
+    """Return integers below a bound in as few bytes as PyTorch can index with: two, or four."""
+    return numbers.to(torch.int16 if bound <= 2**15 else torch.int32)
 
 
 def _starts(sorted_rows: Tensor, count: int) -> Tensor:

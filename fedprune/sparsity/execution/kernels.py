@@ -51,7 +51,7 @@ def convolve(index: KernelIndex, values: Tensor, x: Tensor) -> Tensor:
 def input_gradient(index: KernelIndex, values: Tensor, gradient: Tensor, height: int, width: int) -> Tensor:
     """Return the gradient to the input, (in, height, width, N), of one to the output, (out, H', W', N)."""
     result = gradient.new_empty(index.inputs, height, width, gradient.shape[-1])
-    order = index.by_input
+    order = index.by_input.int()
     channels, taps, values = index.output_channels()[order], index.taps()[order], values[order]
     for phase, sweep in enumerate(input_sweeps(index.window, height, width)):
         if sweep is None:
@@ -82,36 +82,32 @@ def weight_gradient(index: KernelIndex, x: Tensor, gradient: Tensor) -> Tensor:
     window, batch = index.window, x.shape[-1]
     output = gradient.shape[1:3]
     grid = _grid(window, (x.shape[1], x.shape[2]), (output[0], output[1]))
-    channels = index.channels()[index.by_tap]
-    starts = index.tap_rows[:: index.outputs].tolist()
+    taps, channels = index.taps(), index.channels()
     left = gradient
     if grid != output:
         left = gradient.new_zeros(index.outputs, *grid, batch)
         left[:, : output[0], : output[1]] = gradient
     left = left.view(index.outputs, -1)
-    found = []
+    result = x.new_empty(index.kept)
     loaded, right = -1, x
     for tap in sorted(range(len(window.taps)), key=window.phases.__getitem__):
-        own = slice(starts[tap], starts[tap + 1])
-        if own.start == own.stop:
+        own = (taps == tap).nonzero()[:, 0]
+        if not len(own):
             continue
         if window.phases[tap] != loaded:
             loaded = window.phases[tap]
             right = _on_grid(window, x, loaded, grid)
         down, along = window.shifts[tap]
         moved = right[(down * grid[1] + along) * batch :][: index.inputs * left.shape[1]]
-        rows = index.tap_rows[tap * index.outputs : (tap + 1) * index.outputs + 1] - own.start
         pattern = torch.sparse_csr_tensor(
-            rows,
+            torch.searchsorted(own, index.rows, out_int32=True),
             channels[own],
-            x.new_zeros(own.stop - own.start),
+            x.new_zeros(len(own)),
             (index.outputs, index.inputs),
             check_invariants=False,
         )
         products = torch.sparse.sampled_addmm(pattern, left, moved.view(index.inputs, -1).t(), beta=0)
-        found.append((index.by_tap[own], products.values()))
-    result = x.new_empty(index.kept)
-    result[torch.cat([order for order, _ in found])] = torch.cat([part for _, part in found])
+        result[own] = products.values()
     return result
 
 

@@ -64,7 +64,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, index: KernelIndex) -> Tensor:
         ctx.index = index
         ctx.save_for_backward(x, weight)
-        return convolve(index, weight, x)
+        return convolve(index, weight.detach(), x.detach())
 
     @staticmethod
     @once_differentiable
@@ -82,27 +82,59 @@ class _Convolution(torch.autograd.Function):
 class UnfoldedConv2d(nn.Conv2d):
     """A dense convolution by unfolding, for the few input channels of a first layer.
 
-    It costs ``kernel area`` copies of the input, and saves the result a change of layout.
+    It costs a copy of the input for each tap, and saves a change of the result's layout, and of its
+    gradient's.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, H', W') of (N, in, H, W)."""
-        (down, right), (height, width) = _pair(self.padding), self.kernel_size
-        x = functional.pad(batch_last(x), (0, 0, right, right, down, down))
-        window = Window((height, width), _pair(self.stride), (0, 0), _pair(self.dilation))
-        rows, columns = window.output(*x.shape[1:3])
-        (down, right) = window.stride
-        unfolded = torch.stack(
-            [
-                x[:, y : y + (rows - 1) * down + 1 : down, z : z + (columns - 1) * right + 1 : right]
-                for y, z in window.taps
-            ],
-            dim=1,
-        )
-        weight = self.weight.flatten(1)
-        flat = unfolded.flatten(2).flatten(0, 1)
-        y = weight @ flat if self.bias is None else torch.addmm(self.bias[:, None], weight, flat)
-        return batch_first(y.view(-1, rows, columns, x.shape[-1]))
+        window = Window.of(self)
+        y: Tensor = _Unfolded.apply(batch_last(x), self.weight, window)  # type: ignore[no-untyped-call]
+        if self.bias is not None:
+            y = y + self.bias[:, None, None, None]
+        return batch_first(y)
+
+
+class _Unfolded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window) -> Tensor:
+        ctx.window = window
+        ctx.save_for_backward(x, weight)
+        output = window.output(*x.shape[1:3])
+        return (weight.flatten(1) @ _unfold(x, window)).view(-1, *output, x.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        flat, to_input, to_weight = gradient.flatten(1), None, None
+        if ctx.needs_input_grad[0]:
+            (down, right) = ctx.window.padding
+            padded = _pad(torch.zeros_like(x), ctx.window)
+            parts = (weight.flatten(1).t() @ flat).view(len(x), -1, *gradient.shape[1:])
+            for place, part in zip(_reads(padded, ctx.window), parts.unbind(1), strict=True):
+                place.add_(part)
+            to_input = padded[:, down : down + x.shape[1], right : right + x.shape[2]]
+        if ctx.needs_input_grad[1]:
+            to_weight = (flat @ _unfold(x, ctx.window).t()).view_as(weight)
+        return to_input, to_weight, None
+
+
+def _unfold(x: Tensor, window: Window) -> Tensor:
+    """Return (C, H, W, N) as (C * taps, H' * W' * N), what each weight of an output channel acts on."""
+    return torch.stack(_reads(_pad(x, window), window), dim=1).flatten(2).flatten(0, 1)
+
+
+def _pad(x: Tensor, window: Window) -> Tensor:
+    (down, right) = window.padding
+    return functional.pad(x, (0, 0, right, right, down, down))
+
+
+def _reads(padded: Tensor, window: Window) -> list[Tensor]:
+    """Return what each tap reads of a padded input, (C, H', W', N) each, as views."""
+    (down, right), (height, width) = window.stride, window.taps[-1]
+    rows, columns = padded.shape[1] - height, padded.shape[2] - width
+    return [padded[:, y : y + rows : down, x : x + columns : right] for y, x in window.taps]
 
 
 class BatchLastBatchNorm2d(nn.BatchNorm2d):
@@ -147,7 +179,8 @@ class _BatchNorm(torch.autograd.Function):
         ctx.eps = eps
         ctx.save_for_backward(centred, weight, inverse)
         ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias[:, None], centred, (weight * inverse)[:, None]), mean, variance
+        # Not addcmul, which is slower than the two where it has to broadcast.
+        return (centred * (weight * inverse)[:, None]).add_(bias[:, None]), mean, variance
 
     @staticmethod
     @once_differentiable
@@ -209,9 +242,10 @@ class _MaxPool(torch.autograd.Function):
         result = torch.zeros_like(x)
         rest = gradient.clone(memory_format=torch.contiguous_format)
         for place, target in zip(_places(x, ctx.kernel), _places(result, ctx.kernel), strict=True):
-            found = place == y
-            torch.where(found, rest, torch.zeros((), dtype=x.dtype), out=target)
-            rest.masked_fill_(found, 0)
+            # As numbers, 1 and 0: PyTorch's selections by booleans take several times as long.
+            found = place.clone(memory_format=torch.contiguous_format).eq_(y).mul_(rest)
+            target.copy_(found)
+            rest.sub_(found)
         return result, None
 
 
