@@ -85,8 +85,8 @@ def weight_gradient(index: KernelIndex, x: Tensor, gradient: Tensor) -> Tensor:
     taps, channels = index.taps(), index.channels()
     left = gradient
     if grid != output:
-        left = gradient.new_zeros(index.outputs, *grid, batch)
-        left[:, : output[0], : output[1]] = gradient
+        left = gradient.new_empty(index.outputs, *grid, batch)
+        _put(gradient, left, 0, 0)
     left = left.view(index.outputs, -1)
     result = x.new_empty(index.kept)
     loaded, right = -1, x
@@ -133,19 +133,29 @@ def _on_grid(window: Window, x: Tensor, phase: int, grid: tuple[int, int]) -> Te
     if not room and window.stride == (1, 1) and x.shape[1:3] == grid:
         return x.view(-1)
     size = x.shape[0] * grid[0] * grid[1] * batch
-    flat = x.new_zeros(size + room)
-    target = flat[:size].view(x.shape[0], *grid, batch)
+    flat = x.new_empty(size + room)
+    flat[size:] = 0
     residues = divmod(phase, window.stride[1])
+    starts = []
     for axis in (0, 1):
         stride, padding = window.stride[axis], window.padding[axis]
         first = (residues[axis] - padding) % stride
-        start = (first + padding) // stride
-        count = min(len(range(first, x.shape[axis + 1], stride)), grid[axis] - start)
-        x = x.narrow(axis + 1, first, 1 + (count - 1) * stride) if count > 0 else x.narrow(axis + 1, 0, 0)
-        x = x[:, ::stride] if axis == 0 else x[:, :, ::stride]
-        target = target.narrow(axis + 1, start, max(count, 0))
-    target.copy_(x)
+        starts.append((first + padding) // stride)
+        # What lies beyond the grid no output reads.
+        reach = first + max(0, grid[axis] - starts[axis]) * stride
+        x = x[:, first:reach:stride] if axis == 0 else x[:, :, first:reach:stride]
+    _put(x, flat[:size].view(x.shape[0], *grid, batch), *starts)
     return flat
+
+
+def _put(x: Tensor, target: Tensor, top: int, left: int) -> None:
+    """Copy (C, H, W, N) into a larger tensor of which the rest becomes 0."""
+    bottom, right = top + x.shape[1], left + x.shape[2]
+    target[:, :top] = 0
+    target[:, bottom:] = 0
+    target[:, top:bottom, :left] = 0
+    target[:, top:bottom, right:] = 0
+    target[:, top:bottom, left:right] = x
 
 
 def _gather(
@@ -163,7 +173,7 @@ def _gather(
     table = source.view(-1, batch)
     base = channels * (source.shape[1] * source.shape[2]) + sweep.offsets[taps]
     # A tap that reads padding keeps its place in the sum, with the weight 0 and any row of the source.
-    weights = values * sweep.reaches[:, taps]
+    weights = values * sweep.reaches.to(values.dtype).index_select(1, taps)
     step = max(1, min(places, _TERMS // terms, _RESULTS // (count * batch)))
     starts = (torch.arange(step, dtype=torch.int32)[:, None] * terms + rows[:-1]).view(-1)
     result = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
