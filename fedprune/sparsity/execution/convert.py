@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from fedprune.sparsity.execution.index import KernelIndex, Window
@@ -42,8 +43,9 @@ def always(shape: tuple[int, ...], window: Window, kept: int) -> bool:
 def index_masks(module: nn.Module, masks: Masks, rule: Rule = always) -> dict[str, KernelIndex]:
     """Return where the kept weights are, for every weight that has a mask and is executed sparse.
 
-    To be made once for as long as the masks stay, and shared. Weights of modules other than ``Conv2d``
-    (one group, padded with zeros) and ``Linear``, and weights that two modules share, are left out.
+    To be made once for as long as the masks stay, and shared. Left out are weights of modules other than
+    ``Conv2d`` (one group, padded with zeros) and ``Linear``, weights that two modules share, and those that
+    are not float32 or float64 on a CPU (or on "meta").
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ def index_masks(module: nn.Module, masks: Masks, rule: Rule = always) -> dict[st
                 f"mask of {name!r} has shape {tuple(mask.shape)}, its parameter {tuple(weight.shape)}"
             )
         path, _, own = name.rpartition(".")
-        window = _window(module.get_submodule(path)) if own == "weight" else None
+        window = _window(module.get_submodule(path)) if own == "weight" and _has_kernels(weight) else None
         if window and uses[id(weight)] == 1 and rule(tuple(mask.shape), window, masks.kept[name]):
             indices[name] = KernelIndex(mask, window)
     return indices
@@ -132,6 +134,11 @@ def dense_state(state: Mapping[str, Tensor], indices: Indices) -> dict[str, Tens
         dense.view(-1)[index.positions()] = state[name].detach()
         result[name] = dense
     return result
+
+
+def _has_kernels(weight: Tensor) -> bool:
+    """Whether there are kernels for a weight of this dtype on this device."""
+    return weight.dtype in (torch.float32, torch.float64) and weight.device.type in ("cpu", "meta")
 
 
 def _window(layer: nn.Module) -> Window | None:

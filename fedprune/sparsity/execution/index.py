@@ -95,6 +95,10 @@ class KernelIndex:
         self.input_rows = _starts(by_phase[order], phases * self.inputs)
         """int32 (phases * in + 1,): where each input channel of each phase begins in that order."""
 
+    def __deepcopy__(self, memo: object) -> KernelIndex:
+        """Return the index itself: copies of a model share it."""
+        return self
+
     @property
     def kept(self) -> int:
         """Number of kept weights."""

@@ -41,7 +41,7 @@ class SparseConv2d(nn.Module):
         """Return (N, out, H', W') of (N, in, H, W)."""
         y: Tensor = _Convolution.apply(batch_last(x), self.weight, self.index)  # type: ignore[no-untyped-call]
         if self.bias is not None:
-            y = y + self.bias[:, None, None, None]
+            y.add_(self.bias[:, None, None, None])
         return batch_first(y)
 
     def extra_repr(self) -> str:
@@ -91,7 +91,7 @@ class UnfoldedConv2d(nn.Conv2d):
         window = Window.of(self)
         y: Tensor = _Unfolded.apply(batch_last(x), self.weight, window)  # type: ignore[no-untyped-call]
         if self.bias is not None:
-            y = y + self.bias[:, None, None, None]
+            y.add_(self.bias[:, None, None, None])
         return batch_first(y)
 
 
@@ -100,8 +100,10 @@ class _Unfolded(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window) -> Tensor:
         ctx.window = window
         ctx.save_for_backward(x, weight)
-        output = window.output(*x.shape[1:3])
-        return (weight.flatten(1) @ _unfold(x, window)).view(-1, *output, x.shape[-1])
+        # Not a view of the product: what follows may work in place.
+        y = x.new_empty(len(weight), *window.output(*x.shape[1:3]), x.shape[-1])
+        torch.mm(weight.detach().flatten(1), _unfold(x.detach(), window), out=y.view(len(weight), -1))
+        return y
 
     @staticmethod
     @once_differentiable

@@ -154,6 +154,7 @@ def test_a_copy_shares_nothing_with_the_model_but_takes_its_values():
     for name, tensor in dense.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert type(sparse.block1.conv) is SparseConv2d
+    assert copy.deepcopy(sparse).block1.conv.index is sparse.block1.conv.index
     single = nn.Linear(2, 2)
     assert isinstance(sparse_copy(single, index_masks(single, masks_for((2, 2)))), SparseLinear)
     plain = sparse_copy(dense, {})

@@ -170,7 +170,8 @@ def test_a_dense_convolution_by_unfolding_is_the_same(case):
     ).double()
     layer = UnfoldedConv2d.__new__(UnfoldedConv2d)
     layer.__dict__ = reference.__dict__
-    same(layer, reference, torch.randn(batch, mask.shape[1], *size, dtype=torch.float64))
+    x = torch.randn(batch, mask.shape[1], *size, dtype=torch.float64)
+    same(nn.Sequential(layer, nn.ReLU(inplace=True)), nn.Sequential(reference, nn.ReLU()), x)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
