@@ -41,7 +41,7 @@ class SparseConv2d(nn.Module):
         """Return (N, out, H', W') of (N, in, H, W)."""
         y: Tensor = _Convolution.apply(batch_last(x), self.weight, self.index)  # type: ignore[no-untyped-call]
         if self.bias is not None:
-            y.add_(self.bias[:, None, None, None])
+            y.add_(_per_channel(self.bias))
         return batch_first(y)
 
     def extra_repr(self) -> str:
@@ -71,7 +71,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         to_input, to_weight, _ = ctx.needs_input_grad
-        gradient = gradient.contiguous()
+        gradient = batch_last(batch_first(gradient))
         return (
             input_gradient(ctx.index, weight, gradient, *x.shape[1:3]) if to_input else None,
             weight_gradient(ctx.index, x, gradient) if to_weight else None,
@@ -91,7 +91,7 @@ class UnfoldedConv2d(nn.Conv2d):
         window = Window.of(self)
         y: Tensor = _Unfolded.apply(batch_last(x), self.weight, window)  # type: ignore[no-untyped-call]
         if self.bias is not None:
-            y.add_(self.bias[:, None, None, None])
+            y.add_(_per_channel(self.bias))
         return batch_first(y)
 
 
@@ -109,7 +109,7 @@ class _Unfolded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        flat, to_input, to_weight = gradient.flatten(1), None, None
+        flat, to_input, to_weight = batch_last(batch_first(gradient)).flatten(1), None, None
         if ctx.needs_input_grad[0]:
             (down, right) = ctx.window.padding
             padded = _pad(torch.zeros_like(x), ctx.window)
@@ -150,11 +150,10 @@ class BatchLastBatchNorm2d(nn.BatchNorm2d):
         """Return (N, C, H, W), foundd, of (N, C, H, W)."""
         if not (self.training and x.dim() == 4 and is_batch_last(x)) or x.numel() == x.shape[1]:
             return super().forward(x)
-        rows = batch_last(x).flatten(1)
-        found = _BatchNorm.apply(rows, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        found = _BatchNorm.apply(batch_last(x), self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         y, mean, variance = found
-        self._update_statistics(mean, variance, rows.shape[1])
-        return batch_first(y.view(x.shape[1], *x.shape[2:], x.shape[0]))
+        self._update_statistics(mean, variance, x.numel() // x.shape[1])
+        return batch_first(y)
 
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -167,22 +166,22 @@ class BatchLastBatchNorm2d(nn.BatchNorm2d):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Batch norm over rows: (C, L) and (C,) scale and shift to (C, L), with mean and variance (C,)."""
+    """Batch norm of (C, H, W, N) with scale and shift (C,): the result, and mean and variance (C,)."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = x.shape[1]
-        mean = x.sum(dim=1).div_(count)
-        centred = x - mean[:, None]
-        variance = torch.linalg.vector_norm(centred, dim=1).square_().div_(count)
+        count = x[0].numel()
+        mean = x.flatten(1).sum(dim=1).div_(count)
+        centred = x - _per_channel(mean)
+        variance = torch.linalg.vector_norm(centred.flatten(1), dim=1).square_().div_(count)
         inverse = (variance + eps).rsqrt_()
         ctx.eps = eps
         ctx.save_for_backward(centred, weight, inverse)
         ctx.mark_non_differentiable(mean, variance)
         # Not addcmul, which is slower than the two where it has to broadcast.
-        return (centred * (weight * inverse)[:, None]).add_(bias[:, None]), mean, variance
+        return (centred * _per_channel(weight * inverse)).add_(_per_channel(bias)), mean, variance
 
     @staticmethod
     @once_differentiable
@@ -192,7 +191,7 @@ class _BatchNorm(torch.autograd.Function):
         centred, weight, inverse = ctx.saved_tensors
         asked = list(ctx.needs_input_grad[:3])
         found = torch.ops.aten.native_batch_norm_backward(
-            gradient.contiguous()[None],
+            batch_last(batch_first(gradient))[None],
             centred[None],
             weight,
             None,
@@ -203,7 +202,12 @@ class _BatchNorm(torch.autograd.Function):
             ctx.eps,
             asked,
         )
-        return (found[0][0] if asked[0] else None), *(found[1:]), None
+        return (found[0][0] if asked[0] else None), *found[1:], None
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    """Return (C,) so that it goes with (C, H, W, N)."""
+    return values[:, None, None, None]
 
 
 class BatchLastMaxPool2d(nn.MaxPool2d):
@@ -242,7 +246,7 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, y = ctx.saved_tensors
         result = torch.zeros_like(x)
-        rest = gradient.clone(memory_format=torch.contiguous_format)
+        rest = batch_last(batch_first(gradient)).clone()
         for place, target in zip(_places(x, ctx.kernel), _places(result, ctx.kernel), strict=True):
             # As numbers, 1 and 0: PyTorch's selections by booleans take several times as long.
             found = place.clone(memory_format=torch.contiguous_format).eq_(y).mul_(rest)

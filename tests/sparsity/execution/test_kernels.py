@@ -7,6 +7,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedprune.models import MODELS
+from fedprune.sparsity.execution import index_masks, sparse_copy
 from fedprune.sparsity.execution.index import KernelIndex, Window
 from fedprune.sparsity.execution.layers import (
     BatchLastBatchNorm2d,
@@ -16,6 +18,7 @@ from fedprune.sparsity.execution.layers import (
     UnfoldedConv2d,
 )
 from fedprune.sparsity.execution.layout import batch_first, batch_last
+from fedprune.sparsity.masks import Masks
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -148,17 +151,30 @@ def test_nothing_of_the_dense_weights_size_is_allocated_in_a_step(shape, size):
     mask = torch.rand(shape) < 0.01
     window = Window((3, 3), (1, 1), (1, 1)) if size else Window()
     layer = layer_of(mask, window, dtype=torch.float32)
-    dense = 4 * mask.numel()
     x = torch.randn(2, shape[1], *size, requires_grad=True)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, foreach=True)
-    for _ in range(2):
-        with Largest() as largest:
-            layer(x).square().sum().backward()
-            optimizer.step()
-    assert 0 < largest.bytes < dense / 4
-    state = optimizer.state[layer.weight]["momentum_buffer"]
-    assert layer.weight.shape == layer.weight.grad.shape == state.shape == (mask.sum(),)
+    assert largest_storage(layer, x) < 4 * mask.numel() / 4  # a quarter of the dense weight
     assert layer.index.bytes < 4 * mask.sum() + 4 * (sum(shape[:2]) + 3)
+
+
+def test_nor_in_a_step_of_a_whole_model():
+    torch.manual_seed(0)
+    module = MODELS["resnet18"]((3, 8, 8), 10, width=0.5)
+    weights = {name: p for name, p in module.named_parameters() if p.dim() > 1}
+    masks = Masks({name: torch.rand(weight.shape) < 0.01 for name, weight in weights.items()})
+    sparse = sparse_copy(module, index_masks(module, masks))
+    assert largest_storage(sparse, torch.randn(2, 3, 8, 8)) < max(w.nbytes for w in weights.values()) / 4
+
+
+def largest_storage(module, x):
+    """Return the bytes of the largest storage of two steps, forward, backward and update."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, foreach=True)
+    with Largest() as largest:
+        for _ in range(2):
+            module(x).square().sum().backward()
+            optimizer.step()
+    for parameter, state in optimizer.state.items():
+        assert parameter.shape == parameter.grad.shape == state["momentum_buffer"].shape
+    return largest.bytes
 
 
 @settings(max_examples=60, deadline=None)
