@@ -31,9 +31,6 @@ Indices = Mapping[str, KernelIndex]
 Rule = Callable[[tuple[int, ...], Window, int], bool]
 """Whether a weight is executed sparse, by its shape, its window and how many of it are kept."""
 
-UNFOLDED = 32
-"""Most weights per output channel of a dense convolution that is unfolded in a model that is batch-last."""
-
 
 def always(shape: tuple[int, ...], window: Window, kept: int) -> bool:
     """Execute every weight sparse that can be."""
@@ -159,7 +156,7 @@ def _replacement(layer: nn.Module, index: KernelIndex | None) -> nn.Module:
         return _as(BatchLastBatchNorm2d, layer)
     if type(layer) is nn.MaxPool2d and BatchLastMaxPool2d.takes(layer):
         return _as(BatchLastMaxPool2d, layer)
-    if type(layer) is nn.Conv2d and _window(layer) and layer.weight[0].numel() <= UNFOLDED:
+    if type(layer) is nn.Conv2d and _window(layer) and UnfoldedConv2d.takes(layer):
         return _as(UnfoldedConv2d, layer)
     return layer
 

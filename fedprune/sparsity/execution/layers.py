@@ -17,6 +17,9 @@ from fedprune.sparsity.execution.index import KernelIndex, Window
 from fedprune.sparsity.execution.kernels import convolve, input_gradient, weight_gradient
 from fedprune.sparsity.execution.layout import batch_first, batch_last, is_batch_last
 
+_FEW = 32
+"""Most weights per output channel of a dense convolution that is always unfolded."""
+
 
 class SparseConv2d(nn.Module):
     """A convolution whose parameter ``weight`` is the 1-D tensor of its kept weights, in row-major order.
@@ -80,14 +83,21 @@ class _Convolution(torch.autograd.Function):
 
 
 class UnfoldedConv2d(nn.Conv2d):
-    """A dense convolution by unfolding, for the few input channels of a first layer.
+    """A dense convolution by unfolding: of few inputs, as in a first layer, or of one tap, as in a shortcut.
 
-    It costs a copy of the input for each tap, and saves a change of the result's layout, and of its
-    gradient's.
+    It costs a copy of the input for each tap, and saves a change of the layout of its result and of its
+    gradient. One tap is worth it only where the input is batch-last already; elsewhere PyTorch's is used.
     """
+
+    @staticmethod
+    def takes(layer: nn.Conv2d) -> bool:
+        """Whether a convolution, of one group and padded with zeros, has few inputs or one tap."""
+        return layer.weight[0].numel() <= _FEW or tuple(layer.kernel_size) == (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, H', W') of (N, in, H, W)."""
+        if self.weight[0].numel() > _FEW and not is_batch_last(x):
+            return super().forward(x)
         window = Window.of(self)
         y: Tensor = _Unfolded.apply(batch_last(x), self.weight, window)  # type: ignore[no-untyped-call]
         if self.bias is not None:
