@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedprune.costs.devices import DeviceProfile
+    from fedprune.costs.ledger import RoundRecord, TaskRecord
     from fedprune.results.bench_model import Cost
     from fedprune.results.run import Run
     from fedprune.scenario import FaultsSpec, Scenario
@@ -131,8 +132,10 @@ def run(
 
     plan = _load(scenario, settings, {} if seed is None else {"seed": seed})
     folder = out if out is not None else Path("runs") / plan.name
-    with _endable(folder):
-        done = run_scenario(plan, out=folder, overwrite=overwrite, resume=resume, progress=not quiet)
+    with _endable(folder) as ending:
+        done = run_scenario(
+            plan, out=folder, overwrite=overwrite, resume=resume, progress=not quiet, listeners=[ending]
+        )
     print_summary(done, _console())
 
 
@@ -145,28 +148,55 @@ def resume_run(
     """Go on with the run in RUN_DIR from its newest checkpoint; --set may change keys under engine."""
     from fedprune.engine.simulation import resume
 
-    with _endable(directory):
-        done = resume(directory, overrides=parse_settings(settings or ()), progress=not quiet)
+    with _endable(directory) as ending:
+        done = resume(
+            directory, overrides=parse_settings(settings or ()), progress=not quiet, listeners=[ending]
+        )
     print_summary(done, _console())
 
 
+class _Ending:
+    """Ends a run on a signal, as Ctrl-C does; listens to the run for the case that nobody heard it.
+
+    Python drops an exception that a signal's handler raises inside a finalizer or a weak reference's
+    callback, of which Ray has many: the run then ends with its next task.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        """Handle the signal."""
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def on_task(self, task: TaskRecord) -> None:
+        """End the run if it was to end."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def on_round(self, round: RoundRecord) -> None:
+        """End the run if it was to end."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _endable(folder: Path) -> Iterator[None]:
+def _endable(folder: Path) -> Iterator[_Ending]:
     """Let SIGTERM end a run as Ctrl-C does, and say then what is left of it."""
-    signal.signal(signal.SIGTERM, _end)
+    ending = _Ending()
+    before = {number: signal.signal(number, ending) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield ending
     except KeyboardInterrupt:
         from fedprune.engine.checkpoints import listed
 
         more = f"; fedprune resume {folder} goes on with it" if listed(folder) else ""
         print(f"the run folder {folder} holds the rounds that ended{more}", file=sys.stderr)
         raise
-
-
-def _end(number: int, frame: object) -> None:
-    """End a run on SIGTERM as on Ctrl-C."""
-    raise KeyboardInterrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command()

@@ -239,3 +239,16 @@ def test_compare_prints_and_writes(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["compare", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+def test_a_signal_that_nobody_heard_ends_the_run_with_its_next_task():
+    """An exception is dropped where it is raised in a finalizer: the run goes on until it is asked again."""
+    from fedprune.cli import _Ending
+
+    ending = _Ending()
+    ending.on_task(None)
+    with pytest.raises(KeyboardInterrupt):
+        ending(15, None)
+    for hear in (ending.on_task, ending.on_round):
+        with pytest.raises(KeyboardInterrupt):
+            hear(None)

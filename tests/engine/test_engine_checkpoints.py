@@ -396,7 +396,12 @@ def driver() -> Iterator[Any]:
         whole = [sys.executable, "-m", "fedprune.cli", *command, "--quiet"]
         whole += ["--set", f"engine.ray_address={ray.get_runtime_context().gcs_address}"]
         process = subprocess.Popen(
-            whole, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            whole,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # Should a library crash, we want to know where.
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         started.append(process)
         return process
