@@ -201,9 +201,9 @@ class _Packed:
             return {_BYTES: self._names[value]}
         if isinstance(value, Mapping):
             for key in value:
-                if not isinstance(key, str) or key in (_TENSOR, _BYTES):
+                if not isinstance(key, str):
                     raise TypeError(f"{path}: a checkpoint's keys are text, not {key!r}")
-            return {key: self.plain(item, f"{path}/{key}") for key, item in value.items()}
+            return {_escaped(key): self.plain(item, f"{path}/{key}") for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.plain(item, f"{path}/{number}") for number, item in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
@@ -229,7 +229,12 @@ def _rebuilt(value: Any, arrays: Mapping[str, Tensor]) -> Any:
         return arrays[value[_TENSOR]]
     if _BYTES in value:
         return arrays[value[_BYTES]].numpy().tobytes()
-    return {key: _rebuilt(item, arrays) for key, item in value.items()}
+    return {key.removeprefix("$"): _rebuilt(item, arrays) for key, item in value.items()}
+
+
+def _escaped(key: str) -> str:
+    """Return a key that is none of our own: a key that starts with "$" gets another one."""
+    return f"${key}" if key.startswith("$") else key
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
