@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from flwr.app import UserConfig
@@ -37,9 +38,17 @@ def scenario_of(run_config: UserConfig) -> Scenario:
         if not equals:
             raise ScenarioError(f"run config 'set': {assignment!r} is not KEY=VALUE")
         overrides[key] = value
+    return load_scenario(_file(name), overrides)
+
+
+def _file(name: str) -> Path:
+    """Return the file of that name.
+
+    Looked for, in this order, where it says, beside the package (an app that has its code with it), and in
+    the folders that Flower has put on the import path (an app whose code is installed).
+    """
     path = Path(name)
-    if not path.is_absolute() and not path.exists():
-        # Flower runs an app from a folder of its own, where `strategies/` and `scenarios/` lie side by side.
-        beside = Path(__file__).resolve().parent.parent / path
-        path = beside if beside.exists() else path
-    return load_scenario(path, overrides)
+    if path.is_absolute() or path.exists():
+        return path
+    folders = (Path(__file__).resolve().parent.parent, *map(Path, filter(None, sys.path)))
+    return next((folder / path for folder in folders if (folder / path).is_file()), path)

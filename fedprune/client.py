@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from torch import Tensor, nn
 
-from fedprune import models, registry, seeds
+from fedprune import __version__, models, registry, seeds
 from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.fit import TrainingStep, last, micro_batch
 from fedprune.costs.flops import ModelCost
@@ -40,6 +40,7 @@ from fedprune.errors import (
 from fedprune.evaluation import Score, score
 from fedprune.faults import CODES, Fault
 from fedprune.messages import arrays_of, config_of, payload, real, text, whole
+from fedprune.node_config import client_number
 from fedprune.own_masks import with_own_masks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
@@ -73,6 +74,12 @@ class Site:
     scenario: Scenario
     data: FederatedData
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    #: What the device of this process is, where a scenario does not say it.
+    profile: DeviceProfile | None = None
+
+    def profile_of(self, number: int) -> DeviceProfile:
+        """Return the device of a client."""
+        return self.profile or self.profiles[number]
 
     @cached_property
     def module(self) -> nn.Module:
@@ -106,7 +113,7 @@ class Site:
 
     @cached_property
     def profiles(self) -> list[DeviceProfile]:
-        """The device of each client, by client number."""
+        """The device that the scenario gives each client, by client number."""
         clients = self.scenario.clients
         return client_profiles(clients.devices, clients.count, self.scenario.seed, clients.churn)
 
@@ -253,7 +260,9 @@ class Client(ABC):
 
     def query_facts(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Say who this is: client number, examples, device. The node id says nothing of it."""
-        profile = self.site.profiles[self.number]
+        config = content.config_records.get("config", ConfigRecord())
+        check_codec(config)
+        profile = self.site.profile_of(self.number)
         facts = ConfigRecord(
             {
                 "client": self.number,
@@ -358,7 +367,7 @@ class Client(ABC):
         OverBudgetError
             Where the step does not fit the device's memory.
         """
-        memory, batch = self.site.profiles[self.number].memory, self.whole_batch
+        memory, batch = self.site.profile_of(self.number).memory, self.whole_batch
         needed = step.memory_of(masks.kept, batch).total
         if needed > memory and self.scenario.clients.over_budget == "shrink_batch":
             shrunk = micro_batch(step, masks.kept, batch, memory)
@@ -375,7 +384,7 @@ class Client(ABC):
         OverBudgetError
             Where not even one fits the device's memory.
         """
-        memory, cost = self.site.profiles[self.number].memory, self.site.cost
+        memory, cost = self.site.profile_of(self.number).memory, self.site.cost
         found = last(lambda size: forward_memory(cost, masks, size).total <= memory, 1, batch)
         if found is None:
             self.refuse_over(forward_memory(cost, masks, 1).total, "a forward pass on one example")
@@ -384,7 +393,7 @@ class Client(ABC):
 
     def refuse_over(self, needed: int, what: str) -> None:
         """Raise an ``OverBudgetError`` for a need above the device's memory, in bytes."""
-        profile = self.site.profiles[self.number]
+        profile = self.site.profile_of(self.number)
         if needed > profile.memory:
             raise OverBudgetError(
                 f"{what} needs {format_bytes(needed)}, {profile.name} has {format_bytes(profile.memory)}"
@@ -395,8 +404,7 @@ class Client(ABC):
     def _receive(self, content: RecordDict, state: RecordDict) -> Order:
         """Agree on the mask, decode the values and load them into the model."""
         config, arrays = config_of(content), arrays_of(content)
-        if config.get("codec") != CODEC:
-            raise WireError(f"the server speaks codec {config.get('codec')!r}, this client {CODEC!r}")
+        check_codec(config)
         masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
         codec = self.codec_of(config, masks)
         values = codec.decode(arrays)
@@ -457,6 +465,21 @@ class Client(ABC):
         state["mask"] = ConfigRecord({"version": masks.version, "payload": encoded})
 
 
+def check_codec(config: ConfigRecord) -> None:
+    """Refuse what a server of another version of fedprune sends.
+
+    Raises
+    ------
+    WireError
+        Where it speaks another codec than this client.
+    """
+    if config.get("codec") != CODEC:
+        raise WireError(
+            f"the server speaks codec {config.get('codec')!r}, this client {CODEC!r} (it is fedprune "
+            f"{__version__}): install the same version on both"
+        )
+
+
 def proximal_mu(scenario: Scenario, config: ConfigRecord) -> float:
     """Return the weight of FedProx's term: the message's (Flower's FedProx has one) or the scenario's."""
     if "proximal-mu" in config:
@@ -483,18 +506,25 @@ class FederatedClientApp(ClientApp):
     ----------
     find_site : Callable[[Context], Site]
         Returns the site of a context; called for every message, so it should remember.
+    peak_memory : Callable[[], float], optional
+        Returns the most memory in bytes that a device has needed so far, where a device is what it runs on.
     """
 
-    def __init__(self, find_site: Callable[[Context], Site]) -> None:
+    def __init__(
+        self, find_site: Callable[[Context], Site], peak_memory: Callable[[], float] | None = None
+    ) -> None:
         super().__init__()
         self._find_site = find_site
+        self._peak_memory = peak_memory
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; whatever goes wrong becomes an error reply with its reason."""
+        began = time.perf_counter()
         try:
             site = self._find_site(context)
-            client = site.client_class(site, int(context.node_config["partition-id"]))
+            client = site.client_class(site, client_number(context.node_config))
             content = client.handle(message, context.state)
+            self._measure(content, began)
             _check_finite(content)
             add_checksum(content)
         except TaskRefusedError as error:
@@ -504,6 +534,17 @@ class FederatedClientApp(ClientApp):
             reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         return Message(content, reply_to=message)
+
+    def _measure(self, content: RecordDict, began: float) -> None:
+        """Add to what a task cost by the model what it has cost here; zeros where no device is at work.
+
+        The metrics are as long either way.
+        """
+        if (metrics := content.metric_records.get("metrics")) is not None:
+            seconds = memory = 0.0
+            if self._peak_memory is not None:
+                seconds, memory = time.perf_counter() - began, self._peak_memory()
+            metrics.update({"measured-seconds": seconds, "measured-memory-bytes": memory})
 
 
 def _check_finite(content: RecordDict) -> None:

@@ -49,7 +49,9 @@ from fedprune.wire import (
 #: What a client may report of its costs.
 _COSTS = ("flops", "peak-memory-bytes", "num-examples")
 #: Faults of which the server hears nothing.
-_SILENT = {Fault.NO_REPLY, Fault.LATE, Fault.DROPPED_OUT, Fault.WORKER_DIED}
+_SILENT = {Fault.NO_REPLY, Fault.LATE, Fault.DROPPED_OUT, Fault.GONE, Fault.WORKER_DIED}
+#: How results call the device of a node that does not say who it is.
+_UNKNOWN = "unknown"
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class _Task(Generic[_T]):
     flops: int
     peak_memory_bytes: int
     seconds: float
+    measured_seconds: float | None
+    measured_memory_bytes: int | None
     end: float | None = None  # When the server stopped to wait for it, where it did.
 
     def until(self, end: float, profile: DeviceProfile) -> _Task[_T]:
@@ -129,7 +133,13 @@ class Exchange:
     numbers : list[int]
         Their numbers, ascending.
     always_there : bool
-        Whether all of them are online in every round.
+        Whether all of them are online in every round, by their devices' availability.
+    absent : frozenset[int]
+        Those whose node the grid does not have at present; nodes of a simulation are always there.
+    start_with : int
+        How many nodes a run waits for before it starts.
+    patience : float
+        How long it waits for them, and a round for any, in seconds.
     tally : Tally
         What the current round has cost.
     failures : Counter[str]
@@ -150,9 +160,13 @@ class Exchange:
         self.clients: dict[int, Facts] = {}
         self.numbers: list[int] = []
         self.always_there = True
+        self.absent: frozenset[int] = frozenset()
         self._federation = federation
         self._dense = dense
-        self.timeout = federation.scenario.engine.timeout
+        self.timeout = self.patience = federation.scenario.engine.timeout
+        self.start_with = federation.scenario.clients.count
+        self._refused: set[int] = set()
+        self._started = False
         self._numbers: dict[int, int] = {}
         self._held: dict[int, str] = {}
         self._members = Counter[str]()
@@ -183,43 +197,124 @@ class Exchange:
         return with_masks(arrays, self._encoded(masks))
 
     def meet(self, grid: Grid) -> None:
-        """Ask every node who it is; from here on a client's number is what counts.
+        """Wait for nodes and ask each who it is; from here on a client's number is what counts.
 
         Raises
         ------
         RunError
             When no node answers, or two say that they are the same client.
         """
-        wanted = self._federation.scenario.clients.count
-        deadline = time.monotonic() + self.timeout
+        self.call_roll(grid, 0)
+        if not self.clients:
+            raise RunError(f"no node says who it is: {listed(self.failures)}")
+
+    def call_roll(self, grid: Grid, server_round: int) -> None:
+        """Note which clients are there, and ask nodes that have come since who they are.
+
+        Waits while there is no node at all; at the start of a run, or of what is left of one, for
+        ``start_with`` of them.
+
+        Raises
+        ------
+        RunError
+            When no node has come in time.
+        """
+        wanted = 1 if self._started else self.start_with
+        present = list(self._waited(grid, wanted))
+        if not present:
+            raise RunError(f"no node has been there for {self.patience:g} s")
+        self._refused &= set(present)  # What comes back may have been mended.
+        if strangers := [node for node in present if node not in self._numbers and node not in self._refused]:
+            self._ask(grid, strangers, set(present), server_round)
+        self._started = True
+        gone = self._numbers.keys() - set(present)
+        self.absent = frozenset(self._numbers[node] for node in gone)
+
+    def _waited(self, grid: Grid, wanted: int) -> Iterable[int]:
+        """Return the nodes that are there, when there are that many, or patience has an end."""
+        deadline = time.monotonic() + self.patience
         while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
             time.sleep(0.2)
+        return nodes
+
+    def _ask(self, grid: Grid, nodes: Iterable[int], present: set[int], server_round: int) -> None:
+        """Ask nodes who they are, and take those that say it for clients."""
+        self._sent = {}
         content = RecordDict({"config": ConfigRecord({"codec": CODEC})})
-        questions = (Message(content, node, "query.facts", group_id="0") for node in nodes)
+        questions = (Message(content, node, "query.facts", group_id=str(server_round)) for node in nodes)
         replies = list(self._ordered(grid, self._noted(questions)))
-        unusable = Counter[str]()
         profiles: dict[DeviceProfile, DeviceProfile] = {}  # Many clients are of one kind: hold it once.
+        unusable = 0
         for reply in replies:
             try:
                 facts = _read_facts(reply)
+                self._check_number(facts, present)
             except WireError as error:
-                unusable[str(error)] += 1
+                self._refuse(server_round, reply, error)
+                unusable += 1
                 continue
-            if facts.number in self.clients:
-                raise RunError(
-                    f"two nodes say that they are client {facts.number}; each needs its own number"
-                )
+            if known := self.clients.get(facts.number):
+                del self._numbers[known.node_id]  # The same device, under another node id.
+                self._held.pop(facts.number, None)
             profile = profiles.setdefault(facts.profile, facts.profile)
             self.clients[facts.number] = replace(facts, profile=profile)
-        if not self.clients:
-            raise RunError(f"none of {len(nodes)} nodes says who it is: {listed(unusable)}")
+            self._numbers[facts.node_id] = facts.number
+            self._known = None
         if unusable:
-            _logger.warning("%d nodes do not say who they are: %s", unusable.total(), listed(unusable))
+            _logger.warning("%d nodes do not say who they are: %s", unusable, listed(self.failures))
+        if not self.clients:
+            return
         self._take_stock()
-        known = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
-        known.sort(key=self.number_of)
-        for _ in self.accept(0, known, _read_facts):
+        met = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
+        met.sort(key=self.number_of)
+        for _ in self.accept(server_round, met, _read_facts):
             pass
+
+    def _check_number(self, facts: Facts, present: set[int]) -> None:
+        """Refuse a client that cannot be who it says it is."""
+        count = self._federation.scenario.clients.count
+        if not 0 <= facts.number < count:
+            raise WireError(
+                f"says that it is client {facts.number}: the scenario has clients 0 to {count - 1}"
+            )
+        known = self.clients.get(facts.number)
+        if known is None or known.node_id not in present:
+            return
+        twice = f"two nodes say that they are client {facts.number}; each needs its own number"
+        if not self._started:
+            raise RunError(twice)
+        raise WireError(twice)
+
+    def _refuse(self, server_round: int, reply: Message, error: WireError) -> None:
+        """Enter a node that is no client into the ledger; until it leaves it is not asked again."""
+        node_id = reply.metadata.src_node_id
+        self._refused.add(node_id)
+        fault = fault_of(reply.error.code) if reply.has_error() else error.fault
+        self.faults[fault] += 1
+        self.failures[str(error)] += 1
+        sent = self._sent[node_id]
+        record = TaskRecord(
+            round=server_round,
+            type=sent.kind,
+            client=None,
+            device=_UNKNOWN,
+            examples=0,
+            bytes_down=sent.bytes_down,
+            bytes_up=content_bytes(reply.content) if reply.has_content() else 0,
+            mask_bytes_down=0,
+            mask_bytes_up=0,
+            flops=0,
+            peak_memory_bytes=0,
+            device_seconds=0.0,
+            joules=None,
+            wall_seconds=time.perf_counter() - sent.started,
+            status="failed",
+            fault=fault,
+            reason=str(error),
+        )
+        self.tally.add_task(replace(record, joules=0.0))  # Its device is none of the run's.
+        for listener in self._federation.listeners:
+            listener.on_task(record)
 
     def _take_stock(self) -> None:
         """Note what follows from who the clients are, so that no round has to look at all of them for it."""
@@ -242,15 +337,15 @@ class Exchange:
         facts = self.clients.values()
         profiles = to_columns({known.number: known.profile for known in facts})
         return {
-            "nodes": torch.tensor([known.node_id for known in facts]),
+            "nodes": torch.tensor([known.node_id for known in facts], dtype=torch.uint64),
             "examples": torch.tensor([known.examples for known in facts]),
             "profiles": {**profiles, "values": [asdict(profile) for profile in profiles["values"]]},
         }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take back what ``memory`` returned, in the place of ``meet``.
+        """Take back what ``memory`` returned.
 
-        The grid must have the clients under the node ids that they had.
+        A client that comes under another node id than it had then is taken for a new one when it does.
         """
         known = memory["clients"]
         shared = [DeviceProfile(**profile) for profile in known["profiles"]["values"]]
@@ -260,6 +355,10 @@ class Exchange:
             self.clients[number] = Facts(number, node_id, held, profile)
         self._take_stock()
         self._held = from_columns(memory["held"])
+
+    def forget_masks(self) -> None:
+        """Take it that no client holds masks: what Flower keeps for a client ends with its run."""
+        self._held.clear()
 
     def number_of(self, reply: Message) -> int:
         """Return the number of the client that a reply comes from."""
@@ -399,6 +498,8 @@ class Exchange:
             flops=flops,
             peak_memory_bytes=peak,
             seconds=seconds,
+            measured_seconds=_measured(metrics, "measured-seconds"),
+            measured_memory_bytes=round(_measured(metrics, "measured-memory-bytes") or 0) or None,
         )
         if fault in _SILENT and deadline is not None:
             # The server cannot know that nothing will come: it waits.
@@ -521,6 +622,8 @@ class Exchange:
             device_seconds=task.seconds,
             joules=joules(facts.profile, task.flops, task.bytes_down + task.bytes_up),
             wall_seconds=time.perf_counter() - sent.started,
+            measured_seconds=task.measured_seconds,
+            measured_memory_bytes=task.measured_memory_bytes,
             status=task.status,
             fault=task.fault,
             reason=task.reason,
@@ -564,6 +667,12 @@ def _check_costs(reply: Message) -> None:
     needed = ("examples-seen",) if reply.metadata.message_type == MessageType.TRAIN else ()
     for key in (*needed, *(key for key in _COSTS if key in metrics)):
         whole(metrics, key)
+
+
+def _measured(metrics: MetricRecord, key: str) -> float | None:
+    """Return what a device has measured; None where none has."""
+    value = metrics.get(key)
+    return value if isinstance(value, float) and value > 0 else None
 
 
 def listed(reasons: Counter[str]) -> str:

@@ -14,6 +14,7 @@ class Fault(StrEnum):
 
     RAISED = "raised"  #: The client's code raised an error.
     NO_REPLY = "no-reply"  #: There was no reply in time: the client hangs, or is gone.
+    GONE = "gone"  #: The device's SuperNode stopped, was restarted or lost its connection, in mid-task.
     WORKER_DIED = "worker-died"  #: The process that ran the client died.
     LATE = "late"  #: The reply came after the round's deadline.
     DROPPED_OUT = "dropped-out"  #: The device vanished inside the round.
@@ -39,8 +40,14 @@ CODES = {
     Fault.TOO_LARGE: 1007,
     Fault.UNREADABLE: 1008,
     Fault.WRONG_SHAPE: 1009,
+    Fault.GONE: 1010,
 }
-_KINDS = {code: fault for fault, code in CODES.items()}
+_KINDS = {code: fault for fault, code in CODES.items()} | {
+    1: Fault.RAISED,  # ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+    4: Fault.NO_REPLY,  # ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+    5: Fault.GONE,  # ErrorCode.NODE_UNAVAILABLE
+    8: Fault.RAISED,  # ErrorCode.CLIENT_APP_CRASHED
+}
 
 
 def fault_of(code: int) -> Fault:

@@ -1,14 +1,17 @@
 """Flower's ``ServerApp`` for a scenario: builds its strategy and starts it on the grid it is given.
 
 ``flwr run .`` loads ``app`` from here. The run config names the scenario and, if need be, the run
-folder (``out``) and values to replace (``set``, as "key=value key=value").
+folder (``out``) and values to replace (``set``, as "key=value key=value"). With ``resume`` it goes on with
+the run in the folder. ``min-clients`` is how many devices it waits for before it starts, 0 for all of
+them, and ``wait`` for how many seconds.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune import data as datasets
@@ -16,10 +19,12 @@ from fedprune.app_config import scenario_of
 from fedprune.check import resolve
 from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
-from fedprune.engine.simulation import finished, make_strategy, score_locally
+from fedprune.engine.flower_grid import FlowerGrid
+from fedprune.engine.simulation import finished, make_strategy, opened, remember, score_locally
 from fedprune.errors import UserError
-from fedprune.results.folder import RunFolder
+from fedprune.exchange import Exchange
 from fedprune.results.progress import Progress
+from fedprune.scenario import Scenario
 
 app = ServerApp()
 
@@ -27,19 +32,37 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run config names."""
-    scenario = resolve(scenario_of(context.run_config))
+    config = context.run_config
+    scenario = resolve(scenario_of(config))
     if scenario.faults.any:
         raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' here")
     make_deterministic()
     data = datasets.load(scenario)
     heard: list[Listener] = []
     strategy = make_strategy(scenario, data, score_locally(scenario, data), heard)
-    out = Path(str(context.run_config.get("out", "") or f"runs/{scenario.name}"))
-    overwrite = bool(context.run_config.get("overwrite", False))
-    with (
-        Progress(scenario.rounds) as progress,
-        RunFolder.create(out, scenario, overwrite=overwrite) as folder,
-        finished(folder, strategy, data),
-    ):
-        heard += [folder, progress]
-        strategy.start(grid)
+    _be_patient(strategy.exchange, scenario, config)
+    out = Path(str(config.get("out", "") or f"runs/{scenario.name}"))
+    with ExitStack() as stack:
+        folder, checkpoint = opened(
+            stack,
+            strategy,
+            out,
+            overwrite=bool(config.get("overwrite", False)),
+            resume=bool(config.get("resume", False)),
+        )
+        if checkpoint is not None:
+            strategy.exchange.forget_masks()  # Devices keep nothing from one run of Flower's to the next.
+        heard += [folder, stack.enter_context(Progress(scenario.rounds)), remember(folder, strategy)]
+        with finished(folder, strategy, data):
+            strategy.start(FlowerGrid(grid))
+
+
+def _be_patient(exchange: Exchange, scenario: Scenario, config: UserConfig) -> None:
+    """Say for how many devices a run waits, and for how long."""
+    wanted, wait = config.get("min-clients", 0), config.get("wait", scenario.engine.timeout)
+    count = scenario.clients.count
+    if not isinstance(wanted, int) or not 0 <= wanted <= count:
+        raise UserError(f"run config 'min-clients' is {wanted!r}: give 1 to {count}, or 0 for all clients")
+    if not isinstance(wait, int | float) or not wait > 0:
+        raise UserError(f"run config 'wait' is {wait!r}: give seconds above 0")
+    exchange.start_with, exchange.patience = wanted or count, float(wait)

@@ -71,7 +71,7 @@ from fedprune.wire import (
 _logger = logging.getLogger(__name__)
 
 #: Faults of devices, not of code: a round in which there are no others may end without a reply.
-_OF_DEVICES = {Fault.LATE, Fault.DROPPED_OUT}
+_OF_DEVICES = {Fault.LATE, Fault.DROPPED_OUT, Fault.GONE}
 
 
 class PruningStrategy(Strategy):
@@ -591,6 +591,7 @@ class PruningStrategy(Strategy):
             self._begin(grid, initial_arrays)
         for server_round in range(self.ended + 1, self._rounds + 1):
             self._start_round()
+            self.exchange.call_roll(grid, server_round)
             set_state(self.module, self.state)  # What a hook finds there must not depend on earlier rounds.
             train = train_config or ConfigRecord()
             messages = self.configure_train(server_round, self.encode_state(server_round), train, grid)
@@ -693,9 +694,10 @@ class PruningStrategy(Strategy):
 
     def _online(self, server_round: int) -> list[int]:
         """Return the numbers of the clients that are there in a round, ascending."""
-        numbers = self.exchange.numbers
-        if self.exchange.always_there:
-            return list(numbers)
+        absent = self.exchange.absent
+        numbers = [number for number in self.exchange.numbers if number not in absent]
+        if self.exchange.always_there or not numbers:
+            return numbers
         chances = [self.clients[number].profile.availability for number in numbers]
         generator = seeds.numpy_generator(self.scenario.seed, "availability", server_round)
         draws = generator.random(numbers[-1] + 1)

@@ -98,6 +98,7 @@ class InProcessGrid(Grid):
             node_id: Context(1, node_id, dict(config), RecordDict(), dict(run_config or {}))
             for node_id, config in nodes.items()
         }
+        self._pushed: dict[str, Message | None] = {}
         self.exchanges: list[tuple[Message, Message | None]] = []
         """Every message with what arrived as its reply."""
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER
@@ -140,10 +141,16 @@ class InProcessGrid(Grid):
         raise NotImplementedError
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        message_id = message.metadata.__dict__["_message_id"] = str(len(self.exchanges))
+        self._pushed[message_id] = self._exchange(message)
+        return message_id
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        replies = [self._pushed.pop(message_id, None) for message_id in message_ids]
+        return [reply for reply in replies if reply is not None]
 
 
 @dataclass

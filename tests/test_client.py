@@ -11,7 +11,7 @@ from inprocess import copied, federate, plan
 
 from fedprune.faults import CODES, Fault
 from fedprune.sparsity.masks import Masks
-from fedprune.wire import encode_masks, mask_bytes, with_masks
+from fedprune.wire import CODEC, encode_masks, mask_bytes, with_masks
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,8 @@ def test_an_answer_does_not_depend_on_who_used_the_model_before(made, context):
 
 
 def test_facts(made, context):
-    facts = made.grid._app(Message(RecordDict(), 2, "query.facts"), context).content["facts"]
+    question = RecordDict({"config": ConfigRecord({"codec": CODEC})})
+    facts = made.grid._app(Message(question, 2, "query.facts"), context).content["facts"]
     client = made.data.client(0)
     assert (facts["client"], facts["examples"], facts["test-examples"]) == (
         0,
@@ -68,6 +69,12 @@ def test_facts(made, context):
     )
     assert facts["device"] == "raspberry-pi-4"
     assert min(facts[key] for key in ("memory", "compute", "downlink", "uplink")) > 0
+
+
+def test_a_server_of_another_version_is_told_at_once(made, context):
+    question = RecordDict({"config": ConfigRecord({"codec": "fedprune-0"})})
+    reply = made.grid._app(Message(question, 2, "query.facts"), context)
+    assert "install the same version" in reply.error.reason
 
 
 def test_metrics_of_training(made, context):

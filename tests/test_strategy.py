@@ -413,14 +413,14 @@ def test_without_an_answer_there_is_no_run():
         return Message(Error(ErrorCode.UNKNOWN, f"node {message.metadata.dst_node_id % 2}"), reply_to=message)
 
     made = assemble(plan(), tamper=tamper)
-    expected = "none of 4 nodes says who it is: 2 x node [01]; 2 x node [01]"
+    expected = "no node says who it is: 2 x node [01]; 2 x node [01]"
     with pytest.raises(RunError, match=expected):
         made.strategy.start(made.grid)
     lost = assemble(plan(), tamper=lambda message, reply: None)
-    with pytest.raises(RunError, match="none of 4 nodes says who it is: 4 x no reply within"):
+    with pytest.raises(RunError, match="no node says who it is: 4 x no reply within"):
         lost.strategy.start(lost.grid)
     alone = assemble(plan(engine__timeout=0.1), numbers=[])
-    with pytest.raises(RunError, match="none of 0 nodes"):
+    with pytest.raises(RunError, match=r"no node has been there for 0\.1 s"):
         alone.strategy.start(alone.grid)
 
 
@@ -441,7 +441,14 @@ def test_a_node_with_impossible_facts_takes_no_part(key, value):
         return reply
 
     made = federate(plan(clients__per_round=4), tamper=tamper)
-    assert {task.client for task in made.tasks} == {0, 2, 3}
+    assert {task.client for task in made.tasks} == {None, 0, 2, 3}
+    [refused] = [task for task in made.tasks if task.client is None]
+    assert (refused.round, refused.type, refused.status, refused.fault) == (
+        *(0, "query.facts", "failed"),
+        "unreadable",
+    )
+    assert key in refused.reason or "client -1" in refused.reason
+    assert [record.clients_failed for record in made.rounds] == [1, 0, 0]
 
 
 def test_an_app_that_cannot_be_built_says_so():
@@ -533,7 +540,7 @@ def test_without_held_out_examples_there_is_no_personal_accuracy_and_no_byte_for
     made = federate(plan(strategy=STATIC))
     assert [record.personal_accuracy for record in made.rounds] == [None] * 3
     metrics = {"num-examples", "loss", "examples-seen", "flops", "peak-memory-bytes"}
-    metrics |= {"train-seconds", "checksum"}
+    metrics |= {"train-seconds", "measured-seconds", "measured-memory-bytes", "checksum"}
     assert all(set(reply.content["metrics"]) == metrics for _, reply in made.trained())
 
 

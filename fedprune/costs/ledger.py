@@ -16,15 +16,19 @@ from typing import Protocol, TypedDict
 class TaskRecord:
     """One message to one client and its reply: a line of ``clients.jsonl``.
 
+    ``client`` is None, and ``device`` "unknown", for a node that was refused before it said who it is.
+
     ``status`` is "ok", "failed", or "surplus" for a good reply that was not needed; ``fault`` is the kind
     of what failed, see `fedprune.faults`, and ``reason`` says it in one line. Bytes are serialized message
     content; ``device_seconds`` is virtual, ``wall_seconds`` is measured. ``joules`` is None where the
-    device's energy is unknown. A task that the server did not wait for counts as far as it had come.
+    device's energy is unknown. ``measured_seconds`` and ``measured_memory_bytes`` are what a real device
+    took, from the message to its reply, and the most memory of its process, the interpreter and libraries
+    included; None in a simulation. A task that the server did not wait for counts as far as it had come.
     """
 
     round: int
     type: str
-    client: int
+    client: int | None
     device: str
     examples: int
     bytes_down: int
@@ -36,6 +40,8 @@ class TaskRecord:
     device_seconds: float
     joules: float | None
     wall_seconds: float
+    measured_seconds: float | None = None
+    measured_memory_bytes: int | None = None
     status: str
     fault: str | None
     reason: str | None

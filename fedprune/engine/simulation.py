@@ -102,14 +102,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(deterministic())
         strategy = make_strategy(plan, data, evaluation, heard)
-        checkpoint = _restored(strategy, directory) if resume else None
-        if checkpoint is None:
-            # A run that was killed before its first checkpoint leaves at most what came before training.
-            anew = overwrite or (resume and not holds_rounds(directory))
-            folder = stack.enter_context(RunFolder.create(directory, plan, overwrite=anew))
-        else:
-            folder = stack.enter_context(RunFolder.reopen(directory, plan, last_round=checkpoint.round))
-            checkpoints.discard_after(directory, checkpoint.round)
+        folder, checkpoint = opened(stack, strategy, directory, overwrite=overwrite, resume=resume)
         if progress:
             heard.insert(0, stack.enter_context(Progress(plan.rounds)))
         heard.insert(0, folder)
@@ -128,7 +121,7 @@ def run(
             ) as grid:
                 if checkpoint is not None:
                     grid.states = from_columns(checkpoint.content["clients"])
-                heard.append(checkpoints.Checkpoints(folder, lambda: _remembered(strategy, grid.states)))
+                heard.append(remember(folder, strategy, lambda: grid.states))
                 evaluation.grid = grid
                 strategy.start(grid)
     return load_run(directory)
@@ -165,6 +158,39 @@ def resume(
     )
 
 
+def opened(
+    stack: ExitStack, strategy: PruningStrategy, directory: Path, *, overwrite: bool, resume: bool
+) -> tuple[RunFolder, Checkpoint | None]:
+    """Open the folder of a run, for as long as the stack; return the checkpoint that it goes on from, too.
+
+    The strategy is then where the checkpoint was. See `run` for what the arguments say and what is raised.
+    """
+    checkpoint = _restored(strategy, directory) if resume else None
+    if checkpoint is None:
+        # A run that was killed before its first checkpoint leaves at most what came before training.
+        anew = overwrite or (resume and not holds_rounds(directory))
+        folder = RunFolder.create(directory, strategy.scenario, overwrite=anew)
+    else:
+        folder = RunFolder.reopen(directory, strategy.scenario, last_round=checkpoint.round)
+        checkpoints.discard_after(directory, checkpoint.round)
+    return stack.enter_context(folder), checkpoint
+
+
+def remember(
+    folder: RunFolder, strategy: PruningStrategy, states: Callable[[], Mapping[int, bytes]] = dict
+) -> Listener:
+    """Return what writes a checkpoint as a round ends: the strategy's part, and what each client keeps.
+
+    ``states`` returns the latter by node id; real devices keep it themselves.
+    """
+    return checkpoints.Checkpoints(folder, lambda: remembered(strategy, states()))
+
+
+def remembered(strategy: PruningStrategy, states: Mapping[int, bytes]) -> dict[str, Any]:
+    """Return what a checkpoint holds: the strategy's part, and what each client keeps, by node id."""
+    return {"strategy": strategy.snapshot(), "clients": to_columns(states)}
+
+
 def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
     """Put a strategy where the newest checkpoint of a run folder was; return that, None without any."""
     refuse_complete(directory)
@@ -177,11 +203,6 @@ def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
                 f"{checkpoint.path}: does not fit the strategy as it is now: {one_line(error)}"
             ) from error
     return checkpoint
-
-
-def _remembered(strategy: PruningStrategy, states: Mapping[int, bytes]) -> dict[str, Any]:
-    """Return what a checkpoint holds: the strategy's part, and what each client keeps, by node id."""
-    return {"strategy": strategy.snapshot(), "clients": to_columns(states)}
 
 
 def make_strategy(

@@ -86,10 +86,33 @@ def relative_costs(costs: Mapping[str, float], dense: Mapping[str, float] | None
     return {cost: value / dense[cost] if dense.get(cost) else None for cost, value in costs.items()}
 
 
-def count_failures(clients: Iterable[Record]) -> dict[str, int]:
-    """Return how many tasks failed for each reason, the most frequent first."""
-    failed = (record for record in clients if record.get("status") == "failed")
-    return dict(Counter(record.get("reason") or "no reason given" for record in failed).most_common())
+#: What is measured on a device, each beside what is modelled -> how the tasks' values make the run's.
+_MEASURED: dict[str, Callable[[Iterable[float]], float]] = {
+    "measured_seconds": sum,
+    "device_seconds": sum,
+    "measured_memory_bytes": max,
+    "peak_memory_bytes": max,
+}
+
+
+def client_totals(clients: Iterable[Record]) -> Record:
+    """Return what the records of tasks make of a run, in one pass.
+
+    ``failures`` is how many tasks failed for each reason, the most frequent first. ``measured`` has, for
+    each kind of device on which tasks were measured, their number, and what was measured beside what the
+    cost model says of the same tasks: seconds in total, memory at most.
+    """
+    failures, measured = Counter[str](), dict[str, Record]()
+    for record in clients:
+        if record.get("status") == "failed":
+            failures[record.get("reason") or "no reason given"] += 1
+        if record.get("measured_seconds") is None:
+            continue
+        of_device = measured.setdefault(record["device"], {"tasks": 0, **dict.fromkeys(_MEASURED, 0)})
+        of_device["tasks"] += 1
+        for key, total in _MEASURED.items():
+            of_device[key] = total((of_device[key], record.get(key) or 0))
+    return {"failures": dict(failures.most_common()), "measured": dict(sorted(measured.items()))}
 
 
 def count_faults(rounds: Iterable[Record]) -> dict[str, int]:
@@ -199,7 +222,7 @@ def summarise(
         "joules": total_joules(rounds),
         "classes": class_totals(rounds),
         "faults": count_faults(rounds),
-        "failures": count_failures(clients),
+        **client_totals(clients),
         "relative": relative_costs(costs, dense),
     }
 

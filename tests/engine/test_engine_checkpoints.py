@@ -31,7 +31,7 @@ from fedprune.columns import from_columns
 from fedprune.costs.ledger import RoundRecord
 from fedprune.engine import checkpoints
 from fedprune.engine.records import pack_state, unpack_state
-from fedprune.engine.simulation import _remembered
+from fedprune.engine.simulation import remembered
 from fedprune.errors import RunError, UserError
 from fedprune.scenario import Scenario
 
@@ -269,7 +269,7 @@ class Remembering:
     def on_round(self, round: RoundRecord) -> None:
         if round.round == self.server_round:
             states = {node: pack_state(context.state) for node, context in self.made.grid.contexts.items()}
-            content = _remembered(self.made.strategy, states)
+            content = remembered(self.made.strategy, states)
             checkpoints.write(self.directory, self.made.scenario, round.round, content)
 
 

@@ -12,7 +12,7 @@ from fedprune.columns import from_columns, to_columns
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.engine import checkpoints
 from fedprune.engine.records import pack_state
-from fedprune.engine.simulation import _remembered
+from fedprune.engine.simulation import remembered
 
 FEW, MANY, SAMPLED = 20, 1000, 5
 #: The round that is looked at; sampled clients of the few hold a mask by then, those of the many do not.
@@ -32,7 +32,7 @@ class Work:
     def on_round(self, round: RoundRecord) -> None:
         contexts = self.made.grid.contexts.items()
         states = {node: pack_state(context.state) for node, context in contexts if context.state}
-        content = _remembered(self.made.strategy, states)
+        content = remembered(self.made.strategy, states)
         path = checkpoints.write(self.directory, self.made.scenario, round.round, content)
         sys.setprofile(self._count if round.round == ROUND - 1 else None)
         self.manifest = (path / "manifest.json").stat().st_size
