@@ -48,6 +48,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+deploy = typer.Typer(
+    help="Run a scenario on real devices, over Flower's SuperLink and SuperNodes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(deploy, name="deploy")
+
 # Arguments are described in the commands' docstrings: typer below 0.21, which Flower asks for, loses the
 # help of an argument under click 8.5.
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO", hidden=True)]
@@ -361,6 +368,49 @@ def bench_model(file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True
     from fedprune.results.bench_model import bench
 
     print_bench(file, *bench(file), _console())
+
+
+@deploy.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
+    scenario: Annotated[Path | None, typer.Argument(metavar="[SCENARIO]", hidden=True)] = None,
+    settings: Settings = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The server's name or address, as devices reach it.  [default: localhost]",
+            show_default=False,
+        ),
+    ] = "localhost",
+    port: Annotated[
+        int, typer.Option(metavar="N", help="The server's port.  [default: 8000]", show_default=False)
+    ] = 8000,
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What flwr run calls the deployment.  [default: edge]", show_default=False
+        ),
+    ] = "edge",
+    days: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="How long certificates are valid.  [default: 825]", show_default=False
+        ),
+    ] = 825,
+) -> None:
+    """Write DIR, all that it takes to run SCENARIO, a YAML file, on real devices, one client each.
+
+    Certificates, keys, start scripts, systemd units, Flower's configuration, and a README with the commands.
+    Without SCENARIO, a small trial on three devices.
+    """
+    from fedprune.deployment import init as write
+    from fedprune.deployment import trial
+
+    plan = trial(parse_settings(settings or ())) if scenario is None else _load(scenario, settings)
+    write(directory, plan, host=host, port=port, connection=name, days=days)
+    devices = "1 device" if plan.clients.count == 1 else f"{plan.clients.count} devices"
+    print(f"{directory}: {plan.name} for {devices} and {host}:{port}; what to do next: {directory}/README.md")
 
 
 def describe(plan: Scenario) -> str:

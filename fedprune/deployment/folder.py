@@ -1,0 +1,185 @@
+"""The folder of a deployment: all that the server and each device need, and the commands in order.
+
+The texts are in ``templates/``, one file for each that is written; here is what goes into them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from fedprune import __version__
+from fedprune import data as datasets
+from fedprune.check import check
+from fedprune.deployment.credentials import make_certificates, make_key_pair
+from fedprune.errors import UserError
+from fedprune.scenario import Scenario, load_scenario
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_CONNECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def init(
+    directory: Path,
+    scenario: Scenario,
+    *,
+    host: str = "localhost",
+    port: int = 8000,
+    connection: str = "edge",
+    days: int = 825,
+) -> None:
+    """Write the folder of a deployment of a scenario: one client is one device.
+
+    It holds ``app/``, the Flower app that is submitted; ``server/``, with certificates and the SuperLink's
+    script and unit; ``devices/device-K/``, to be copied to the device of client K; ``flwr/config.toml``,
+    Flower's configuration for who submits runs; and a ``README.md`` with the commands.
+
+    Parameters
+    ----------
+    directory
+        A new or empty folder.
+    scenario
+        What is to run. Its data set is described in the copy, so that devices can check their own data.
+    host
+        The name or address under which devices reach the server; the certificate is for it. On loopback,
+        the SuperLink listens there alone.
+    port
+        The SuperLink's.
+    connection
+        What ``flwr run`` calls this deployment.
+    days
+        How long the certificates are valid.
+
+    Raises
+    ------
+    UserError
+        For a folder with files in it, a mistake in the scenario, or a host, port or name that can't be one.
+    """
+    _check(host, port, connection, days)
+    check(scenario)
+    if scenario.faults.any:
+        raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' for a deployment")
+    described = _described(scenario)
+    _make_empty(directory)
+    texts = {
+        "name": scenario.name,
+        "count": str(scenario.clients.count),
+        "last": str(scenario.clients.count - 1),
+        "host": host,
+        "port": str(port),
+        "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "listen": ("::1" if host == "::1" else "127.0.0.1") if host in _LOOPBACK else "0.0.0.0",
+        "connection": connection,
+        "version": __version__,
+        "root": str(directory.resolve()),
+        "days": str(days),
+    }
+    _write(directory, "README.md", texts)
+    _write(directory / "app", "app/pyproject.toml.in", texts)
+    (directory / "app" / "scenario.yaml").write_text(described.to_yaml(), encoding="utf-8")
+    _copy_plugins(scenario, directory / "app")
+    _write(directory / "flwr", "config.toml", texts)
+    certificates = make_certificates(host, days)
+    server = directory / "server"
+    for name in ("superlink.sh", "superlink.service", "register.sh"):
+        _write(server, f"server/{name}", texts)
+    _write_file(server / "ca.crt", certificates.ca)
+    _write_file(server / "ca.key", certificates.ca_key, secret=True)
+    _write_file(server / "server.crt", certificates.server)
+    _write_file(server / "server.key", certificates.server_key, secret=True)
+    for number in range(scenario.clients.count):
+        device = directory / "devices" / f"device-{number}"
+        for name in ("supernode.sh", "supernode.service", "node-config"):
+            _write(device, f"device/{name}", {**texts, "number": str(number)})
+        private, public = make_key_pair()
+        _write_file(device / "ca.crt", certificates.ca)
+        _write_file(device / "device.key", private, secret=True)
+        _write_file(device / "device.pub", public)
+
+
+def trial(overrides: Mapping[str, object]) -> Scenario:
+    """Return the scenario of a first try, with values replaced."""
+    with resources.as_file(resources.files(__package__) / "templates" / "app" / "scenario.yaml") as path:
+        return load_scenario(path, overrides)
+
+
+def _check(host: str, port: int, connection: str, days: int) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _HOST.fullmatch(host):
+            raise UserError(
+                f"{host!r} is no host: give a name or an address, without a scheme or a port"
+            ) from None
+    if not 0 < port < 65536:
+        raise UserError(f"{port} is no port: give a number from 1 to 65535")
+    if not _CONNECTION.fullmatch(connection):
+        raise UserError(f"{connection!r} is no name for a connection: use letters, digits, - and _")
+    if days < 1:
+        raise UserError(f"certificates that are valid for {days} days are of no use: give 1 or more")
+
+
+def _described(scenario: Scenario) -> Scenario:
+    """Return the scenario with what a device must know of data that it does not have itself."""
+    info = datasets.describe(scenario)
+    data: dict[str, object] = {
+        # "input_shape": list(info.input_shape),
+        # "classes": list(info.class_names),
+        "mean": list(info.mean),
+        "std": list(info.std),
+    }
+    if scenario.data.path is not None:
+        path = scenario.directory / scenario.data.path
+        data["path"] = str(path.resolve())
+    return scenario.override(**{f"data.{key}": value for key, value in data.items()})
+
+
+def _make_empty(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        present = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise UserError(f"{directory}: cannot hold a deployment: {error.strerror}") from None
+    if present:
+        raise UserError(
+            f"{directory}: holds files already ({', '.join(present[:3])}); give a new or empty folder. "
+            "New keys in place of those in use would lock the devices out"
+        )
+
+
+def _copy_plugins(scenario: Scenario, app: Path) -> None:
+    """Copy the files of plug-ins that the scenario names as "file.py:Name" beside it."""
+    for name in (scenario.strategy.name, scenario.model.name, scenario.data.name):
+        file, colon, _ = name.rpartition(":")
+        if not colon or not file.endswith(".py"):
+            continue
+        path = scenario.directory / file
+        target = (app / file).resolve()
+        if Path(file).is_absolute() or not target.is_relative_to(app.resolve()):
+            raise UserError(f"{name}: a plug-in must lie in the scenario's folder or below to travel with it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _write(directory: Path, template: str, texts: Mapping[str, str]) -> None:
+    """Write a template's file into a folder; a script can be executed."""
+    text = (resources.files(__package__) / "templates" / template).read_text(encoding="utf-8")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / Path(template).name.removesuffix(".in")
+    path.write_text(Template(text).substitute(texts), encoding="utf-8")
+    if path.suffix == ".sh":
+        path.chmod(0o755)
+
+
+def _write_file(path: Path, content: bytes, *, secret: bool = False) -> None:
+    """Write a file; a secret one is its owner's from the first byte on."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
