@@ -1,0 +1,190 @@
+"""What happens to real devices: a run goes on with the others, and its results say what happened."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+from deployment import BIN, CountingProxy, Deployment, wait_until
+from inprocess import same_state
+
+from fedprune import load_run
+from fedprune.deployment.credentials import make_key_pair
+from fedprune.scenario import Scenario
+from fedprune.wire import get_state
+
+STATIC = {"name": "static", "density": 0.2, "criterion": "snip", "distribution": "global"}
+
+
+def of_client(run, number, kind="train"):
+    """Return the tasks of a client, by round."""
+    tasks = [task for task in run.clients if task["client"] == number and task["type"] == kind]
+    return {task["round"]: task for task in tasks}
+
+
+def wait_for_round(deployment, out, number, seconds=150):
+    wait_until(lambda: deployment.rounds(out) >= number, seconds, f"round {number} has ended")
+
+
+def wait_for_task(deployment, name, seconds=60):
+    """Wait until a device is sent something that it was not sent before."""
+    before = deployment.log(name).count("Receiving")
+    wait_until(lambda: deployment.log(name).count("Receiving") > before, seconds, f"{name} has a task")
+
+
+def test_a_device_that_is_killed_and_one_that_joins_late(deployment, plan, tmp_path):
+    out = tmp_path / "out"
+    deployment.write_scenario({**plan, "rounds": 6, "strategy": STATIC})
+    deployment.start_nodes(0, 1)
+    run_id = deployment.submit(out, min_clients=2)
+    wait_for_round(deployment, out, 1)
+    wait_for_task(deployment, "device-1")
+    deployment.kill("device-1")
+    deployment.start_node(1)  # As systemd would: what it was to do is lost.
+    deployment.start_node(2)
+    run = deployment.finish(run_id, out)
+
+    killed = [task for task in of_client(run, 1).values() if task["status"] == "failed"]
+    assert [(task["fault"], "restarted" in task["reason"]) for task in killed] == [("gone", True)]
+    again = [task for number, task in of_client(run, 1).items() if number > killed[0]["round"]]
+    assert again
+    assert all(task["status"] == "ok" for task in again)
+    assert again[0]["mask_bytes_down"] > 0  # It has forgotten the masks, and is sent them.
+    joined = min(of_client(run, 2, "query.facts"))
+    assert joined > 1
+    assert all(task["status"] == "ok" for task in of_client(run, 2).values())
+    assert min(of_client(run, 2)) == joined
+    for record in run.rounds[1:]:
+        here = 2 if record["round"] < joined else 3
+        gone = record["faults"].get("gone", 0)
+        assert record["clients_ok"] == here - gone - record["clients_offline"] + (record["round"] == joined)
+    assert run.summary["faults"] == {"gone": 1}
+
+
+def test_a_connection_that_is_lost_for_a_minute(deployment, plan, tmp_path):
+    out = tmp_path / "out"
+    deployment.write_scenario({**plan, "rounds": 5, "strategy": STATIC})
+    proxy = CountingProxy(deployment.port)
+    deployment.start_nodes(0, 2)
+    deployment.start_node(1, "--superlink", f"127.0.0.1:{proxy.port}")
+    run_id = deployment.submit(out)
+    wait_for_round(deployment, out, 1)
+    wait_for_task(deployment, "device-1")
+    proxy.cut()
+    wait_for_round(deployment, out, 2)  # The SuperLink gives a node up after a minute without a heartbeat.
+    proxy.mend()
+    run = deployment.finish(run_id, out)
+    tasks = of_client(run, 1)
+    assert (tasks[2]["status"], tasks[2]["fault"]) == ("failed", "gone")
+    assert "out of reach" in tasks[2]["reason"]
+    assert all(record["clients_ok"] - record["clients_offline"] >= 2 - 1 for record in run.rounds[1:])
+    assert tasks[max(tasks)]["status"] == "ok"
+    assert max(tasks) > 2
+
+
+def test_a_run_goes_on_when_its_server_was_killed(deployment, plan, tmp_path):
+    out, simulated = tmp_path / "out", tmp_path / "simulated"
+    content = {**plan, "rounds": 4, "strategy": STATIC}
+    deployment.write_scenario(content)
+    deployment.start_nodes(0, 1, 2)
+    deployment.submit(out)
+    wait_for_round(deployment, out, 1)
+    deployment.kill("superlink")  # With the ServerApp that it has started.
+    deployment.start_superlink()
+    wait_until(lambda: deployment.online() == 3, 120, "the SuperNodes are back")
+    first = deployment.rounds(out)
+    run_id = deployment.submit(out, resume=True)
+    wait_for_round(deployment, out, first + 1)
+    subprocess.run(["pkill", "-KILL", "-f", f"flwr-serverapp.*127.0.0.1:{deployment.port}"], check=True)
+    deployment.end(run_id, out)
+    assert deployment.status(run_id) == "finished:failed"
+    run = deployment.finish(deployment.submit(out, resume=True), out)
+
+    assert [record["round"] for record in run.rounds] == [0, 1, 2, 3, 4]
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(yaml.safe_dump(content))
+    subprocess.run([BIN / "fedprune", "run", plain, "--out", simulated, "--quiet"], check=True)
+    unbroken = load_run(simulated)
+    assert same_state(get_state(run.model()), get_state(unbroken.model()))
+    assert [record["accuracy"] for record in run.rounds] == [record["accuracy"] for record in unbroken.rounds]
+
+
+FORGETFUL = """
+from fedprune.client import Client
+hold = Client._hold
+def hold_others(masks, state, encoded=None):
+    hold(masks, state, encoded)
+    state["mask"]["version"] = "0" * len(state["mask"]["version"])
+Client._hold = staticmethod(hold_others)
+"""
+
+OLDER = """
+import fedprune.wire
+fedprune.wire.CODEC = "fedprune-1"
+"""
+
+
+def test_devices_that_are_not_as_they_should_be(plan, tmp_path):
+    """One with other masks, one with an older fedprune, one without the memory, one with wrong data."""
+    plan["clients"] |= {"count": 5, "per_round": 5, "over_budget": "exclude"}
+    out = tmp_path / "out"
+    deployment = Deployment(
+        tmp_path / "deployment", Scenario.from_mapping({**plan, "rounds": 3, "strategy": STATIC})
+    )
+    for name, code in (("forgetful", FORGETFUL), ("older", OLDER)):
+        (tmp_path / name).mkdir()
+        # Python imports `sitecustomize` before all else; the change waits for the module that it is to.
+        (tmp_path / name / "sitecustomize.py").write_text(
+            f"import sys\nif 'clientapp' in sys.argv[0]:{_indented(code)}"
+        )
+    deployment.node_config(3, device="raspberry-pi-4", memory="64 KiB")
+    deployment.node_config(4, data=str(tmp_path / "nothing.npz"))
+    try:
+        deployment.start_superlink()
+        deployment.register()
+        deployment.start_node(0)
+        deployment.start_node(1, PYTHONPATH=str(tmp_path / "forgetful"))
+        deployment.start_node(2, PYTHONPATH=str(tmp_path / "older"))
+        deployment.start_node(3)
+        deployment.start_node(4)
+        run = deployment.finish(deployment.submit(out), out)
+    finally:
+        deployment.close()
+
+    assert all(task["status"] == "ok" for task in of_client(run, 0).values())
+    forgetful = of_client(run, 1)
+    assert all(task["status"] == "ok" for task in forgetful.values())
+    assert all(task["mask_bytes_down"] > 0 for task in forgetful.values())  # Sent again each time.
+    assert of_client(run, 0)[2]["mask_bytes_down"] == 0
+    assert not of_client(run, 3)
+    assert [record["clients_excluded"] for record in run.rounds[1:]] == [1, 1, 1]
+    refused = [task for task in run.clients if task["client"] is None]
+    reasons = "\n".join(sorted(task["reason"] for task in refused))
+    assert len(refused) == 2, reasons
+    assert "this client 'fedprune-1'" in reasons
+    assert "nothing.npz" in reasons
+    assert [record["clients_ok"] for record in run.rounds[1:]] == [2, 2, 2]
+
+
+def _indented(code: str) -> str:
+    return code.replace("\n", "\n    ")
+
+
+def test_who_is_not_known_or_does_not_use_tls_is_refused(deployment):
+    device = deployment.directory / "devices" / "device-0"
+    stranger = deployment.directory / "devices" / "device-9"
+    shutil.copytree(device, stranger)
+    private, _ = make_key_pair()
+    (stranger / "device.key").write_bytes(private)
+    deployment.start_node(9)
+    process = deployment.processes["device-9"]
+    assert process.wait(60) != 0
+    assert "not" in deployment.log("device-9").lower()
+
+    plain = [BIN / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{deployment.port}"]
+    deployment.start("plain", *map(str, plain), "--port", "0", "--max-retries", "1")
+    assert deployment.processes["plain"].wait(60) != 0
+    assert deployment.online() == 0
+    Path(stranger / "device.key").unlink()

@@ -1,0 +1,76 @@
+"""Three SuperNodes over TLS give what a simulation gives, bit for bit, and what its ledger says crosses."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from deployment import BIN, CountingProxy, wait_until
+from inprocess import same_state
+
+from fedprune import load_run
+from fedprune.wire import get_state
+
+#: Strategy, and units of the model's hidden layer.
+STRATEGIES = {
+    "fedavg": ({"name": "fedavg"}, 2048),
+    "static": ({"name": "static", "density": 0.2, "criterion": "snip", "distribution": "global"}, 4096),
+    "fedtiny": (
+        {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1, "pretrain_epochs": 1},
+        4096,
+    ),
+    "hidenseek": ({"name": "hidenseek", "density": 0.5}, 16384),
+}
+MEASURED = {"wall_seconds": 0, "measured_seconds": 0, "measured_memory_bytes": 0}
+
+
+def unmeasured(records):
+    return [{**record, **MEASURED} for record in records]
+
+
+def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
+    """The same model, rounds and ledger, for each strategy; and the ledger's bytes are what a proxy counts.
+
+    A SuperNode asks for messages every three seconds, whether there are any or not: what that takes is
+    counted while nothing runs, and left out. A message costs about 10 KB besides its content (headers of 15
+    requests for a task, TLS); so the models here are large enough for messages of 200 KB.
+    """
+    proxies = [CountingProxy(deployment.port) for _ in range(3)]
+    for number, proxy in enumerate(proxies):
+        deployment.start_node(number, "--superlink", f"127.0.0.1:{proxy.port}")
+    wait_until(lambda: deployment.online() == 3, 90, "three SuperNodes are online")
+    idle = idle_rates(proxies)
+    deployed, crossed = {}, {}
+    for name, (strategy, hidden) in STRATEGIES.items():
+        plan["model"]["hidden"] = hidden
+        path = deployment.write_scenario({**plan, "name": name, "strategy": strategy}, f"{name}.yaml")
+        before, began = [proxy.total for proxy in proxies], time.monotonic()
+        out = tmp_path / name
+        deployed[name] = deployment.finish(deployment.submit(out, scenario=path.name), out)
+        seconds = time.monotonic() - began
+        crossed[name] = [
+            proxy.total - count - rate * seconds
+            for proxy, count, rate in zip(proxies, before, idle, strict=True)
+        ]
+    for name, run in deployed.items():
+        simulated = tmp_path / f"{name}-simulated"
+        scenario = deployment.directory / "app" / f"{name}.yaml"
+        subprocess.run([BIN / "fedprune", "run", scenario, "--out", simulated, "--quiet"], check=True)
+        reference = load_run(simulated)
+        assert same_state(get_state(run.model()), get_state(reference.model())), name
+        assert unmeasured(run.rounds) == unmeasured(reference.rounds), name
+        assert unmeasured(run.clients) == unmeasured(reference.clients), name
+        for number, counted in enumerate(crossed[name]):
+            tasks = [task for task in run.clients if task["client"] == number]
+            said = sum(task["bytes_down"] + task["bytes_up"] for task in tasks)
+            messages = 2 * len(tasks)  # What is sent, and its reply.
+            print(f"{name} {number}: {messages} messages, {said} B said, {counted:.0f} B counted")
+            assert said < counted <= 1.03 * said + 4096 * messages, name
+
+
+def idle_rates(proxies: list[CountingProxy]) -> list[float]:
+    """Return what crosses in a second when nothing runs, in bytes."""
+    before, began = [proxy.total for proxy in proxies], time.monotonic()
+    time.sleep(30)  # A heartbeat, and ten questions for messages.
+    seconds = time.monotonic() - began
+    return [(proxy.total - count) / seconds for proxy, count in zip(proxies, before, strict=True)]
