@@ -5,8 +5,8 @@ What the rest of fedprune uses is here; a source of a user's own needs ``Request
 """
 
 from fedprune.data.batches import AUGMENTATIONS, batches, parts
-from fedprune.data.federated import describe, load
-from fedprune.data.pictures import ClientData, DataInfo, FederatedData, Pictures, Shares
+from fedprune.data.federated import declared, describe, load, open_shares
+from fedprune.data.pictures import ClientData, DataInfo, FederatedData, LocalData, Pictures, Shares
 from fedprune.data.sources import SOURCES, Request, Source
 
 __all__ = [
@@ -15,12 +15,15 @@ __all__ = [
     "ClientData",
     "DataInfo",
     "FederatedData",
+    "LocalData",
     "Pictures",
     "Request",
     "Shares",
     "Source",
     "batches",
+    "declared",
     "describe",
     "load",
+    "open_shares",
     "parts",
 ]
