@@ -118,8 +118,8 @@ def _number_or_names(value: object) -> object:
         if len(set(names)) == len(value) >= 2:
             return tuple(names)
     raise ValueError(
-        f"{show(value)} is neither a number of classes, from 2 on, nor a list of two or more different names: "
-        'write for example 10 or ["cat", "dog"], names that look like numbers in quotes'
+        f"{show(value)} is neither a number of classes, from 2 on, nor a list of two or more different "
+        'names: write for example 10 or ["cat", "dog"], names that look like numbers in quotes'
     )
 
 
@@ -280,14 +280,14 @@ class DataSpec(_Spec):
     input_shape: tuple[ChannelsOrSide, ChannelsOrSide, ChannelsOrSide] | None = Field(
         default=None,
         strict=False,
-        description="Channels, height and width of a picture; for devices with data of their own, which can't "
-        "see the data set. Known for built-in ones.",
+        description="Channels, height and width of a picture, for devices with data of their own, which "
+        "can't see the data set; known for built-in data sets.",
         examples=[[3, 32, 32]],
     )
     classes: Annotated[Classes | None, BeforeValidator(_number_or_names)] = Field(
         default=None,
-        description="Number of classes, or their names in the order of their numbers; for devices with data "
-        "of their own. Known for built-in data sets.",
+        description="Number of classes, or their names in the order of their numbers, for devices with data "
+        "of their own; known for built-in data sets.",
         examples=[10, ["cat", "dog"]],
     )
     augment: tuple[Literal["crop", "flip"], ...] = Field(

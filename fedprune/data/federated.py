@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class _OpenShares:
 
     @cached_property
     def _client(self) -> Callable[[int], ClientData]:
-        @lru_cache(maxsize=None)
+        @cache
         def decode(number: int) -> ClientData:
             train, test = self.train.of(number), self.test.of(number)
             pictures = self.tables.share(np.concatenate([train, test]), self.info.input_shape)

@@ -23,7 +23,7 @@ class Known:
     mean, std
         Per channel, of pixels / 255.
     hub, image_column, label_column
-        Where the Hugging Face hub has it, and how its columns are called there; None: it is not read as tables.
+        Where the Hugging Face hub has it, and how its columns are called there; None: it is no table.
     """
 
     input_shape: tuple[int, int, int]
