@@ -6,6 +6,7 @@ What the rest of fedprune uses is here; a source of a user's own needs ``Request
 
 from fedprune.data.batches import AUGMENTATIONS, batches, parts
 from fedprune.data.federated import declared, describe, load, open_shares
+from fedprune.data.own import load_own
 from fedprune.data.pictures import ClientData, DataInfo, FederatedData, LocalData, Pictures, Shares
 from fedprune.data.sources import SOURCES, Request, Source
 
@@ -24,6 +25,7 @@ __all__ = [
     "declared",
     "describe",
     "load",
+    "load_own",
     "open_shares",
     "parts",
 ]
