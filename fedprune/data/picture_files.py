@@ -202,6 +202,8 @@ def _is_text(kind: Any) -> bool:
 
 
 def _labels(table: Any, column: str, path: Path, expected: Expected) -> NDArray[np.int64]:
+    from pyarrow import types
+
     where = f"{path}, column {column!r}"
     names = expected.info.class_names
     own = _names_of_hub(table, column)
@@ -210,6 +212,7 @@ def _labels(table: Any, column: str, path: Path, expected: Expected) -> NDArray[
             f"{where} numbers the classes {', '.join(own)}, and the scenario's are {', '.join(names)}: "
             "number them alike, or give the labels as text"
         )
+    # By DLPack, since `to_numpy` imports pandas where it is installed.
     values = table.read(columns=[column], use_threads=False).column(0).combine_chunks()
     if values.null_count:
         raise DataError(f"{where}: {values.null_count} pictures have no label: leave them out")
@@ -221,9 +224,10 @@ def _labels(table: Any, column: str, path: Path, expected: Expected) -> NDArray[
             if name not in number_of:
                 raise _unknown_class(f"{where}: label {name!r}", name, expected)
         numbers = np.array([number_of[name] for name in given], dtype=np.int64)
-        indices: NDArray[np.int64] = encoded.indices.to_numpy()
-        return numbers[indices]
-    return expected.labels(values.to_numpy(zero_copy_only=False), len(values), where)
+        return numbers[np.from_dlpack(encoded.indices).astype(np.int64)]
+    if not types.is_integer(values.type):
+        raise DataError(f"{where}: labels are {values.type}, expected class numbers or names")
+    return expected.labels(np.from_dlpack(values), len(values), where)
 
 
 def _names_of_hub(table: Any, column: str) -> tuple[str, ...] | None:

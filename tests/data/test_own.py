@@ -394,6 +394,11 @@ def test_tables_that_cannot_be_told_are_refused(scenario: Make, tmp_path: Path) 
         ({"a": nothing, "y": numbers}, {}, "picture 0 has no bytes"),
         ({"a": pictures, "y": pa.array([None, *[0] * 11])}, {}, "1 pictures have no label"),
         ({"a": pictures, "y": pa.array([7] * 12)}, {}, "labels go from 7 to 7"),
+        (
+            {"a": pictures, "y": pa.array([True] * 12)},
+            {"label_column": "y"},
+            "labels are bool, expected class",
+        ),
         ({"a": pictures, "y": pa.array(["cow"] * 12)}, {"label_column": "y"}, "label 'cow' is named as no"),
     ):
         pq.write_table(pa.table(columns), path)
