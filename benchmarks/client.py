@@ -204,14 +204,15 @@ def measure(folder: Path, repeats: int) -> Row:
 
 def table(rows: list[Row]) -> str:
     """Return one line a case, in markdown."""
-    memory = [*PARTS, "peak", "modelled", "message"]
-    header = ["federation", "strategy", "examples", *(f"{part} MiB" for part in memory)]
+    memory = [*PARTS, "peak", "modelled"]
+    header = ["federation", "strategy", "examples", "message KiB", *(f"{part} MiB" for part in memory)]
     header += [f"{part} s" for part in (*PARTS, "total")]
     lines = [header, ["---"] * len(header)]
     for row in rows:
         sizes = [f"{row[f'{part}_bytes'] / MIB:.1f}" for part in memory]
         seconds = [f"{row[f'{part}_seconds']:.2f}" for part in (*PARTS, "total")]
-        lines.append([row["federation"], row["strategy"], f"{row['examples']:.0f}", *sizes, *seconds])
+        asked = [f"{row['examples']:.0f}", f"{row['message_bytes'] / 1024:.0f}"]
+        lines.append([row["federation"], row["strategy"], *asked, *sizes, *seconds])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -95,7 +95,10 @@ class Expected:
         raise DataError(f"{where}: pixels have shape {shape}, {hint}")
 
     def pixels(self, array: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
-        """Return uint8 (N, C, H, W) or (N, H, W) as (N, C, H, W) with the channels of the model: a view.
+        """Return uint8 (N, C, H, W) or (N, H, W) as (N, C, H, W) with the channels of the model.
+
+        C-contiguous, by a copy where they are not: PyTorch chooses by the strides of a batch how it sums, so
+        that the same pictures otherwise gave other bits than in a simulation.
 
         Raises
         ------
@@ -103,8 +106,9 @@ class Expected:
             Where it is of another type or shape. Grey pictures become coloured ones, and nothing is resized.
         """
         self.check_pixels(array.shape, array.dtype, where)
-        array = array[:, None] if array.ndim == 3 else array
-        return np.broadcast_to(array, (len(array), *self.info.input_shape))
+        channels, height, width = self.info.input_shape
+        array = np.ascontiguousarray(array).reshape(len(array), -1, height, width)
+        return array if array.shape[1] == channels else np.repeat(array, channels, axis=1)
 
     def labels(self, array: NDArray[Any], examples: int, where: str) -> NDArray[np.int64]:
         """Return class numbers as int64 (N,).

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from inprocess import federate, plan
 
 from fedprune import data
+from fedprune.client import FederatedClientApp, Site
 from fedprune.data import Pictures, expected, load_own, npz
 from fedprune.errors import DataError, PluginError
 from fedprune.scenario import Scenario
@@ -173,6 +176,23 @@ def test_grey_pictures_become_coloured_ones(write: Write, scenario: Make, tmp_pa
     check_same(found, Pictures(np.repeat(pictures.pixels, 3, 1), pictures.labels), write is picture_folder)
 
 
+def test_a_client_on_its_own_data_trains_as_one_in_a_simulation_does(tmp_path: Path) -> None:
+    """Given the pictures that a simulation gave it, it answers the same messages with the same values."""
+    scenario = plan(strategy={"name": "static", "density": 0.3})
+    made = federate(scenario)
+    for number in range(2):
+        share = made.data.client(number)
+        shown = {"pixels": share.pictures.pixels[share.train], "labels": share.pictures.labels[share.train]}
+        np.savez(tmp_path / f"{number}.npz", **shown)
+        site = Site(scenario, load_own(str(tmp_path / f"{number}.npz"), scenario, number))
+        context = Context(1, number + 2, {"partition-id": number}, RecordDict(), {})
+        asked = [pair for pair in made.trained() if pair[0].metadata.dst_node_id == number + 2]
+        assert asked
+        for message, reply in asked:
+            own = FederatedClientApp(lambda _, site=site: site)(message, context)
+            assert own.content.array_records == reply.content.array_records
+
+
 # --- what is held out ---
 
 
@@ -213,9 +233,9 @@ def test_a_test_part_of_its_own_is_held_out_instead(kind: str, scenario: Make, t
 # --- what is refused ---
 
 
-def refused(where: object, plan: Scenario, message: str) -> None:
+def refused(where: object, asked: Scenario, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load_own(str(where), plan, CLIENT)
+        load_own(str(where), asked, CLIENT)
 
 
 def test_a_scenario_that_does_not_say_what_it_takes_is_refused(scenario: Make, tmp_path: Path) -> None:
