@@ -90,14 +90,15 @@ def _call(function: Callable[[DataInfo], Any], where: str, expected: Expected) -
     """Return what a function of the owner's makes."""
     try:
         made = function(expected.info)
+        if isinstance(made, Pictures):
+            made = (made.pixels, made.labels)
+        arrays = [np.asarray(array) for array in made] if isinstance(made, tuple) else []
     except Exception as error:  # it is the owner's, and may raise anything
         raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
-    if isinstance(made, Pictures):
-        made = (made.pixels, made.labels)
-    if not (isinstance(made, tuple) and len(made) == 2):
+    if len(arrays) != 2:
         raise DataError(f"{where} returned {type(made).__name__}: expected Pictures or (pixels, labels)")
-    given, labels = (np.asarray(array) for array in made)
-    pixels = expected.pixels(given, where)
+    pixels, labels = arrays
+    pixels = expected.pixels(pixels, where)
     expected.check_count(len(pixels), where)
     return Pictures(pixels, expected.labels(labels, len(pixels), where))
 

@@ -143,32 +143,10 @@ def read_parquet(path: Path, expected: Expected) -> tuple[Pictures, None]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise missing_package(".parquet files", "pyarrow") from error
-    known = KNOWN.get(expected.info.name)
     try:
         with pq.ParquetFile(path, memory_map=True) as table:
-            schema, examples = table.schema_arrow, table.metadata.num_rows
-            image = pick_column(
-                schema.names,
-                [field.name for field in schema if _holds_pictures(field.type)],
-                expected.image_column,
-                known.image_column if known else None,
-                "pictures",
-                "data.image_column",
-            )
-            numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-            label = pick_column(
-                schema.names,
-                numbers or [field.name for field in schema if _is_text(field.type)],
-                expected.label_column,
-                known.label_column if known else None,
-                "class labels",
-                "data.label_column",
-            )
-            if not _holds_pictures(schema.field(image).type):
-                raise DataError(
-                    f"{path}: column {image!r} is {schema.field(image).type}, expected pictures in the form "
-                    "of the hub, a struct of bytes and path"
-                )
+            image, label = _columns(table.schema_arrow, path, expected)
+            examples = table.metadata.num_rows
             expected.check_count(examples, str(path))
             labels = _labels(table, label, path, expected)
             expected.check_memory(examples, str(path))
@@ -178,11 +156,41 @@ def read_parquet(path: Path, expected: Expected) -> tuple[Pictures, None]:
                 if encoded is None:
                     raise DataError(f"{what} has no bytes: save the table with its pictures embedded")
                 decoded[number] = _decode(BytesIO(encoded), expected, what)
+    except PermissionError:
+        raise
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, PermissionError):
-            raise
         raise DataError(f"{path} is no .parquet file, or damaged ({error})") from error
     return Pictures(decoded, labels), None
+
+
+def _columns(schema: Any, path: Path, expected: Expected) -> tuple[str, str]:
+    """Return the names of the columns of pictures and of labels."""
+    from pyarrow import types
+
+    known = KNOWN.get(expected.info.name)
+    image = pick_column(
+        schema.names,
+        [field.name for field in schema if _holds_pictures(field.type)],
+        expected.image_column,
+        known.image_column if known else None,
+        "pictures",
+        "data.image_column",
+    )
+    if not _holds_pictures(schema.field(image).type):
+        raise DataError(
+            f"{path}: column {image!r} is {schema.field(image).type}, expected pictures in the form of the "
+            "hub, a struct of bytes and path"
+        )
+    numbers = [field.name for field in schema if types.is_integer(field.type)]
+    label = pick_column(
+        schema.names,
+        numbers or [field.name for field in schema if _is_text(field.type)],
+        expected.label_column,
+        known.label_column if known else None,
+        "class labels",
+        "data.label_column",
+    )
+    return image, label
 
 
 def _holds_pictures(kind: Any) -> bool:

@@ -436,11 +436,13 @@ def test_functions_that_fail_are_named(scenario: Make, tmp_path: Path) -> None:
         "import numpy as np\n"
         "def fails(info):\n    raise OSError('the camera is off')\n"
         "def three(info):\n    return 1, 2, 3\n"
+        "def ragged(info):\n    return [[1], [2, 3]], 2\n"
         "def floats(info):\n    return np.zeros((12, 3, 5, 4)), np.zeros(12, int)\n"
     )
     for name, message in (
         ("fails", r"mine\.py:fails raised OSError: the camera is off"),
         ("three", r"mine\.py:three returned tuple: expected Pictures or \(pixels, labels\)"),
+        ("ragged", r"mine\.py:ragged raised ValueError: .*shape"),
         ("floats", r"mine\.py:floats: pixels are float64"),
     ):
         refused(f"{tmp_path / 'mine.py'}:{name}", scenario(PETS), message)
