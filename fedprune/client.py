@@ -29,7 +29,7 @@ from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.fit import TrainingStep, last, micro_batch
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import Overhead, forward_memory, optimizer_slots
-from fedprune.data import ClientData, FederatedData, batches
+from fedprune.data import ClientData, LocalData, batches
 from fedprune.errors import (
     DivergedError,
     FedpruneError,
@@ -72,7 +72,7 @@ class Site:
     """What a process holds for its clients: scenario, data, one model that each in turn fills."""
 
     scenario: Scenario
-    data: FederatedData
+    data: LocalData
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     #: What the device of this process is, where a scenario does not say it.
     profile: DeviceProfile | None = None

@@ -109,10 +109,28 @@ def _number_or_auto(value: object) -> object:
     return value
 
 
+def _number_or_names(value: object) -> object:
+    """Refuse what is neither a number of classes nor their names in one sentence instead of one for each."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 2):
+        return value
+    if isinstance(value, list | tuple):
+        names = [name for name in value if isinstance(name, str) and name]
+        if len(set(names)) == len(value) >= 2:
+            return tuple(names)
+    raise ValueError(
+        f"{show(value)} is neither a number of classes, from 2 on, nor a list of two or more different "
+        'names: write for example 10 or ["cat", "dog"], names that look like numbers in quotes'
+    )
+
+
 PluginName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_plugins)]
 """A built-in name, an entry point, "package.module:Name" or "file.py:Name", whose path becomes absolute."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+ChannelsOrSide = Annotated[int, Field(ge=1)]
+
+Classes = Annotated[int, Field(ge=2)] | Annotated[tuple[str, ...], Field(min_length=2)]
 
 
 class _Spec(BaseModel):
@@ -258,6 +276,19 @@ class DataSpec(_Spec):
     )
     label_column: str | None = Field(
         default=None, description="Name of the column with the labels; found by itself where not given."
+    )
+    input_shape: tuple[ChannelsOrSide, ChannelsOrSide, ChannelsOrSide] | None = Field(
+        default=None,
+        strict=False,
+        description="Channels, height and width of a picture, for devices with data of their own, which "
+        "can't see the data set; known for built-in data sets.",
+        examples=[[3, 32, 32]],
+    )
+    classes: Annotated[Classes | None, BeforeValidator(_number_or_names)] = Field(
+        default=None,
+        description="Number of classes, or their names in the order of their numbers, for devices with data "
+        "of their own; known for built-in data sets.",
+        examples=[10, ["cat", "dog"]],
     )
     augment: tuple[Literal["crop", "flip"], ...] = Field(
         default=(),

@@ -5,8 +5,9 @@ What the rest of fedprune uses is here; a source of a user's own needs ``Request
 """
 
 from fedprune.data.batches import AUGMENTATIONS, batches, parts
-from fedprune.data.federated import describe, load
-from fedprune.data.pictures import ClientData, DataInfo, FederatedData, Pictures, Shares
+from fedprune.data.federated import declared, describe, load, open_shares
+from fedprune.data.own import load_own
+from fedprune.data.pictures import ClientData, DataInfo, FederatedData, LocalData, Pictures, Shares
 from fedprune.data.sources import SOURCES, Request, Source
 
 __all__ = [
@@ -15,12 +16,16 @@ __all__ = [
     "ClientData",
     "DataInfo",
     "FederatedData",
+    "LocalData",
     "Pictures",
     "Request",
     "Shares",
     "Source",
     "batches",
+    "declared",
     "describe",
     "load",
+    "load_own",
+    "open_shares",
     "parts",
 ]

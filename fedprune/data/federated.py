@@ -5,12 +5,25 @@ Not for how any of that is done: ``sources`` reads and ``partition`` divides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+
 import numpy as np
 
 from fedprune import seeds
 from fedprune.data import partition
-from fedprune.data.pictures import DataInfo, FederatedData, Indices, Pictures, Shares
-from fedprune.data.sources import Request, Source, find
+from fedprune.data.known import KNOWN, numbered
+from fedprune.data.pictures import (
+    ClientData,
+    DataInfo,
+    FederatedData,
+    Indices,
+    LocalData,
+    Pictures,
+    Shares,
+)
+from fedprune.data.sources import Request, Source, Tables, find, open_tables
 from fedprune.errors import DataError
 from fedprune.scenario import DataSpec, Scenario
 
@@ -24,22 +37,94 @@ def load(scenario: Scenario) -> FederatedData:
     Raises
     ------
     DataError
-        Where the data can't be read, or not divided so that every client can train on one full batch.
+        Where the data can't be read, is not what the scenario says of it, or can't be divided so that every
+        client can train on one full batch.
     PluginError
         Where there is no data set of that name.
     """
-    spec, clients, seed = scenario.data, scenario.clients, scenario.seed
     source = _read(scenario)
-    public, pool = _public_part(len(source.train), spec.server_fraction, seed)
-    smallest = partition.smallest_share(clients.training.batch_size, spec.client_test_fraction)
-    shares = partition.partition(source.train.labels[pool], clients.count, spec.partition, smallest, seed)
-    shares = Shares(pool[shares.indices], shares.offsets)
-    train, test = partition.hold_out(shares, spec.client_test_fraction, seed)
-    return FederatedData(_info(spec, source), source.train, source.test, public, train, test)
+    info = _info(scenario.data, source.train.pixels.shape[1:], source)
+    _check_declared(scenario.data, info)
+    return FederatedData(info, source.train, source.test, *_divide(scenario, source.train.labels))
+
+
+def open_shares(scenario: Scenario) -> LocalData:
+    """Return the data of a scenario for processes in which few of its clients are at work.
+
+    Each client has the same pictures and labels in the same order as with `load`. Of tables (files, the
+    hub), a client's pictures are decoded when it is asked for, and no others: not the other clients', not the
+    server's, not the test split. Sources that return whole arrays are loaded whole.
+
+    Raises
+    ------
+    DataError, PluginError
+        As `load`.
+    """
+    tables = open_tables(_request(scenario), scenario.directory)
+    if tables is None:
+        return load(scenario)
+    expected = declared(scenario.data)
+    shape = tables.shape() if expected is None else expected.input_shape
+    info = _info(scenario.data, shape, tables)
+    _check_declared(scenario.data, info)
+    _, train, test = _divide(scenario, tables.train_labels)
+    return _OpenShares(info, tables, train, test)
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenShares:
+    """A division of pictures that are decoded client by client, once each."""
+
+    info: DataInfo
+    tables: Tables
+    train: Shares
+    test: Shares
+
+    def client(self, number: int) -> ClientData:
+        """Return the data of client ``number``, from 0."""
+        return self._client(number)
+
+    @cached_property
+    def _client(self) -> Callable[[int], ClientData]:
+        @cache
+        def decode(number: int) -> ClientData:
+            train, test = self.train.of(number), self.test.of(number)
+            pictures = self.tables.share(np.concatenate([train, test]), self.info.input_shape)
+            places = np.arange(len(pictures))
+            return ClientData(pictures, places[: len(train)], places[len(train) :])
+
+        return decode
+
+
+def declared(spec: DataSpec) -> DataInfo | None:
+    """Return what pictures and classes a scenario's model takes, as far as it follows without reading any.
+
+    From ``data.input_shape`` and ``data.classes`` or, for a built-in data set, from what is known of it.
+    None where a part is missing.
+
+    Raises
+    ------
+    DataError
+        Where mean and standard deviation are given for another number of channels.
+    """
+    known = KNOWN.get(spec.name)
+    shape, names, mean, std = spec.input_shape, spec.classes, None, None
+    if isinstance(names, int):
+        names = numbered(names)
+    if known is not None:
+        shape, names, mean, std = (
+            shape or known.input_shape,
+            names or known.class_names,
+            known.mean,
+            known.std,
+        )
+    if shape is None or names is None:
+        return None
+    return _data_info(spec, shape, names, mean, std)
 
 
 def describe(scenario: Scenario) -> DataInfo:
-    """Return what pictures a scenario's data set has, of which as few as a source allows are read.
+    """Return what pictures a scenario's data set has: as declared, else as few are read as a source allows.
 
     Raises
     ------
@@ -48,27 +133,43 @@ def describe(scenario: Scenario) -> DataInfo:
     PluginError
         Where there is no data set of that name.
     """
+    if (info := declared(scenario.data)) is not None:
+        return info
     few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
-    return _info(few, _read(scenario.model_copy(update={"data": few})))
+    source = _read(scenario.model_copy(update={"data": few}))
+    return _info(few, source.train.pixels.shape[1:], source)
 
 
-def _read(scenario: Scenario) -> Source:
+def _request(scenario: Scenario) -> Request:
     spec = scenario.data
-    path = None if spec.path is None else scenario.directory / spec.path
-    request = Request(
+    return Request(
         name=spec.name,
-        path=path,
+        path=None if spec.path is None else scenario.directory / spec.path,
         seed=scenario.seed,
         train_examples=spec.train_examples,
         test_examples=spec.test_examples,
         image_column=spec.image_column,
         label_column=spec.label_column,
     )
-    source = find(spec.name, path, scenario.directory)(request)
+
+
+def _read(scenario: Scenario) -> Source:
+    request = _request(scenario)
+    source = find(request.name, request.path, scenario.directory)(request)
     for split, pictures in (("train", source.train), ("test", source.test)):
         if fault := _fault(pictures, len(source.class_names)):
-            raise DataError(f"data set {spec.name!r}: {split} has {fault}")
+            raise DataError(f"data set {request.name!r}: {split} has {fault}")
     return source
+
+
+def _divide(scenario: Scenario, labels: Indices) -> tuple[Indices, Shares, Shares]:
+    """Return the server's part of the training pictures, and what each client trains and tests on."""
+    spec, clients, seed = scenario.data, scenario.clients, scenario.seed
+    public, pool = _public_part(len(labels), spec.server_fraction, seed)
+    smallest = partition.smallest_share(clients.training.batch_size, spec.client_test_fraction)
+    shares = partition.partition(labels[pool], clients.count, spec.partition, smallest, seed)
+    shares = Shares(pool[shares.indices], shares.offsets)
+    return public, *partition.hold_out(shares, spec.client_test_fraction, seed)
 
 
 def _fault(pictures: Pictures, classes: int) -> str | None:
@@ -90,17 +191,57 @@ def _public_part(examples: int, fraction: float, seed: int) -> tuple[Indices, In
     return np.sort(order[:public]), np.sort(order[public:])
 
 
-def _info(spec: DataSpec, source: Source) -> DataInfo:
-    channels, height, width = source.train.pixels.shape[1:]
-    half = (0.5,) * channels
+def _info(spec: DataSpec, shape: tuple[int, ...], source: Source | Tables) -> DataInfo:
+    channels, height, width = shape
+    return _data_info(spec, (channels, height, width), source.class_names, source.mean, source.std)
+
+
+def _data_info(
+    spec: DataSpec,
+    shape: tuple[int, int, int],
+    class_names: tuple[str, ...],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> DataInfo:
+    half = (0.5,) * shape[0]
     return DataInfo(
         name=spec.name,
-        input_shape=(channels, height, width),
-        classes=len(source.class_names),
-        class_names=source.class_names,
-        mean=_per_channel("mean", spec.mean or source.mean or half, channels),
-        std=_per_channel("std", spec.std or source.std or half, channels),
+        input_shape=shape,
+        classes=len(class_names),
+        class_names=class_names,
+        mean=_per_channel("mean", spec.mean or mean or half, shape[0]),
+        std=_per_channel("std", spec.std or std or half, shape[0]),
     )
+
+
+def _check_declared(spec: DataSpec, info: DataInfo) -> None:
+    """Refuse data that is not what a device with data of its own would take it to be."""
+    if spec.input_shape not in (None, info.input_shape):
+        raise _disagrees(spec, "input_shape", spec.input_shape, info.input_shape)
+    if spec.classes not in (None, info.classes, info.class_names):
+        found = info.class_names if isinstance(spec.classes, tuple) else info.classes
+        raise _disagrees(spec, "classes", spec.classes, found)
+    expected = declared(spec)
+    if expected is None:
+        return
+    for key in ("input_shape", "classes", "mean", "std"):
+        usual, found = getattr(expected, key), getattr(info, key)
+        if usual != found:
+            raise DataError(
+                f"data set {spec.name!r} has {key} {_plain(found)}, and a device with data of its own would "
+                f"take it to be {_plain(usual)}: write data.{key}: {_plain(found)}"
+            )
+
+
+def _disagrees(spec: DataSpec, key: str, given: object, found: object) -> DataError:
+    return DataError(
+        f"data.{key} is {_plain(given)}, and of data set {spec.name!r} it is {_plain(found)}: correct it"
+    )
+
+
+def _plain(value: object) -> object:
+    """Return a value as YAML has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _per_channel(what: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

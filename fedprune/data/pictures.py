@@ -7,6 +7,7 @@ plain NumPy arrays in frozen dataclasses, so that it can be shared between proce
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,20 @@ class ClientData:
     pictures: Pictures
     train: Indices
     test: Indices
+
+
+class LocalData(Protocol):
+    """What clients at work in one process need of data: what pictures there are, and each client's own.
+
+    `FederatedData` in a simulation; on a device, data that holds or decodes no other client's pictures.
+    """
+
+    @property
+    def info(self) -> DataInfo:
+        """What a model and a batch need to know of the pictures."""
+
+    def client(self, number: int) -> ClientData:
+        """Return the data of client ``number``, from 0; ``IndexError`` where it is not held here."""
 
 
 @dataclass(frozen=True)

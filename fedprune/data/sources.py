@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedprune import registry
 from fedprune.data import tables
+from fedprune.data.known import KNOWN, Known
 from fedprune.data.partition import choose, split_without_test
-from fedprune.data.pictures import Pictures
+from fedprune.data.pictures import Indices, Pictures
 
 
 @dataclass(frozen=True)
@@ -76,32 +78,29 @@ def digits(request: Request) -> Source:
         train=Pictures(pixels[train], labels[train]),
         test=Pictures(pixels[test], labels[test]),
         class_names=tuple(map(str, bunch.target_names)),
-        mean=(0.3053,),
-        std=(0.3759,),
+        mean=KNOWN["digits"].mean,
+        std=KNOWN["digits"].std,
     )
 
 
 def cifar10(request: Request) -> Source:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour pictures of 32x32, 10 classes."""
-    return _tables(
-        request, "uoft-cs/cifar10", "img", "label", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    )
+    return _open(request, KNOWN["cifar10"]).decoded()
 
 
 def cifar100(request: Request) -> Source:
     """CIFAR-100 (Krizhevsky 2009), fine labels: 50,000 + 10,000 colour pictures of 32x32, 100 classes."""
-    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    return _tables(request, "uoft-cs/cifar100", "img", "fine_label", mean, std)
+    return _open(request, KNOWN["cifar100"]).decoded()
 
 
 def mnist(request: Request) -> Source:
     """MNIST (LeCun et al. 1998): 60,000 + 10,000 grey pictures of 28x28, 10 handwritten digits."""
-    return _tables(request, "ylecun/mnist", "image", "label", (0.1307,), (0.3081,))
+    return _open(request, KNOWN["mnist"]).decoded()
 
 
 def fashion_mnist(request: Request) -> Source:
     """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey pictures of 28x28, 10 kinds of clothes."""
-    return _tables(request, "zalando-datasets/fashion_mnist", "image", "label", (0.2860,), (0.3530,))
+    return _open(request, KNOWN["fashion_mnist"]).decoded()
 
 
 SOURCES: dict[str, Callable[[Request], Source]] = {
@@ -115,7 +114,7 @@ SOURCES: dict[str, Callable[[Request], Source]] = {
 
 def hugging_face(request: Request) -> Source:
     """Any other data set of labelled pictures: from the Hugging Face hub by name, or from ``path``."""
-    return _tables(request, request.name, None, None, None, None)
+    return _open(request, None).decoded()
 
 
 def find(name: str, path: Path | None = None, directory: Path | None = None) -> Callable[[Request], Source]:
@@ -137,26 +136,79 @@ def find(name: str, path: Path | None = None, directory: Path | None = None) -> 
     return source
 
 
-def _tables(
-    request: Request,
-    hub_name: str,
-    image_column: str | None,
-    label_column: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-) -> Source:
-    """Return what is asked for from ``request.path``, or from the hub under ``hub_name``."""
-    train, test = tables.read(request.name, hub_name, request.path)
-    image = tables.image_column(train, request.image_column, image_column)
-    label = tables.label_column(train, request.label_column, label_column)
+@dataclass(frozen=True)
+class Tables:
+    """The training and test pictures of a source, found and chosen but not decoded.
+
+    Attributes
+    ----------
+    train, test
+        ``datasets.Dataset``.
+    image_column, label_column
+        Names of the columns.
+    train_labels
+        int64, by picture.
+    class_names, mean, std
+        As in `Source`.
+    """
+
+    train: Any
+    test: Any
+    image_column: str
+    label_column: str
+    train_labels: Indices
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+    def decoded(self) -> Source:
+        """Decode every picture."""
+        train, test = (tables.pixels(table, self.image_column) for table in (self.train, self.test))
+        train, test = tables.same_shape(train, test)
+        return Source(
+            Pictures(train, self.train_labels),
+            Pictures(test, tables.labels(self.test, self.label_column, self.class_names)),
+            self.class_names,
+            self.mean,
+            self.std,
+        )
+
+    def share(self, indices: Indices, shape: tuple[int, int, int]) -> Pictures:
+        """Decode the training pictures at ``indices`` alone, in that order, to pictures of ``shape``."""
+        pixels = tables.pixels(self.train.select(indices), self.image_column, shape)
+        return Pictures(pixels, self.train_labels[indices])
+
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of the decoded pictures; as few are decoded as tell it."""
+        return tables.shape((self.train, self.test), self.image_column)
+
+
+def open_tables(request: Request, directory: Path | None = None) -> Tables | None:
+    """Return what a name stands for undecoded, or None where that source gives whole arrays alone.
+
+    Raises
+    ------
+    DataError
+        Where it can't be read.
+    PluginError
+        Where there is no data set of that name.
+    """
+    if find(request.name, request.path, directory) is hugging_face:
+        return _open(request, None)
+    known = KNOWN.get(request.name)
+    return None if known is None or known.hub is None else _open(request, known)
+
+
+def _open(request: Request, known: Known | None) -> Tables:
+    """Open ``request.path``, or a data set of the hub: the known one, else the one of the request's name."""
+    hub = usual_image = usual_label = mean = std = None
+    if known is not None:
+        hub, usual_image, usual_label = known.hub, known.image_column, known.label_column
+        mean, std = known.mean, known.std
+    train, test = tables.read(request.name, hub or request.name, request.path)
+    image = tables.image_column(train, request.image_column, usual_image)
+    label = tables.label_column(train, request.label_column, usual_label)
     names = tables.class_names(train, label)
     train = train.select(choose(np.arange(len(train)), request.train_examples, request.seed, "train"))
     test = test.select(choose(np.arange(len(test)), request.test_examples, request.seed, "test"))
-    train_pixels, test_pixels = tables.same_shape(tables.pixels(train, image), tables.pixels(test, image))
-    return Source(
-        train=Pictures(train_pixels, tables.labels(train, label, names)),
-        test=Pictures(test_pixels, tables.labels(test, label, names)),
-        class_names=names,
-        mean=mean,
-        std=std,
-    )
+    return Tables(train, test, image, label, tables.labels(train, label, names), names, mean, std)

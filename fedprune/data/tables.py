@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.data import images
 from fedprune.data.partition import split_without_test
 from fedprune.errors import DataError
 from fedprune.mistakes import did_you_mean
@@ -24,9 +25,6 @@ HUB_TIMEOUT = 5.0
 
 # Pictures decoded at a time: enough to hide the cost of reading a slice, few enough to need no memory.
 _DECODED_AT_ONCE = 256
-
-_GREY_MODES = {"1", "L", "LA"}
-_DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "F"}
 
 _EXPECTED = (
     "expected a .parquet or .arrow file, a folder of such files, or one of pictures in train/<class>/ and "
@@ -175,19 +173,49 @@ def label_column(table: Any, wanted: str | None, usual: str | None) -> str:
 
 
 def _column(table: Any, wanted: str | None, usual: str | None, kind: type, what: str, setting: str) -> str:
-    columns = ", ".join(table.features)
+    fitting = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+    return pick_column(list(table.features), fitting, wanted, usual, what, setting)
+
+
+def pick_column(
+    columns: Sequence[str],
+    fitting: Sequence[str],
+    wanted: str | None,
+    usual: str | None,
+    what: str,
+    setting: str,
+) -> str:
+    """Return a column: as wanted, as usual, or the only fitting one.
+
+    Parameters
+    ----------
+    columns
+        All there are.
+    fitting
+        Those whose type marks them as ``what``.
+    wanted, usual
+        Names that the scenario and the data set's source give, if they do.
+    what, setting
+        What the column holds and the scenario's key for its name, for messages.
+
+    Raises
+    ------
+    DataError
+        Where the wanted one is not there, or none or several fit.
+    """
+    there = ", ".join(columns)
     if wanted is not None:
-        if wanted not in table.features:
-            hint = did_you_mean(wanted, table.features)
-            raise DataError(f"{setting} is {wanted!r}: no such column{hint} (there are {columns})")
+        if wanted not in columns:
+            raise DataError(
+                f"{setting} is {wanted!r}: no such column{did_you_mean(wanted, columns)} (there are {there})"
+            )
         return wanted
-    if usual in table.features:
+    if usual in columns:
         return str(usual)
-    found = [name for name, feature in table.features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        trouble = f"{', '.join(found)} all hold {what}" if found else f"no column is marked as {what}"
-        raise DataError(f"{trouble}: name the right one in {setting} (there are {columns})")
-    return str(found[0])
+    if len(fitting) != 1:
+        trouble = f"{', '.join(fitting)} all hold {what}" if fitting else f"no column is marked as {what}"
+        raise DataError(f"{trouble}: name the right one in {setting} (there are {there})")
+    return fitting[0]
 
 
 def class_names(table: Any, column: str) -> tuple[str, ...]:
@@ -226,34 +254,54 @@ def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
     return numbers
 
 
-def pixels(table: Any, column: str) -> NDArray[np.uint8]:
+def pixels(table: Any, column: str, shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
     """Decode a column to uint8 (N, C, H, W): C = 1 where all pictures are grey, else 3 (red, green, blue).
+
+    With a ``shape``, (C, H, W), all are made that and none may need more than grey made colour.
 
     Raises
     ------
     DataError
-        Where a picture can't be decoded, has more than 8 bits, or another size than the first.
+        Where a picture can't be decoded, has more than 8 bits, or another size than ``shape`` or the first.
     """
+    if shape is not None:
+        fitted = np.empty((len(table), *shape), dtype=np.uint8)
+        for number, picture in enumerate(_decoded(table, column)):
+            images.check(picture, shape, f"picture {number}")
+            fitted[number] = images.array(picture, shape[0])
+        return fitted
     decoded = np.empty((len(table), 1, 0, 0), dtype=np.uint8)
     for number, picture in enumerate(_decoded(table, column)):
-        if picture.mode in _DEEP_MODES:
-            raise DataError(
-                f"picture {number} has more than 8 bits a channel ({picture.mode}): convert it first"
-            )
+        channels = images.channels(picture, f"picture {number}")
         if number == 0:
-            decoded = np.empty((len(table), 1, picture.height, picture.width), dtype=np.uint8)
+            decoded = np.empty((len(table), channels, picture.height, picture.width), dtype=np.uint8)
         if (picture.height, picture.width) != decoded.shape[2:]:
             height, width = decoded.shape[2:]
             raise DataError(
                 f"picture {number} is {picture.height}x{picture.width} and the first is {height}x{width}: "
                 "all must have one size; resize them before, for instance with PIL.Image.resize"
             )
-        if picture.mode not in _GREY_MODES and decoded.shape[1] == 1:
-            decoded = np.repeat(decoded, 3, axis=1)
-        mode = "L" if decoded.shape[1] == 1 else "RGB"
-        array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
-        decoded[number] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+        if channels > decoded.shape[1]:
+            decoded = np.repeat(decoded, channels, axis=1)
+        decoded[number] = images.array(picture, decoded.shape[1])
     return decoded
+
+
+def shape(splits: Sequence[Any], column: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of the pictures of all splits, decoding one after the other up to the first in colour.
+
+    Raises
+    ------
+    DataError
+        Where one can't be decoded or has more than 8 bits.
+    """
+    size = (0, 0)
+    for number, picture in enumerate(picture for split in splits for picture in _decoded(split, column)):
+        if number == 0:
+            size = (picture.height, picture.width)
+        if images.channels(picture, f"picture {number}") == 3:
+            return (3, *size)
+    return (1, *size)
 
 
 def _decoded(table: Any, column: str) -> Iterator[Any]:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprune.data import FederatedData, load
-from fedprune.errors import DataError
+from fedprune.data import SOURCES, ClientData, FederatedData, declared, images, load, open_shares
+from fedprune.data.known import KNOWN
+from fedprune.errors import DataError, ScenarioError
 from fedprune.scenario import Scenario
 
 Make = Callable[..., Scenario]
+
+CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 
 OWN = """
 import numpy as np
@@ -24,6 +27,10 @@ def made(request):
     "Sixty pictures of two classes."
     pictures = Pictures(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 2)
     return Source(pictures, pictures, ("even", "odd"))
+
+def normalised(request):
+    pictures = made(request).train
+    return Source(pictures, pictures, ("even", "odd"), (0.1, 0.2), (1.0, 1.0))
 
 def float_pixels(request):
     pictures = Pictures(np.zeros((60, 2, 4, 5)), np.arange(60) % 2)
@@ -146,3 +153,132 @@ def test_importing_needs_nothing_of_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- clients one by one ---
+
+
+def same_share(one: ClientData, other: ClientData) -> None:
+    for part in ("train", "test"):
+        mine, theirs = getattr(one, part), getattr(other, part)
+        np.testing.assert_array_equal(one.pictures.pixels[mine], other.pictures.pixels[theirs])
+        np.testing.assert_array_equal(one.pictures.labels[mine], other.pictures.labels[theirs])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"partition": {"scheme": "dirichlet"}, "client_test_fraction": 0.2},
+        {"partition": {"scheme": "shard"}, "server_fraction": 0.1, "train_examples": 500},
+    ],
+)
+@pytest.mark.parametrize("name", ["digits", "cifar10", "own"])
+def test_an_open_share_is_the_one_of_the_whole(
+    name: str, spec: dict[str, Any], scenario: Make, own: Make, no_cache_left: None
+) -> None:
+    if name == "own":
+        plan = own("made", client_test_fraction=0.2)
+    elif name == "digits":
+        plan = scenario(spec)
+    else:
+        if not CIFAR10.exists():
+            pytest.skip(f"no CIFAR-10 in {CIFAR10}")
+        few = {"train_examples": 500, "test_examples": 10}
+        plan = scenario({"name": "cifar10", "path": str(CIFAR10), **spec, **few})
+    whole, shares = load(plan), open_shares(plan)
+    assert shares.info == whole.info
+    for number in (4, 0, 3):
+        same_share(shares.client(number), whole.client(number))
+        assert shares.client(number).pictures is shares.client(number).pictures
+
+
+@pytest.mark.parametrize("declared", [{}, {"input_shape": [3, 8, 8], "classes": 2}])
+def test_an_open_share_has_the_channels_of_all_pictures(
+    declared: dict[str, Any], scenario: Make, tmp_path: Path, no_cache_left: None
+) -> None:
+    """One test picture in colour makes every picture coloured, also those of a client that has grey ones."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for split, mode, count in (("train", "L", 30), ("test", "RGB", 1)):
+        for kind in ("a", "b"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (8, 8) if mode == "L" else (8, 8, 3), dtype=np.uint8)
+                image.fromarray(pixels).save(tmp_path / split / kind / f"{number}.png")
+    plan = scenario({"name": "mixed", "path": str(tmp_path), **declared})
+    whole, shares = load(plan), open_shares(plan)
+    assert shares.info == whole.info
+    assert whole.info.input_shape == (3, 8, 8)
+    same_share(shares.client(1), whole.client(1))
+
+
+def test_an_open_share_decodes_the_pictures_of_its_client_alone(
+    scenario: Make, monkeypatch: pytest.MonkeyPatch, no_cache_left: None
+) -> None:
+    if not CIFAR10.exists():
+        pytest.skip(f"no CIFAR-10 in {CIFAR10}")
+    few = {"train_examples": 500, "test_examples": 10, "client_test_fraction": 0.2}
+    shares = open_shares(scenario({"name": "cifar10", "path": str(CIFAR10), **few}))
+    decoded = []
+    array = images.array
+    monkeypatch.setattr(images, "array", lambda *given: decoded.append(1) or array(*given))
+    client = shares.client(2)
+    assert len(decoded) == len(client.train) + len(client.test) == 100
+
+
+# --- what a scenario declares ---
+
+
+def test_what_is_declared_must_be_what_is_read(scenario: Make, own: Make) -> None:
+    right = {"input_shape": [2, 4, 5], "classes": ["even", "odd"]}
+    assert load(own("made", **right)).info == declared(own("made", **right).data)
+    assert load(own("made", **{**right, "classes": 2})).info.class_names == ("even", "odd")
+    for wrong, message in (
+        ({"input_shape": [1, 4, 5]}, r"data\.input_shape is \[1, 4, 5\], and of .* it is \[2, 4, 5\]"),
+        ({"classes": 3}, r"data\.classes is 3, and of .* it is 2"),
+        ({"classes": ["odd", "even"]}, r"classes is \['odd', 'even'\], and of .* it is \['even', 'odd'\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load(own("made", **wrong))
+    with pytest.raises(DataError, match=r"has mean \[0\.1, 0\.2\], .* write data\.mean: \[0\.1, 0\.2\]"):
+        load(own("normalised", **right))
+    assert load(own("normalised")).info.mean == (0.1, 0.2)
+    assert load(own("normalised", **right, mean=[0.1, 0.2], std=[1.0, 1.0])).info.std == (1.0, 1.0)
+
+
+def test_known_data_sets_are_what_is_known_of_them(scenario: Make, no_cache_left: None) -> None:
+    assert load(scenario({"name": "digits"})).info == declared(scenario({"name": "digits"}).data)
+    if CIFAR10.exists():
+        plan = scenario({"name": "cifar10", "path": str(CIFAR10), "train_examples": 40, "test_examples": 1})
+        assert load(plan).info == declared(plan.data)
+    assert KNOWN.keys() == SOURCES.keys()
+    assert declared(scenario({"name": "owner/pictures"}).data) is None
+
+
+def test_a_known_name_over_other_pictures_is_refused(
+    scenario: Make, tmp_path: Path, no_cache_left: None
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for kind in ("a", "b"):
+        (tmp_path / kind).mkdir()
+        for number in range(30):
+            image.new("L", (8, 8)).save(tmp_path / kind / f"{number}.png")
+    wrong = {"name": "mnist", "path": str(tmp_path)}
+    with pytest.raises(DataError, match=r"has input_shape \[1, 8, 8\], .* write data\.input_shape: \[1, 8"):
+        load(scenario(wrong))
+    load(scenario({**wrong, "input_shape": [1, 8, 8], "classes": ["a", "b"]}))
+
+
+@pytest.mark.parametrize("wrong", [1, True, "ten", ["a"], ["a", "a"], [1, 2], {"a": 1}])
+def test_classes_are_a_number_or_names(wrong: Any, scenario: Make) -> None:
+    with pytest.raises(
+        ScenarioError, match=r"data\.classes: .*neither a number of classes, from 2 on, nor a"
+    ):
+        scenario({"classes": wrong})
+
+
+def test_declarations_survive_being_written(scenario: Make) -> None:
+    for classes in (3, ["a", "b"], None):
+        plan = scenario({"classes": classes, "input_shape": [3, 4, 5]})
+        again = Scenario.from_mapping(plan.model_dump(mode="json"))
+        assert again.data == plan.data

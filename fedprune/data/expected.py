@@ -1,0 +1,149 @@
+"""What a scenario expects of a device's own data, and what is said where that is something else.
+
+Not for reading it: every format's reader asks here, from a header where there is one, before it reads more.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.data.federated import declared
+from fedprune.data.partition import smallest_share
+from fedprune.data.pictures import DataInfo
+from fedprune.errors import DataError
+from fedprune.scenario import Scenario
+from fedprune.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a client's pictures must be.
+
+    Attributes
+    ----------
+    info
+        What the model takes.
+    batch_size
+        Of which a client needs one at the least.
+    test_fraction
+        Share of its pictures that a client tests on, unless it brings test pictures; 0: it never tests.
+    image_column, label_column
+        Names of a table's columns, where the scenario gives them.
+    """
+
+    info: DataInfo
+    batch_size: int
+    test_fraction: float = 0.0
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Expected:
+        """Return what a scenario expects.
+
+        Raises
+        ------
+        DataError
+            Where the scenario alone does not say what pictures its model takes.
+        """
+        spec = scenario.data
+        info = declared(spec)
+        if info is None:
+            raise DataError(
+                f"a device with data of its own can't see data set {spec.name!r}: the scenario must say what "
+                "its pictures are, data.input_shape: [channels, height, width], and what its classes are, "
+                "data.classes: their number or their names"
+            )
+        return cls(
+            info,
+            scenario.clients.training.batch_size,
+            spec.client_test_fraction,
+            spec.image_column,
+            spec.label_column,
+        )
+
+    def check_count(self, examples: int, where: str, *, brings_test: bool = False) -> None:
+        """Refuse fewer training pictures than one full batch, besides what is held out of them."""
+        fraction = 0.0 if brings_test else self.test_fraction
+        needed = smallest_share(self.batch_size, fraction)
+        if examples < needed:
+            held_out = " and its held-out part" if fraction else ""
+            raise DataError(
+                f"{where} has {examples} pictures, and a client needs {needed}, one batch of "
+                f"{self.batch_size}{held_out}: add pictures, or take a smaller clients.training.batch_size"
+            )
+
+    def check_pixels(self, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
+        """Refuse an array, of which only this is known, that `pixels` can't take."""
+        if dtype != np.uint8:
+            hint = " (from 0 to 1? numpy.rint(255 * pixels).astype('uint8'))" if dtype.kind == "f" else ""
+            raise DataError(f"{where}: pixels are {dtype}, expected uint8 from 0 to 255{hint}")
+        channels, height, width = self.info.input_shape
+        given = (1, *shape[1:]) if len(shape) == 3 else shape[1:]
+        if given == (channels, height, width) or (channels == 3 and given == (1, height, width)):
+            return
+        if len(shape) == 4 and shape[1:] == (height, width, channels):
+            hint = "its channels come last: save pixels.transpose(0, 3, 1, 2)"
+        else:
+            grey = f", or (N, {height}, {width}) grey" if channels in (1, 3) else ""
+            hint = f"expected (N, {channels}, {height}, {width}){grey}: resize or convert them before"
+        raise DataError(f"{where}: pixels have shape {shape}, {hint}")
+
+    def pixels(self, array: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+        """Return uint8 (N, C, H, W) or (N, H, W) as (N, C, H, W) with the channels of the model.
+
+        C-contiguous, by a copy where they are not: PyTorch chooses by the strides of a batch how it sums, so
+        that the same pictures otherwise gave other bits than in a simulation.
+
+        Raises
+        ------
+        DataError
+            Where it is of another type or shape. Grey pictures become coloured ones, and nothing is resized.
+        """
+        self.check_pixels(array.shape, array.dtype, where)
+        channels, height, width = self.info.input_shape
+        array = np.ascontiguousarray(array).reshape(len(array), -1, height, width)
+        return array if array.shape[1] == channels else np.repeat(array, channels, axis=1)
+
+    def labels(self, array: NDArray[Any], examples: int, where: str) -> NDArray[np.int64]:
+        """Return class numbers as int64 (N,).
+
+        Raises
+        ------
+        DataError
+            Where they are no whole numbers, not one a picture, or not among the scenario's classes.
+        """
+        if array.dtype.kind not in "iu":
+            raise DataError(
+                f"{where}: labels are {array.dtype}, expected whole numbers, the classes' numbers"
+            )
+        if array.shape != (examples,):
+            raise DataError(
+                f"{where}: labels have shape {array.shape}, expected ({examples},), one a picture"
+            )
+        if examples and (array.min() < 0 or array.max() >= self.info.classes):
+            raise DataError(
+                f"{where}: labels go from {array.min()} to {array.max()}, and the scenario has "
+                f"{self.info.classes} classes, 0 to {self.info.classes - 1}"
+            )
+        return array.astype(np.int64)
+
+    def check_memory(self, examples: int, where: str) -> None:
+        """Refuse to decode more pictures than this machine's memory holds."""
+        needed = examples * int(np.prod(self.info.input_shape))
+        if needed > (there := physical_memory()):
+            raise DataError(
+                f"{where} has {examples} pictures, {format_bytes(needed)} when decoded, and this machine has "
+                f"{format_bytes(there)} of memory: take fewer, or an .npz file from numpy.savez, which is "
+                "not read whole"
+            )
+
+
+def physical_memory() -> int:
+    """Return this machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
