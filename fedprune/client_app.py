@@ -6,6 +6,7 @@ config says; see `fedprune.node_config`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from flwr.app import Context
@@ -16,19 +17,30 @@ from fedprune.client import FederatedClientApp, Site
 from fedprune.determinism import make_deterministic
 from fedprune.node_config import client_number, data_place, device_profile, peak_resident_bytes
 
+_Config = tuple[tuple[str, object], ...]
+
 
 @lru_cache(maxsize=1)
-def _site(run_config: tuple[tuple[str, object], ...], node_config: tuple[tuple[str, object], ...]) -> Site:
-    """Build the site; Flower's simulation runtime keeps processes between messages."""
+def _trial(run_config: _Config) -> Site:
+    """Return the site of nodes that take their parts of the scenario's data set.
+
+    Flower's simulation runtime has many in a process, and keeps it between messages.
+    """
     make_deterministic()
-    scenario, node = scenario_of(dict(run_config)), dict(node_config)  # type: ignore[arg-type]
-    place, number = data_place(node), client_number(node)
-    data = datasets.load(scenario) if place is None else datasets.load_own(place, scenario, number)
-    return Site(scenario, data, profile=device_profile(node, scenario))
+    scenario = scenario_of(dict(run_config))  # type: ignore[arg-type]
+    return Site(scenario, datasets.open_shares(scenario))
 
 
 def _find_site(context: Context) -> Site:
-    return _site(tuple(sorted(context.run_config.items())), tuple(sorted(context.node_config.items())))
+    run_config, node = tuple(sorted(context.run_config.items())), context.node_config
+    place = data_place(node)
+    if place is None:
+        site = _trial(run_config)
+        return replace(site, profile=profile) if (profile := device_profile(node, site.scenario)) else site
+    make_deterministic()
+    scenario = scenario_of(context.run_config)
+    data = datasets.load_own(place, scenario, client_number(node))
+    return Site(scenario, data, profile=device_profile(node, scenario))
 
 
 app = FederatedClientApp(_find_site, peak_resident_bytes)

@@ -130,8 +130,8 @@ def _described(scenario: Scenario) -> Scenario:
     """Return the scenario with what a device must know of data that it does not have itself."""
     info = datasets.describe(scenario)
     data: dict[str, object] = {
-        # "input_shape": list(info.input_shape),
-        # "classes": list(info.class_names),
+        "input_shape": list(info.input_shape),
+        "classes": list(info.class_names),
         "mean": list(info.mean),
         "std": list(info.std),
     }
