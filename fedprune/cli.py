@@ -325,7 +325,9 @@ def compare(
     console.print(comparison.table())
     console.print(comparison.notes(), markup=False)
     labelled = zip(comparison.labels, comparison.runs, strict=True)
-    print_classes({label: run.summary for label, run in labelled}, console)
+    summaries = {label: run.summary for label, run in labelled}
+    print_classes(summaries, console)
+    print_measured(summaries, console)
     if csv is not None:
         comparison.write_csv(csv)
     if picture is not None:
@@ -490,6 +492,43 @@ def print_classes(summaries: Mapping[str, Mapping[str, Any]], console: Console) 
         table.add_row(*map(escape, row))
     console.print(table)
     console.print(NOTE, soft_wrap=True)
+
+
+def print_measured(summaries: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print what real devices have measured beside what the cost model says, for runs in which any have."""
+    measured = {
+        (label, device): of
+        for label, summary in summaries.items()
+        for device, of in (summary.get("measured") or {}).items()
+    }
+    if not measured:
+        return
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedprune.units import format_bytes, format_seconds
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("run", "device"):
+        table.add_column(head, no_wrap=True)
+    for head in ("tasks", "time, measured", "modelled", "peak memory, measured", "modelled"):
+        table.add_column(head, justify="right")
+    for names, of in measured.items():
+        table.add_row(
+            *map(escape, names),
+            str(of["tasks"]),
+            format_seconds(of["measured_seconds"]),
+            format_seconds(of["device_seconds"]),
+            format_bytes(of["measured_memory_bytes"]),
+            format_bytes(of["peak_memory_bytes"]),
+        )
+    console.print(table)
+    console.print(
+        "Measured: from a message to its reply, without the network; and the whole process with Python.\n"
+        "Modelled: computing and the network; what training itself allocates.",
+        soft_wrap=True,
+    )
 
 
 def print_devices(

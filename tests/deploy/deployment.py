@@ -102,9 +102,12 @@ class Deployment:
         lines = [f"partition-id={number}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
         (self.directory / "devices" / f"device-{number}" / "node-config").write_text("\n".join(lines) + "\n")
 
-    def start_node(self, number: int, *arguments: str, **environment: str) -> None:
+    def start_node(self, number: int, *arguments: str, keep: bool = False, **environment: str) -> None:
+        """Start a SuperNode; ``keep``: and again when it ends, as systemd does."""
+        again = ["sh", "-c", 'until "$@"; do sleep 5; done', "sh"] if keep else []
         self.start(
             f"device-{number}",
+            *again,
             f"devices/device-{number}/supernode.sh",
             *arguments,
             SUPERNODE_PORT=str(free_port()),
