@@ -87,7 +87,7 @@ def test_a_connection_that_is_lost_for_a_minute(deployment, plan, tmp_path):
     deployment.write_scenario({**plan, "rounds": 5, "strategy": STATIC})
     proxy = CountingProxy(deployment.port)
     deployment.start_nodes(0, 2)
-    deployment.start_node(1, "--superlink", f"127.0.0.1:{proxy.port}")
+    deployment.start_node(1, "--superlink", f"127.0.0.1:{proxy.port}", keep=True)
     run_id = deployment.submit(out)
     wait_for_round(deployment, out, 1)
     wait_for_task(deployment, "device-1")
