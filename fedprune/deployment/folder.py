@@ -66,7 +66,10 @@ def init(
     check(scenario)
     if scenario.faults.any:
         raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' for a deployment")
-    described = _described(scenario)
+    text, plugins = _described(scenario).to_yaml(), _plugins(scenario)
+    for path, name in plugins:
+        beside = path.relative_to(scenario.directory.resolve())
+        text = text.replace(f" {name}\n", f" ./{beside}:{name.rpartition(':')[2]}\n")
     _make_empty(directory)
     texts = {
         "name": scenario.name,
@@ -83,8 +86,11 @@ def init(
     }
     _write(directory, "README.md", texts)
     _write(directory / "app", "app/pyproject.toml.in", texts)
-    (directory / "app" / "scenario.yaml").write_text(described.to_yaml(), encoding="utf-8")
-    _copy_plugins(scenario, directory / "app")
+    (directory / "app" / "scenario.yaml").write_text(text, encoding="utf-8")
+    for path, _ in plugins:
+        target = directory / "app" / path.relative_to(scenario.directory.resolve())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     _write(directory / "flwr", "config.toml", texts)
     certificates = make_certificates(host, days)
     server = directory / "server"
@@ -154,18 +160,26 @@ def _make_empty(directory: Path) -> None:
         )
 
 
-def _copy_plugins(scenario: Scenario, app: Path) -> None:
-    """Copy the files of plug-ins that the scenario names as "file.py:Name" beside it."""
+def _plugins(scenario: Scenario) -> list[tuple[Path, str]]:
+    """Return the files of plug-ins that the scenario names as "file.py:Name", with that name.
+
+    Raises
+    ------
+    UserError
+        For a file that lies elsewhere than in the scenario's folder or below.
+    """
+    found, directory = [], scenario.directory.resolve()
     for name in (scenario.strategy.name, scenario.model.name, scenario.data.name):
-        file, colon, _ = name.rpartition(":")
-        if not colon or not file.endswith(".py"):
+        file = name.rpartition(":")[0]
+        if not file.endswith(".py"):
             continue
-        path = scenario.directory / file
-        target = (app / file).resolve()
-        if Path(file).is_absolute() or not target.is_relative_to(app.resolve()):
-            raise UserError(f"{name}: a plug-in must lie in the scenario's folder or below to travel with it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        path = (directory / file).resolve()
+        if not path.is_relative_to(directory):
+            raise UserError(
+                f"{file}: a plug-in travels with its scenario; it must lie in {directory} or below"
+            )
+        found.append((path, name))
+    return found
 
 
 def _write(directory: Path, template: str, texts: Mapping[str, str]) -> None:
