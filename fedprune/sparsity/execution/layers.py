@@ -6,6 +6,7 @@ Each takes a batch of any memory layout and returns one that is batch-last, see
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional
 from fedprune.sparsity.execution.index import KernelIndex, Window
 from fedprune.sparsity.execution.kernels import convolve, input_gradient, weight_gradient
 from fedprune.sparsity.execution.layout import batch_first, batch_last, is_batch_last
+
+Observer = Callable[[Tensor, Tensor], None]
+"""Is shown a layer's input and the gradient to its output, (in, H, W, N) and (out, H', W', N), going backward."""
 
 _FEW = 32
 """Most weights per output channel of a dense convolution that is always unfolded."""
@@ -32,17 +36,24 @@ class SparseConv2d(nn.Module):
         (kept,).
     bias : Tensor, optional
         (out,).
+
+    Attributes
+    ----------
+    observer : Callable, optional
+        From what it is shown follow the gradients of pruned weights, see `gradient_slices`.
     """
 
     def __init__(self, index: KernelIndex, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.index = index
+        self.observer: Observer | None = None
         self.weight = weight
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, H', W') of (N, in, H, W)."""
-        y: Tensor = _Convolution.apply(batch_last(x), self.weight, self.index)  # type: ignore[no-untyped-call]
+        arguments = batch_last(x), self.weight, self.index, self.observer
+        y: Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             y.add_(_per_channel(self.bias))
         return batch_first(y)
@@ -64,20 +75,23 @@ class SparseLinear(SparseConv2d):
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, index: KernelIndex) -> Tensor:
-        ctx.index = index
+    def forward(ctx: Any, x: Tensor, weight: Tensor, index: KernelIndex, observer: Observer | None) -> Tensor:
+        ctx.index, ctx.observer = index, observer
         ctx.save_for_backward(x, weight)
         return convolve(index, weight.detach(), x.detach())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        to_input, to_weight, _ = ctx.needs_input_grad
+        to_input, to_weight, *_ = ctx.needs_input_grad
         gradient = batch_last(batch_first(gradient))
+        if ctx.observer is not None:
+            ctx.observer(x, gradient)
         return (
             input_gradient(ctx.index, weight, gradient, *x.shape[1:3]) if to_input else None,
             weight_gradient(ctx.index, x, gradient) if to_weight else None,
+            None,
             None,
         )
 
