@@ -18,6 +18,7 @@ from torch import Tensor
 from fedprune.client import Fit, Order
 from fedprune.clients.sparse import Sparse
 from fedprune.costs.memory import Overhead
+from fedprune.execution import LocalModel
 from fedprune.extrusion import Extrusion, ExtrusionRequest
 from fedprune.messages import real
 from fedprune.scenario import Scenario
@@ -48,6 +49,10 @@ class Extruding(Sparse):
             buffers=sparse.buffers + positions,
         )
 
+    def executes_sparse(self, config: ConfigRecord) -> bool:
+        """Return that this client can't: it prunes what dense layers save, and centres dense filters."""
+        return False
+
     def fit(self, order: Order) -> Fit:
         """Train as the sparse client does, with pruned activations."""
         with sparse_activations(real(order.config, "activation-density")):
@@ -56,12 +61,12 @@ class Extruding(Sparse):
     def train_on(
         self,
         order: Order,
-        masks: Masks,
+        model: LocalModel,
         steps: Iterable[tuple[Tensor, Tensor]],
         prepare: Prepare | None = None,
     ) -> Trained:
         """Take a step on each batch, each with what the message asks for."""
-        module, extrusion = self.site.module, None
+        module, masks, extrusion = model.module, model.masks, None
         if request := ExtrusionRequest.of(order.config, masks):
             examples = self.scenario.clients.training.epochs * len(self.data.train)
             extrusion = Extrusion(module, request, masks, examples)
@@ -76,4 +81,4 @@ class Extruding(Sparse):
             if order.config.get("standardise", False):
                 optimizer.register_step_post_hook(recentre)
 
-        return super().train_on(order, masks, steps, register)
+        return super().train_on(order, model, steps, register)

@@ -45,7 +45,9 @@ def order_for(site, masks, server_round=1):
     codec = site.codec(masks)
     values = codec.flatten(get_state(site.module))
     set_state(site.module, codec.unflatten(values))
-    return Order(server_round, ConfigRecord(), masks, codec, values)
+    model = sparse.Sparse(site, 0).model(ConfigRecord(), masks, codec)
+    model.load(values)
+    return Order(server_round, ConfigRecord(), masks, codec, values, model)
 
 
 def plain_training(site, number, masks, epochs):
