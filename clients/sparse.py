@@ -143,11 +143,9 @@ class Sparse(Client):
 
         Pruning is by magnitude over the whole model; rewound is everything, to the initial state.
         """
-        model, masks, data = order.model, order.masks, self.data
+        model, masks = order.model, order.masks
         size = self.fitting_forward(order.masks, self.whole_batch)
-        accuracy = score(
-            model.module, data.pictures, data.test, self.site.data.info, batch_size=size
-        ).accuracy
+        accuracy = self.held_out_score(model, size).accuracy
         density = request.next_density(masks)
         if accuracy >= request.accuracy and density < masks.density:
             masks = prune_further(order.codec.unflatten(order.values), masks, global_, density)
@@ -156,7 +154,7 @@ class Sparse(Client):
             model = self.model(order.config, masks, codec)
             model.load(codec.flatten(self.site.initial))
         fit = self.fit_in(order, model)
-        return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(data.test)))
+        return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(self.data.test)))
 
     def with_importance(self, fit: Fit, order: Order, request: ImportanceRequest) -> Fit:
         """Add the importance of every weight that has a mask, after training."""

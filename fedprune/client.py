@@ -168,7 +168,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Order:
-    """What a message asks of a client, decoded: ``values`` is the flat state under ``masks``, in ``model``."""
+    """What a message asks of a client, decoded: ``model`` holds ``values``, which are flat under ``masks``."""
 
     round: int
     config: ConfigRecord
@@ -333,7 +333,7 @@ class Client(ABC):
         """Score the model that came of training, before wire rounding, on this client's held-out examples."""
         model = self.model(order.config, fit.masks, self.reply_codec(order.config, fit.masks))
         model.load(fit.values)
-        return self._held_out_score(model, self.scenario.evaluation.batch_size)
+        return self.held_out_score(model, self.scenario.evaluation.batch_size)
 
     def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Evaluate what was sent on this client's held-out examples."""
@@ -341,7 +341,7 @@ class Client(ABC):
         began = time.perf_counter()
         examples = len(self.data.test)
         size = self.fitting_forward(order.masks, min(self.scenario.evaluation.batch_size, max(examples, 1)))
-        result = self._held_out_score(order.model, size)
+        result = self.held_out_score(order.model, size)
         memory = forward_memory(self.site.cost, order.masks, size)
         metrics = MetricRecord(
             {
@@ -355,7 +355,7 @@ class Client(ABC):
         )
         return RecordDict({"metrics": metrics})
 
-    def _held_out_score(self, model: LocalModel, batch_size: int) -> Score:
+    def held_out_score(self, model: LocalModel, batch_size: int) -> Score:
         """Score a model as it stands on this client's held-out examples."""
         data = self.data
         return score(model.module, data.pictures, data.test, self.site.data.info, batch_size=batch_size)

@@ -1,8 +1,8 @@
 """How a process executes its model under masks: as PyTorch does, or layers on their kept weights alone.
 
-A `LocalModel` is a module together with the way in which flat values get into it and out of it. What travels is
-the same in either execution, so nothing but the module differs. Which layers are executed sparse follows from
-``clients.training`` and the masks; how, is for `fedprune.sparsity.execution`.
+A `LocalModel` is a module together with the way in which flat values get into it and out of it. What
+travels is the same in either execution. Which layers are executed sparse follows from ``clients.training``
+and the masks; how that is done is for `fedprune.sparsity.execution`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def with_memory(skeleton: nn.Module) -> nn.Module:
 
 
 def _with_tensors(module: nn.Module, tensors: list[Tensor], made: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Return a copy of a module with others in the place of some of its tensors; what layers share they share."""
+    """Return a copy of a module with others in the place of some tensors; what layers share, they share."""
     memo: dict[int, object] = {
         id(tensor): nn.Parameter(made(tensor.detach()), tensor.requires_grad)
         if isinstance(tensor, nn.Parameter)

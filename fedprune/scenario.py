@@ -355,8 +355,8 @@ class TrainingSpec(_Spec):
     )
     execution: Literal["auto", "dense", "sparse"] = Field(
         default="auto",
-        description="How pruned layers are computed: dense under a mask, sparse on their kept weights alone, or "
-        "auto: sparse where that is faster, by a layer's shape, density and batch and the CPU's instruction set.",
+        description="How pruned layers are computed: dense under a mask, sparse on their kept weights alone, "
+        "or auto: sparse where that is faster by a layer's shape, its density, the batch and the CPU.",
     )
 
 

@@ -130,7 +130,7 @@ def gradient_slices(
 def tap_operands(
     window: Window, x: Tensor, gradient: Tensor, taps: Collection[int]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield for each of these taps two matrices, (out, M) and (M, in), whose product is its weights' gradient.
+    """Yield for each of these taps the two matrices, (out, M) and (M, in), whose product is its gradient.
 
     ``x`` and ``gradient`` are those of `weight_gradient`. The taps come lattice by lattice.
     """

@@ -19,7 +19,7 @@ from fedprune.sparsity.execution.kernels import convolve, input_gradient, weight
 from fedprune.sparsity.execution.layout import batch_first, batch_last, is_batch_last
 
 Observer = Callable[[Tensor, Tensor], None]
-"""Is shown a layer's input and the gradient to its output, (in, H, W, N) and (out, H', W', N), going backward."""
+"""Called in a backward pass with a layer's input, (in, H, W, N), and the gradient to its output, alike."""
 
 _FEW = 32
 """Most weights per output channel of a dense convolution that is always unfolded."""
