@@ -168,7 +168,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Order:
-    """What a message asks of a client, decoded: ``model`` holds ``values``, which are flat under ``masks``."""
+    """What a message asks of a client, decoded: ``model`` holds ``values``, flat under ``masks``."""
 
     round: int
     config: ConfigRecord
