@@ -31,6 +31,8 @@ from fedprune.training import Prepare, Trained
 class Extruding(Sparse):
     """Trains with pruned activations and centred filters, and extrudes what is about to be dropped."""
 
+    executes_sparse = False  # It prunes what dense layers save, and centres dense filters.
+
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
         """Return what a step needs besides; pruned activations need less."""
@@ -48,10 +50,6 @@ class Extruding(Sparse):
             activation_density=real(config, "activation-density"),
             buffers=sparse.buffers + positions,
         )
-
-    def executes_sparse(self, config: ConfigRecord) -> bool:
-        """Return that this client can't: it prunes what dense layers save, and centres dense filters."""
-        return False
 
     def fit(self, order: Order) -> Fit:
         """Train as the sparse client does, with pruned activations."""

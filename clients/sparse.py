@@ -44,6 +44,8 @@ from fedprune.wire.values import MASK
 class Sparse(Client):
     """Trains the kept weights on the client's own examples (SGD or Adam, FedProx's term)."""
 
+    executes_sparse = True
+
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
         """Return what a step needs besides: FedProx's term the weights that training started from."""
@@ -58,10 +60,6 @@ class Sparse(Client):
         """Train, and let go of the candidate of an earlier query."""
         state.pop("candidate", None)
         return super().train(content, state)
-
-    def executes_sparse(self, config: ConfigRecord) -> bool:
-        """Return that this client can: whatever it does with weights it does with the kept ones."""
-        return True
 
     def fit(self, order: Order) -> Fit:
         """Train for ``clients.training.epochs`` epochs; see McMahan et al. 2017, algorithm 1."""
@@ -130,7 +128,7 @@ class Sparse(Client):
             swapped[name] = regrow(model.kept(name), mask, count, largest)
         masks, values = Masks(swapped), model.values()
         codec = self.site.codec(masks)
-        grown = self.model(order.config, masks, codec)
+        grown = self.model(masks, codec)
         grown.load(codec.taken_over(values, self.site.codec(order.masks)))
         second = self.train_on(order, grown, steps)
         return replace(
@@ -151,7 +149,7 @@ class Sparse(Client):
             masks = prune_further(order.codec.unflatten(order.values), masks, global_, density)
         if masks != order.masks:
             codec = self.site.codec(masks)
-            model = self.model(order.config, masks, codec)
+            model = self.model(masks, codec)
             model.load(codec.flatten(self.site.initial))
         fit = self.fit_in(order, model)
         return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(self.data.test)))

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -216,6 +216,9 @@ class Client(ABC):
     ``query_facts``, and so on: a subclass answers a new message by having the method.
     """
 
+    #: Whether this way of training can do with layers that hold their kept weights alone.
+    executes_sparse: ClassVar[bool] = False
+
     def __init__(self, site: Site, number: int) -> None:
         self.site = site
         self.scenario = site.scenario
@@ -331,7 +334,7 @@ class Client(ABC):
 
     def personal_score(self, order: Order, fit: Fit) -> Score:
         """Score the model that came of training, before wire rounding, on this client's held-out examples."""
-        model = self.model(order.config, fit.masks, self.reply_codec(order.config, fit.masks))
+        model = self.model(fit.masks, self.reply_codec(order.config, fit.masks))
         model.load(fit.values)
         return self.held_out_score(model, self.scenario.evaluation.batch_size)
 
@@ -419,17 +422,13 @@ class Client(ABC):
         masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
         codec = self.codec_of(config, masks)
         values = codec.decode(arrays)
-        model = self.model(config, masks, codec)
+        model = self.model(masks, codec)
         model.load(values)
         return Order(whole(config, "round"), config, masks, codec, values, model)
 
-    def executes_sparse(self, config: ConfigRecord) -> bool:
-        """Return whether this way of training can do with layers that hold their kept weights alone."""
-        return False
-
-    def model(self, config: ConfigRecord, masks: Masks, codec: Codec) -> LocalModel:
+    def model(self, masks: Masks, codec: Codec) -> LocalModel:
         """Return the model under masks, whose values travel by a codec, as this client executes it."""
-        found = self.site.sparse(masks) if self.executes_sparse(config) else None
+        found = self.site.sparse(masks) if self.executes_sparse else None
         return found or LocalModel(self.site.module, codec, masks)
 
     def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:

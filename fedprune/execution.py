@@ -92,8 +92,7 @@ def without_values(module: nn.Module) -> nn.Module:
 
 def with_memory(skeleton: nn.Module) -> nn.Module:
     """Return a copy of a module `without_values` whose state is zeros on the CPU."""
-    named = skeleton.state_dict(keep_vars=True)
-    empty = [tensor for tensor in named.values() if isinstance(tensor, Tensor) and tensor.is_meta]
+    empty = [tensor for tensor in (*skeleton.parameters(), *skeleton.buffers()) if tensor.is_meta]
     return _with_tensors(skeleton, empty, partial(torch.zeros_like, device="cpu"))
 
 

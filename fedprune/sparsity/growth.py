@@ -163,12 +163,12 @@ def largest_of(parts: Iterable[Slice], mask: Tensor, count: int) -> tuple[Tensor
     for outputs, tap, gradient in parts:
         # Not "at least": a gradient that is not a number must be found.
         found = ~mask[outputs, :, tap] & ~(gradient.abs() < least)
-        rows, columns = found.nonzero(as_tuple=True)
-        if not len(rows):
+        places = found.reshape(-1).nonzero()[:, 0]
+        if not len(places):
             continue
-        own = ((outputs.start + rows) * inputs + columns) * taps + tap
+        own = (outputs.start * inputs + places) * taps + tap
         positions, order = torch.cat([positions, own]).sort()
-        values = torch.cat([values, gradient[rows, columns]])[order]
+        values = torch.cat([values, gradient.reshape(-1)[places]])[order]
         if len(positions) > count:
             kept = values.abs().argsort(descending=True, stable=True)[:count].sort().values
             positions, values = positions[kept], values[kept]
