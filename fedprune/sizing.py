@@ -166,13 +166,7 @@ class Execution:
 
 
 def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
-    """Return what a step takes on this machine, under masks drawn at random with the densities that are asked.
-
-    Raises
-    ------
-    UserError
-        For a batch that the model can't train on.
-    """
+    """Return what a step takes in this process, under random masks of the densities that are asked for."""
     step = asked.step
     counts = step.kept(asked.density) if asked.density < 1 else {}
     generator = torch.Generator().manual_seed(scenario.seed)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from inprocess import copied, federate, plan
+from masked import Watched, assert_sound, losing
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -64,6 +65,13 @@ def test_a_round_agrees_with_the_dense_one(strategy):
         assert other.personal_accuracy == pytest.approx(one.personal_accuracy, abs=0.03)
         assert other.client_accuracy == pytest.approx(one.client_accuracy, abs=0.03)
     assert not all(torch.equal(sparse.strategy.state[n], t) for n, t in dense.strategy.state.items())
+
+
+@pytest.mark.parametrize("strategy", TRAINED_SPARSE.values(), ids=TRAINED_SPARSE)
+def test_zeros_averages_and_bytes_are_right_where_a_reply_is_lost(strategy):
+    if strategy is GROWING:
+        strategy = {**GROWING, "selection": False}  # Of one query a client, whose bytes the check can tell.
+    assert_sound(Watched(executed("sparse", strategy), tamper=losing(1, ("train",), (1,))), 2)
 
 
 def test_replies_do_not_depend_on_what_a_site_did_before():
