@@ -6,7 +6,7 @@
 
 For each case three copies of one model take the same steps of SGD with momentum in turn, one step each at a
 time: "dense" (as PyTorch does it, pruned weights held at 0), "sparse" (every layer that can be) and "auto"
-(those for which `fedprune.sparsity.execution.pays` says so). ``step_ms`` is the median of a step's processor
+(those for which `fedprune.execution.rule_of` says so). ``step_ms`` is the median of a step's processor
 time on one thread, which others on the machine disturb less than time on the clock; speeds are medians of
 ratios of neighbouring steps. ``peak_mib`` is the most that PyTorch's allocator holds in a step: parameters,
 gradients, the optimizer's state, an index of the kept weights and activations; not the bits that hold
@@ -31,7 +31,6 @@ import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,11 @@ from torch.profiler import ProfilerActivity
 from fedprune import models
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import executed_memory, index_bytes, optimizer_slots, step_memory
+from fedprune.execution import rule_of
+from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.criteria import magnitude
 from fedprune.sparsity.distributions import DISTRIBUTIONS
-from fedprune.sparsity.execution import KernelIndex, held_masks, index_masks, pays, sparse_copy
+from fedprune.sparsity.execution import KernelIndex, held_masks, index_masks, sparse_copy
 from fedprune.sparsity.execution.layout import batch_first, batch_last
 from fedprune.sparsity.execution.rule import break_even
 from fedprune.sparsity.masks import Masks
@@ -134,10 +135,12 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
         density=density,
         input_shape=SHAPE,
     )
+    cost, slots = ModelCost.of(module, SHAPE), optimizer_slots("sgd", MOMENTUM)
+    training = TrainingSpec(batch_size=batch)
     chosen = {
         "dense": {},
         "sparse": index_masks(module, masks),
-        "auto": index_masks(module, masks, partial(pays, batch=batch)),
+        "auto": index_masks(module, masks, rule_of(training, cost)),
     }
     trainees = {name: Trainee(module, masks, indices, batch) for name, indices in chosen.items()}
     with ExitStack() as stack:
@@ -152,7 +155,6 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
             name: executed_memory(trainee.module, SHAPE, batch, slots=1).total
             for name, trainee in trainees.items()
         }
-    cost, slots = ModelCost.of(module, SHAPE), optimizer_slots("sgd", MOMENTUM)
     predicted = step_memory(cost, masks, batch, slots=slots)
     dense = trainees["dense"].seconds[1:]  # the first gives the optimizer its state
     rows = []
@@ -234,7 +236,7 @@ def measure_layer(sizes: tuple[int, ...], batch: int, repeats: int) -> str:
                 times[density].append(time.process_time() - began)
     best = {density: min(seconds[1:]) for density, seconds in times.items()}
     speeds = {density: best[1.0] / best[density] for density in LAYER_DENSITIES}
-    limit = break_even(shape, batch)
+    limit = break_even(shape, batch, upstream[0, 0].numel())
     shown = [f"{speeds[density]:.2f}" for density in LAYER_DENSITIES]
     cells = ["x".join(map(str, sizes)), str(batch), f"{1000 * best[1.0]:.2f}", *shown, crossing(speeds)]
     return f"| {' | '.join([*cells, f'{limit:.3f}'])} |"

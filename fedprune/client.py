@@ -82,7 +82,8 @@ class Site:
     @cached_property
     def sparse(self) -> Callable[[Masks], LocalModel | None]:
         """The model with layers executed sparse, under masks; None where all of them stay dense."""
-        rule = rule_of(self.scenario.clients.training) if self.device.type == "cpu" else None
+        on_cpu = self.device.type == "cpu"
+        rule = rule_of(self.scenario.clients.training, self.cost) if on_cpu else None
 
         @lru_cache(maxsize=4)
         def make(masks: Masks) -> LocalModel | None:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fedprune.costs.flops import ModelCost
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import Rule, always, held_masks, index_masks, pays, sparse_copy
 from fedprune.sparsity.masks import Masks
@@ -58,11 +59,13 @@ class LocalModel:
         return weight[self.masks[name]] if name in self.held else weight
 
 
-def rule_of(training: TrainingSpec) -> Rule | None:
-    """Return which layers a scenario's clients execute sparse; None where they execute none."""
+def rule_of(training: TrainingSpec, cost: ModelCost) -> Rule | None:
+    """Return which layers of a model a scenario's clients execute sparse; None where they execute none."""
     if training.execution == "dense":
         return None
-    return always if training.execution == "sparse" else partial(pays, batch=training.batch_size)
+    positions = {layer.weight: layer.positions for layer in cost.layers}
+    rule = partial(pays, batch=training.batch_size, positions=positions)
+    return always if training.execution == "sparse" else rule
 
 
 def sparse_model(skeleton: nn.Module, masks: Masks, rule: Rule) -> LocalModel | None:

@@ -174,7 +174,8 @@ def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
         {name: torch.rand(step.shapes[name], generator=generator) for name in counts}, counts
     )
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
-    rule = rule_of(scenario.clients.training) if _client(scenario, strategy).executes_sparse else None
+    can = _client(scenario, strategy).executes_sparse
+    rule = rule_of(scenario.clients.training, step.cost) if can else None
     model = sparse_model(step.cost.skeleton, masks, rule) if rule and masks else None
     if model is None:
         return Execution(0, len(masks), None)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from fedprune import data as datasets
 from fedprune import registry
 from fedprune.client import Site
+from fedprune.costs.flops import ModelCost
 from fedprune.execution import rule_of, sparse_model, with_memory, without_values
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import SparseConv2d
@@ -169,7 +170,9 @@ def test_a_model_is_made_sparse_without_its_values_and_keeps_what_is_no_part_of_
     filled = with_memory(skeleton)
     assert filled.two.weight is filled.one.weight
     assert not any(parameter.any() for parameter in filled.parameters())
-    model = sparse_model(skeleton, masks, rule_of(TrainingSpec(execution="sparse")))
+    model = sparse_model(
+        skeleton, masks, rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (4,)))
+    )
     assert isinstance(model.module.own, SparseConv2d)
     codec = StateCodec(Layout.of(dense), masks)
     model.load(codec.flatten(get_state(dense)))

@@ -28,11 +28,11 @@ from fedprune.sparsity.masks import Masks
 Indices = Mapping[str, KernelIndex]
 """Name of a weight that is executed sparse -> where its kept values are."""
 
-Rule = Callable[[tuple[int, ...], Window, int], bool]
-"""Whether a weight is executed sparse, by its shape, its window and how many of it are kept."""
+Rule = Callable[[str, tuple[int, ...], int], bool]
+"""Whether a weight is executed sparse, by its name, its shape and how many of it are kept."""
 
 
-def always(shape: tuple[int, ...], window: Window, kept: int) -> bool:
+def always(name: str, shape: tuple[int, ...], kept: int) -> bool:
     """Execute every weight sparse that can be."""
     return True
 
@@ -74,7 +74,7 @@ def index_masks(module: nn.Module, masks: Masks, rule: Rule = always) -> dict[st
             )
         path, _, own = name.rpartition(".")
         window = _window(module.get_submodule(path)) if own == "weight" and _has_kernels(weight) else None
-        if window and uses[id(weight)] == 1 and rule(tuple(mask.shape), window, masks.kept[name]):
+        if window and uses[id(weight)] == 1 and rule(name, tuple(mask.shape), masks.kept[name]):
             indices[name] = KernelIndex(mask, window)
     return indices
 
