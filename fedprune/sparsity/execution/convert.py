@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.sparsity.execution.index import KernelIndex, Window
 from fedprune.sparsity.execution.layers import (
+    BatchFirstConv2d,
     BatchLastBatchNorm2d,
     BatchLastMaxPool2d,
     SparseConv2d,
@@ -100,8 +101,14 @@ def sparse_copy(module: nn.Module, indices: Indices) -> nn.Module:
     if not indices:
         return result
     replaced: dict[int, nn.Module] = {}
-    for path, layer in list(result.named_modules(remove_duplicate=False)):
-        new = replaced.setdefault(id(layer), _replacement(layer, indices.get(f"{path}.weight".lstrip("."))))
+    leads = False  # From the last to the first: whether the layer with weights that follows is sparse.
+    for path, layer in reversed(list(result.named_modules(remove_duplicate=False))):
+        index = indices.get(f"{path}.weight".lstrip("."))
+        new = replaced.setdefault(id(layer), _replacement(layer, index))
+        if isinstance(new, UnfoldedConv2d):
+            new.leads = leads
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            leads = index is not None
         if new is layer:
             continue
         if not path:
@@ -156,8 +163,10 @@ def _replacement(layer: nn.Module, index: KernelIndex | None) -> nn.Module:
         return _as(BatchLastBatchNorm2d, layer)
     if type(layer) is nn.MaxPool2d and BatchLastMaxPool2d.takes(layer):
         return _as(BatchLastMaxPool2d, layer)
-    if type(layer) is nn.Conv2d and _window(layer) and UnfoldedConv2d.takes(layer):
-        return _as(UnfoldedConv2d, layer)
+    if type(layer) is nn.Conv2d:
+        return _as(
+            UnfoldedConv2d if _window(layer) and UnfoldedConv2d.takes(layer) else BatchFirstConv2d, layer
+        )
     return layer
 
 

@@ -100,8 +100,12 @@ class UnfoldedConv2d(nn.Conv2d):
     """A dense convolution by unfolding: of few inputs, as in a first layer, or of one tap, as in a shortcut.
 
     It costs a copy of the input for each tap, and saves a change of the layout of its result and of its
-    gradient. One tap is worth it only where the input is batch-last already; elsewhere PyTorch's is used.
+    gradient. It is worth it where the input is batch-last already; elsewhere PyTorch's is used, but for a
+    layer of few inputs that leads into sparse ones.
     """
+
+    leads = False
+    """Whether what comes next is executed sparse."""
 
     @staticmethod
     def takes(layer: nn.Conv2d) -> bool:
@@ -110,7 +114,7 @@ class UnfoldedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, H', W') of (N, in, H, W)."""
-        if self.weight[0].numel() > _FEW and not is_batch_last(x):
+        if not (self.leads and self.weight[0].numel() <= _FEW) and not is_batch_last(x):
             return super().forward(x)
         window = Window.of(self)
         y: Tensor = _Unfolded.apply(batch_last(x), self.weight, window)  # type: ignore[no-untyped-call]
@@ -161,6 +165,16 @@ def _reads(padded: Tensor, window: Window) -> list[Tensor]:
     (down, right), (height, width) = window.stride, window.taps[-1]
     rows, columns = padded.shape[1] - height, padded.shape[2] - width
     return [padded[:, y : y + rows : down, x : x + columns : right] for y, x in window.taps]
+
+
+class BatchFirstConv2d(nn.Conv2d):
+    """A dense convolution of a batch that may be batch-last, which PyTorch would turn value by value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out, H', W') of (N, in, H, W)."""
+        if x.dim() == 4 and is_batch_last(x) and not x.is_contiguous():
+            x = batch_last(x).flatten(0, -2).t().contiguous().view(x.shape)
+        return super().forward(x)
 
 
 class BatchLastBatchNorm2d(nn.BatchNorm2d):
