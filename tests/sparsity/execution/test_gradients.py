@@ -59,7 +59,7 @@ def test_gradients_of_whole_layers_are_those_of_the_dense_model(models):
     )
 
 
-@pytest.mark.parametrize("count", [0, 1, 40, 10**6])
+@pytest.mark.parametrize("count", [40, 10**6])
 def test_the_largest_are_those_of_the_dense_model(models, count):
     dense, sparse, masks, batches = models
     for name, mask in masks.items():
