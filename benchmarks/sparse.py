@@ -6,11 +6,11 @@
 
 For each case three copies of one model take the same steps of SGD with momentum in turn, one step each at a
 time: "dense" (as PyTorch does it, pruned weights held at 0), "sparse" (every layer that can be) and "auto"
-(those for which `fedprune.sparsity.execution.pays` says so). ``step_ms`` is the median of a step's processor
+(those for which `fedprune.execution.rule_of` says so). ``step_ms`` is the median of a step's processor
 time on one thread, which others on the machine disturb less than time on the clock; speeds are medians of
 ratios of neighbouring steps. ``peak_mib`` is the most that PyTorch's allocator holds in a step: parameters,
 gradients, the optimizer's state, an index of the kept weights and activations; not the bits that hold
-pruned weights at 0.
+pruned weights at 0. Beside it is what `fedprune.costs.memory.executed_memory` predicts.
 
 With ``--layers``, steps of single layers, dense and sparse at several densities, and the density at which
 both are equally fast, beside the rule's. Times are the least of all repeats.
@@ -31,7 +31,6 @@ import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,12 @@ from torch.profiler import ProfilerActivity
 
 from fedprune import models
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.memory import optimizer_slots, step_memory
+from fedprune.costs.memory import executed_memory, index_bytes, optimizer_slots, step_memory
+from fedprune.execution import rule_of
+from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.criteria import magnitude
 from fedprune.sparsity.distributions import DISTRIBUTIONS
-from fedprune.sparsity.execution import KernelIndex, held_masks, index_masks, pays, sparse_copy
+from fedprune.sparsity.execution import KernelIndex, held_masks, index_masks, sparse_copy
 from fedprune.sparsity.execution.layout import batch_first, batch_last
 from fedprune.sparsity.execution.rule import break_even
 from fedprune.sparsity.masks import Masks
@@ -86,7 +87,7 @@ class Trainee:
     def __init__(self, module: nn.Module, masks: Masks, indices: dict[str, KernelIndex], batch: int) -> None:
         self.module = sparse_copy(module, indices)
         self.held = held_masks(masks, indices)
-        self.index_bytes = sum(index.bytes for index in indices.values())
+        self.index_bytes = index_bytes(self.module)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.01, momentum=MOMENTUM, foreach=True)
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(batch, *SHAPE, generator=generator)
@@ -134,10 +135,12 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
         density=density,
         input_shape=SHAPE,
     )
+    cost, slots = ModelCost.of(module, SHAPE), optimizer_slots("sgd", MOMENTUM)
+    training = TrainingSpec(batch_size=batch)
     chosen = {
         "dense": {},
         "sparse": index_masks(module, masks),
-        "auto": index_masks(module, masks, partial(pays, batch=batch)),
+        "auto": index_masks(module, masks, rule_of(training, cost)),
     }
     trainees = {name: Trainee(module, masks, indices, batch) for name, indices in chosen.items()}
     with ExitStack() as stack:
@@ -147,7 +150,11 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
             for trainee in trainees.values():
                 trainee.step()
         peaks = {name: trainee.peak_bytes() for name, trainee in trainees.items()}
-    cost, slots = ModelCost.of(module, SHAPE), optimizer_slots("sgd", MOMENTUM)
+        states = {name: trainee.state_bytes() for name, trainee in trainees.items()}
+        foreseen = {
+            name: executed_memory(trainee.module, SHAPE, batch, slots=1).total
+            for name, trainee in trainees.items()
+        }
     predicted = step_memory(cost, masks, batch, slots=slots)
     dense = trainees["dense"].seconds[1:]  # the first gives the optimizer its state
     rows = []
@@ -167,9 +174,10 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
                 "speed_range": [round(ratios[0], 2), round(ratios[-1], 2)],
                 "sparse_layers": len(chosen[name]),
                 "layers": len(masks),
-                "state_bytes": trainee.state_bytes(),
+                "state_bytes": states[name],
                 "index_bytes": trainee.index_bytes,
                 "model_state_bytes": predicted.weights + predicted.gradients + predicted.optimizer,
+                "predicted_mib": round(foreseen[name] / 2**20, 1),
             }
         )
     return rows
@@ -178,7 +186,8 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
 def table(rows: Sequence[Row]) -> str:
     """One line a case: step time, speed relative to dense, and peak memory of each execution."""
     header = ["model", "distribution", "density", "batch", "dense ms", "sparse", "auto", "auto / better"]
-    header += ["auto's sparse layers", "peak MiB dense", "sparse", "auto", "state KiB (index)", "modelled"]
+    header += ["auto's sparse layers", "peak MiB (predicted) dense", "sparse", "auto"]
+    header += ["state KiB (index)", "modelled"]
     lines = [header, ["---"] * len(header)]
     for case in zip(*[iter(rows)] * len(EXECUTIONS), strict=True):
         dense, sparse, auto = case
@@ -190,7 +199,7 @@ def table(rows: Sequence[Row]) -> str:
                 *speeds,
                 f"{auto['speed'] / max(1.0, sparse['speed']):.2f}",
                 f"{auto['sparse_layers']} of {auto['layers']}",
-                *(str(row["peak_mib"]) for row in case),
+                *(f"{row['peak_mib']} ({row['predicted_mib']})" for row in case),
                 state,
                 f"{sparse['model_state_bytes'] / 1024:.0f}",
             ]
@@ -227,7 +236,7 @@ def measure_layer(sizes: tuple[int, ...], batch: int, repeats: int) -> str:
                 times[density].append(time.process_time() - began)
     best = {density: min(seconds[1:]) for density, seconds in times.items()}
     speeds = {density: best[1.0] / best[density] for density in LAYER_DENSITIES}
-    limit = break_even(shape, batch)
+    limit = break_even(shape, batch, upstream[0, 0].numel())
     shown = [f"{speeds[density]:.2f}" for density in LAYER_DENSITIES]
     cells = ["x".join(map(str, sizes)), str(batch), f"{1000 * best[1.0]:.2f}", *shown, crossing(speeds)]
     return f"| {' | '.join([*cells, f'{limit:.3f}'])} |"

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedprune.client import Fit, Order
 from fedprune.clients.sparse import Sparse
 from fedprune.costs.memory import Overhead
+from fedprune.execution import LocalModel
 from fedprune.extrusion import Extrusion, ExtrusionRequest
 from fedprune.messages import real
 from fedprune.scenario import Scenario
@@ -29,6 +30,8 @@ from fedprune.training import Prepare, Trained
 
 class Extruding(Sparse):
     """Trains with pruned activations and centred filters, and extrudes what is about to be dropped."""
+
+    executes_sparse = False  # It prunes what dense layers save, and centres dense filters.
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
@@ -56,12 +59,12 @@ class Extruding(Sparse):
     def train_on(
         self,
         order: Order,
-        masks: Masks,
+        model: LocalModel,
         steps: Iterable[tuple[Tensor, Tensor]],
         prepare: Prepare | None = None,
     ) -> Trained:
         """Take a step on each batch, each with what the message asks for."""
-        module, extrusion = self.site.module, None
+        module, masks, extrusion = model.module, model.masks, None
         if request := ExtrusionRequest.of(order.config, masks):
             examples = self.scenario.clients.training.epochs * len(self.data.train)
             extrusion = Extrusion(module, request, masks, examples)
@@ -76,4 +79,4 @@ class Extruding(Sparse):
             if order.config.get("standardise", False):
                 optimizer.register_step_post_hook(recentre)
 
-        return super().train_on(order, masks, steps, register)
+        return super().train_on(order, model, steps, register)

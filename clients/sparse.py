@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -27,21 +28,23 @@ from fedprune.costs.fit import TrainingStep
 from fedprune.costs.memory import Overhead, forward_memory
 from fedprune.data import batches, parts
 from fedprune.evaluation import score
+from fedprune.execution import LocalModel
 from fedprune.messages import arrays_of, config_of, text, whole
 from fedprune.own_masks import AdjustRequest, TicketRequest
 from fedprune.reports import GrowthRequest, ImportanceRequest, growth_record, importance_record
 from fedprune.scenario import Scenario
 from fedprune.sparsity.distributions import global_
-from fedprune.sparsity.growth import largest_pruned, layer_gradient, mean_squared_gradient, regrow
+from fedprune.sparsity.growth import largest_gradients, mean_squared_gradient, regrow
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prune_further
 from fedprune.training import Prepare, Trained, train
-from fedprune.wire import get_state, set_state
 from fedprune.wire.values import MASK
 
 
 class Sparse(Client):
     """Trains the kept weights on the client's own examples (SGD or Adam, FedProx's term)."""
+
+    executes_sparse = True
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
@@ -64,44 +67,43 @@ class Sparse(Client):
             return self.fit_and_adjust(order, adjust)
         if ticket := TicketRequest.of(order.config):
             return self.fit_ticket(order, ticket)
-        fit = self.fit_under(order, order.masks)
+        fit = self.fit_in(order, order.model)
         if growth := GrowthRequest.of(order.config, order.masks):
             return self.with_growth(fit, order, growth)
         if importance := ImportanceRequest.of(order.config):
             return self.with_importance(fit, order, importance)
         return fit
 
-    def fit_under(self, order: Order, masks: Masks) -> Fit:
-        """Train for a round's local epochs under masks, from the values in the model."""
-        trained = self.train_on(order, masks, self.epochs("batches", order.round))
-        return self.fitted(order, masks, [trained])
+    def fit_in(self, order: Order, model: LocalModel) -> Fit:
+        """Train a model for a round's local epochs, from the values that it holds."""
+        return self.fitted(model, [self.train_on(order, model, self.epochs("batches", order.round))])
 
     def train_on(
         self,
         order: Order,
-        masks: Masks,
+        model: LocalModel,
         steps: Iterable[tuple[Tensor, Tensor]],
         prepare: Prepare | None = None,
     ) -> Trained:
         """Take a step on each batch as the scenario says; ``prepare`` may hook into steps, see `train`."""
         return train(
-            self.site.module,
+            model.module,
             steps,
             self.scenario.clients.training.optimizer,
             lr=self.learning_rate(order.round),
-            masks=masks,
+            masks=model.held,
             proximal_mu=proximal_mu(self.scenario, order.config),
             prepare=prepare,
             micro_batch=self.batch,
         )
 
-    def fitted(self, order: Order, masks: Masks, trained: Sequence[Trained]) -> Fit:
-        """Return what is in the model after training in one or several parts."""
+    def fitted(self, model: LocalModel, trained: Sequence[Trained]) -> Fit:
+        """Return what is in a model after training in one or several parts."""
         seen = sum(part.examples_seen for part in trained)
         loss = sum(part.loss * part.examples_seen for part in trained)
         return Fit(
-            values=self.site.codec(masks).flatten(get_state(self.site.module)),
-            masks=masks,
+            values=model.values(),
+            masks=model.masks,
             loss=loss / max(seen, 1) if len(trained) > 1 else trained[0].loss,
             examples_seen=seen,
         )
@@ -110,23 +112,27 @@ class Sparse(Client):
         """Train, swap a share of each layer's weights as RigL does, and train on under the new masks.
 
         A weight that grew starts at 0, where pruned weights are. The optimizer, and FedProx's term,
-        start anew at the swap. Of the layers' dense gradients one is held at a time.
+        start anew at the swap. Of the layers' dense gradients one is held at a time, of a layer that is
+        executed sparse a part of it.
         """
-        module = self.site.module
+        model = order.model
         steps = self.epochs("batches", order.round)
         before = request.after * self.scenario.clients.training.epochs * len(self.data.train)
-        first = self.train_on(order, order.masks, up_to(steps, before))
+        first = self.train_on(order, model, up_to(steps, before))
         picked = self.growth_parts(order.round, request.batches)
         examples = sum(len(y) for _, y in picked)
         swapped, kept = {}, order.masks.kept
         for name, mask in order.masks.items():
-            weight, gradient = module.get_parameter(name).detach(), layer_gradient(module, name, picked)
             count = math.floor(request.share * kept[name])
-            swapped[name] = regrow(weight.cpu(), gradient.cpu(), mask, count)
-        masks = Masks(swapped)
-        second = self.train_on(order, masks, steps)
+            largest = partial(largest_gradients, model.module, name, picked)
+            swapped[name] = regrow(model.kept(name), mask, count, largest)
+        masks, values = Masks(swapped), model.values()
+        codec = self.site.codec(masks)
+        grown = self.model(masks, codec)
+        grown.load(codec.taken_over(values, self.site.codec(order.masks)))
+        second = self.train_on(order, grown, steps)
         return replace(
-            self.fitted(order, masks, [first, second]),
+            self.fitted(grown, [first, second]),
             flops=self.gradient_flops(order.masks, list(masks), examples),
         )
 
@@ -135,35 +141,36 @@ class Sparse(Client):
 
         Pruning is by magnitude over the whole model; rewound is everything, to the initial state.
         """
-        module, masks, data = self.site.module, order.masks, self.data
+        model, masks = order.model, order.masks
         size = self.fitting_forward(order.masks, self.whole_batch)
-        accuracy = score(module, data.pictures, data.test, self.site.data.info, batch_size=size).accuracy
+        accuracy = self.held_out_score(model, size).accuracy
         density = request.next_density(masks)
         if accuracy >= request.accuracy and density < masks.density:
-            masks = prune_further(get_state(module), masks, global_, density)
+            masks = prune_further(order.codec.unflatten(order.values), masks, global_, density)
         if masks != order.masks:
-            set_state(module, self.site.initial)
-        fit = self.fit_under(order, masks)
-        return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(data.test)))
+            codec = self.site.codec(masks)
+            model = self.model(masks, codec)
+            model.load(codec.flatten(self.site.initial))
+        fit = self.fit_in(order, model)
+        return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(self.data.test)))
 
     def with_importance(self, fit: Fit, order: Order, request: ImportanceRequest) -> Fit:
         """Add the importance of every weight that has a mask, after training."""
-        found, flops = self.importance(order.masks, order.round, request)
+        found, flops = self.importance(order, request)
         return replace(
             fit,
             extra=RecordDict({"importance": importance_record(found)}),
             flops=flops,
         )
 
-    def importance(
-        self, masks: Masks, server_round: int, request: ImportanceRequest
-    ) -> tuple[dict[str, Tensor], int]:
+    def importance(self, order: Order, request: ImportanceRequest) -> tuple[dict[str, Tensor], int]:
         """Return the mean squared gradient of every weight that has a mask, and the FLOPs it took.
 
         One layer's gradient is held at a time, besides the result.
         """
-        picked = [parts(x, y, self.batch) for x, y in self.growth_batches(server_round, request.batches)]
-        found = {name: mean_squared_gradient(self.site.module, name, picked).cpu() for name in masks}
+        module, masks = order.model.module, order.masks
+        picked = [parts(x, y, self.batch) for x, y in self.growth_batches(order.round, request.batches)]
+        found = {name: mean_squared_gradient(module, name, picked).cpu() for name in masks}
         examples = sum(len(y) for batch in picked for _, y in batch)
         return found, self.gradient_flops(masks, list(masks), examples)
 
@@ -181,7 +188,7 @@ class Sparse(Client):
         request = ImportanceRequest(whole(order.config, "importance-batches", least=1))
         step = TrainingStep(self.site.cost, overhead=Overhead(buffers=buffers(order.config, order.masks)))
         self.batch = self.fitting_batch(step, order.masks)
-        found, flops = self.importance(order.masks, order.round, request)
+        found, flops = self.importance(order, request)
         memory = step.memory_of(order.masks.kept, self.batch)
         metrics = MetricRecord(
             {
@@ -196,14 +203,15 @@ class Sparse(Client):
     def with_growth(self, fit: Fit, order: Order, request: GrowthRequest) -> Fit:
         """Add the largest gradients of pruned weights, layer by layer, after training.
 
-        At any time one layer's gradient is held, besides the entries that are replied.
+        At any time one layer's gradient is held, of one that is executed sparse a part of it, besides the
+        entries that are replied.
         """
         picked = self.growth_parts(order.round, request.batches)
         examples = sum(len(y) for _, y in picked)
-        found = []
-        for name, count in request.counts.items():
-            gradient = layer_gradient(self.site.module, name, picked)
-            found.append(largest_pruned(gradient, order.masks[name].to(gradient.device), count))
+        found = [
+            largest_gradients(order.model.module, name, picked, order.masks[name], count)
+            for name, count in request.counts.items()
+        ]
         return replace(
             fit,
             extra=RecordDict({"growth": growth_record(found)}),
@@ -247,7 +255,7 @@ class Sparse(Client):
             for piece in pieces
             for x, _ in batches(pictures, piece, site.data.info, len(piece))
         )
-        statistics = collect_statistics(site.module, inputs)
+        statistics = collect_statistics(order.model.module, inputs)
         values = {key: array for key, array in arrays_of(content).items() if key != MASK}
         state["candidate"] = ArrayRecord(values)
         metrics = self._forward_metrics(order, len(indices), len(pieces[0]), began)
@@ -261,12 +269,11 @@ class Sparse(Client):
             raise UnknownMaskError(f"client {self.number} holds no candidate, the message names {version}")
         order = self._receive(RecordDict({"arrays": candidate, "config": config_of(content)}), state)
         began = time.perf_counter()
-        put_statistics(self.site.module, content.array_records.get("statistics"))
+        put_statistics(order.model.module, content.array_records.get("statistics"))
         # In batches of training's size: a forward pass then needs less memory than a training step.
         examples, size = len(self.data.train), self.fitting_forward(order.masks, self.whole_batch)
-        result = score(
-            self.site.module, self.data.pictures, self.data.train, self.site.data.info, batch_size=size
-        )
+        module, data = order.model.module, self.data
+        result = score(module, data.pictures, data.train, self.site.data.info, batch_size=size)
         metrics = self._forward_metrics(order, examples, size, began)
         metrics["loss"] = result.loss
         return RecordDict({"metrics": metrics})

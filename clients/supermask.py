@@ -64,7 +64,7 @@ class SupermaskClient(Client):
         """
         settings = Supermasks.of(order.config)
         frozen = self.site.frozen(order.masks, settings)
-        module, learning, training = self.site.module, settings.learning, self.scenario.clients.training
+        module, learning, training = order.model.module, settings.learning, self.scenario.clients.training
         with frozen_but(module, frozen.trained):
             supermask = Supermask(
                 module,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fedprune.results.bench_model import Cost
     from fedprune.results.run import Run
     from fedprune.scenario import FaultsSpec, Scenario
-    from fedprune.sizing import Fit
+    from fedprune.sizing import Execution, Fit, Sizing
 
 _INTERRUPTED = 130
 
@@ -286,7 +286,7 @@ def devices(
         print_devices(list(profiles().values()), console)
         return
     from fedprune.check import check
-    from fedprune.sizing import clients_of, devices_of, sizing
+    from fedprune.sizing import clients_of, devices_of, execution_of, sizing
 
     plan = _load(scenario, settings)
     check(plan)
@@ -300,7 +300,8 @@ def devices(
         f"{fitting} of its {len(clients)} clients.\n"
         "The largest density is at that batch, the largest batch at that density; the layers' densities are "
         f"taken to be {asked.distribution}.\n"
-        "Not counted: what a method keeps in rounds that adjust masks, or before it reaches the density.",
+        "Not counted: what a method keeps in rounds that adjust masks, or before it reaches the density.\n"
+        f"{describe_execution(plan, asked, execution_of(plan, asked))}",
         markup=False,
         soft_wrap=True,
     )
@@ -528,6 +529,28 @@ def print_measured(summaries: Mapping[str, Mapping[str, Any]], console: Console)
         "Measured: from a message to its reply, without the network; and the whole process with Python.\n"
         "Modelled: computing and the network; what training itself allocates.",
         soft_wrap=True,
+    )
+
+
+def describe_execution(plan: Scenario, asked: Sizing, found: Execution) -> str:
+    """Return in a sentence or two what this process executes sparse, and what that saves."""
+    import torch
+
+    from fedprune.units import format_bytes
+
+    way = f"clients.training.execution: {plan.clients.training.execution}"
+    if found.memory is None:
+        return f"In a process on this machine ({way}) all layers are executed dense."
+    dense, here = asked.step.memory_of({}, asked.batch), found.memory
+    states = (
+        format_bytes(each.weights + each.gradients + each.optimizer + each.batch_norm)
+        for each in (here, dense)
+    )
+    return (
+        f"In a process on this machine ({torch.backends.cpu.get_cpu_capability()}, {way}) {found.sparse} of "
+        f"{found.pruned} pruned layers are executed sparse: such a step takes {format_bytes(here.total)} in "
+        f"place of {format_bytes(dense.total)} dense; of these, model, gradients and optimizer "
+        f"{' in place of '.join(states)}."
     )
 
 

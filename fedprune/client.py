@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -38,6 +38,7 @@ from fedprune.errors import (
     WireError,
 )
 from fedprune.evaluation import Score, score
+from fedprune.execution import LocalModel, rule_of, sparse_model, without_values
 from fedprune.faults import CODES, Fault
 from fedprune.messages import arrays_of, config_of, payload, real, text, whole
 from fedprune.node_config import client_number
@@ -56,7 +57,6 @@ from fedprune.wire import (
     decode_masks,
     encode_masks,
     get_state,
-    set_state,
     take_masks,
 )
 
@@ -83,8 +83,20 @@ class Site:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The model; its values are those of whichever client used it last."""
+        """The dense model; its values are those of whichever client used it last."""
         return self._build().to(self.device)
+
+    @cached_property
+    def sparse(self) -> Callable[[Masks], LocalModel | None]:
+        """The model with layers executed sparse, under masks; None where all of them stay dense."""
+        on_cpu = self.device.type == "cpu"
+        rule = rule_of(self.scenario.clients.training, self.cost) if on_cpu else None
+
+        @lru_cache(maxsize=4)
+        def make(masks: Masks) -> LocalModel | None:
+            return sparse_model(self._outline[0], masks, rule) if rule and masks else None
+
+        return make
 
     @cached_property
     def initial(self) -> dict[str, Tensor]:
@@ -102,14 +114,20 @@ class Site:
         )
 
     @cached_property
-    def layout(self) -> Layout:
-        """What the model's state looks like on the wire."""
-        return Layout.of(self.module)
+    def _outline(self) -> tuple[nn.Module, ModelCost]:
+        """The model without values, and its costs: of one that is built for these and let go of."""
+        module = self._build()
+        return without_values(module), ModelCost.of(module, self.data.info.input_shape)
 
-    @cached_property
+    @property
     def cost(self) -> ModelCost:
         """The model's cost model."""
-        return ModelCost.of(self.module, self.data.info.input_shape)
+        return self._outline[1]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the model's state looks like on the wire."""
+        return Layout.of(self._outline[0])
 
     @cached_property
     def profiles(self) -> list[DeviceProfile]:
@@ -158,13 +176,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Order:
-    """What a message asks of a client, decoded: ``values`` is the flat state under ``masks``."""
+    """What a message asks of a client, decoded: ``model`` holds ``values``, flat under ``masks``."""
 
     round: int
     config: ConfigRecord
     masks: Masks
     codec: Codec
     values: Tensor
+    model: LocalModel
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,9 @@ class Client(ABC):
     A message of type ``train`` is answered by ``train``, one of type ``query.facts`` by
     ``query_facts``, and so on: a subclass answers a new message by having the method.
     """
+
+    #: Whether this way of training can do with layers that hold their kept weights alone.
+    executes_sparse: ClassVar[bool] = False
 
     def __init__(self, site: Site, number: int) -> None:
         self.site = site
@@ -245,7 +267,7 @@ class Client(ABC):
 
     @abstractmethod
     def fit(self, order: Order) -> Fit:
-        """Train on this client's examples; ``site.module`` already holds the order's values."""
+        """Train on this client's examples; ``order.model`` already holds the order's values."""
 
     def handle(self, message: Message, state: RecordDict) -> RecordDict:
         """Answer a message; ``state`` is what the client keeps between messages."""
@@ -322,8 +344,9 @@ class Client(ABC):
 
     def personal_score(self, order: Order, fit: Fit) -> Score:
         """Score the model that came of training, before wire rounding, on this client's held-out examples."""
-        set_state(self.site.module, self.reply_codec(order.config, fit.masks).unflatten(fit.values))
-        return self._held_out_score(self.scenario.evaluation.batch_size)
+        model = self.model(fit.masks, self.reply_codec(order.config, fit.masks))
+        model.load(fit.values)
+        return self.held_out_score(model, self.scenario.evaluation.batch_size)
 
     def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Evaluate what was sent on this client's held-out examples."""
@@ -331,7 +354,7 @@ class Client(ABC):
         began = time.perf_counter()
         examples = len(self.data.test)
         size = self.fitting_forward(order.masks, min(self.scenario.evaluation.batch_size, max(examples, 1)))
-        result = self._held_out_score(size)
+        result = self.held_out_score(order.model, size)
         memory = forward_memory(self.site.cost, order.masks, size)
         metrics = MetricRecord(
             {
@@ -345,10 +368,10 @@ class Client(ABC):
         )
         return RecordDict({"metrics": metrics})
 
-    def _held_out_score(self, batch_size: int) -> Score:
-        """Score the model as it stands on this client's held-out examples."""
+    def held_out_score(self, model: LocalModel, batch_size: int) -> Score:
+        """Score a model as it stands on this client's held-out examples."""
         data = self.data
-        return score(self.site.module, data.pictures, data.test, self.site.data.info, batch_size=batch_size)
+        return score(model.module, data.pictures, data.test, self.site.data.info, batch_size=batch_size)
 
     # The device's memory -----------------------------------------------------------------
 
@@ -408,8 +431,14 @@ class Client(ABC):
         masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
         codec = self.codec_of(config, masks)
         values = codec.decode(arrays)
-        set_state(self.site.module, codec.unflatten(values))
-        return Order(whole(config, "round"), config, masks, codec, values)
+        model = self.model(masks, codec)
+        model.load(values)
+        return Order(whole(config, "round"), config, masks, codec, values, model)
+
+    def model(self, masks: Masks, codec: Codec) -> LocalModel:
+        """Return the model under masks, whose values travel by a codec, as this client executes it."""
+        found = self.site.sparse(masks) if self.executes_sparse else None
+        return found or LocalModel(self.site.module, codec, masks)
 
     def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
         """Return how the state travels that is sent with a config, under masks."""

@@ -384,6 +384,11 @@ class TrainingSpec(_Spec):
         ge=0,
         description="Weight of the FedProx term that pulls a client towards the global model.",
     )
+    execution: Literal["auto", "dense", "sparse"] = Field(
+        default="auto",
+        description="How pruned layers are computed: dense under a mask, sparse on their kept weights alone, "
+        "or auto: sparse where that is faster by a layer's shape, its density, the batch and the CPU.",
+    )
 
 
 class DeviceShare(_Spec):

@@ -10,15 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fedprune import data, models, registry
 from fedprune.client import Client
 from fedprune.costs.devices import DeviceProfile, client_profiles, profiles
 from fedprune.costs.fit import TrainingStep, largest_batch, largest_density
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.memory import Overhead, optimizer_slots
+from fedprune.costs.memory import MemoryBreakdown, Overhead, executed_memory, optimizer_slots
 from fedprune.errors import UserError
+from fedprune.execution import rule_of, sparse_model
 from fedprune.scenario import Scenario
 from fedprune.sparsity.distributions import DISTRIBUTIONS, Distribution
+from fedprune.sparsity.masks import keep_highest
 from fedprune.sparsity.pruning import prunable
 from fedprune.strategy import PruningStrategy
 
@@ -144,6 +148,42 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
     return Sizing(step, distribution_name, asked, training.batch_size if batch is None else batch)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """What the clients' training step takes in this process, in the execution that a scenario asks for.
+
+    Parameters
+    ----------
+    sparse, pruned
+        How many layers are executed sparse, and how many have a mask.
+    memory
+        Predicted bytes; None where no layer is executed sparse.
+    """
+
+    sparse: int
+    pruned: int
+    memory: MemoryBreakdown | None
+
+
+def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
+    """Return what a step takes in this process, under random masks of the densities that are asked for."""
+    step = asked.step
+    counts = step.kept(asked.density) if asked.density < 1 else {}
+    generator = torch.Generator().manual_seed(scenario.seed)
+    masks = keep_highest(
+        {name: torch.rand(step.shapes[name], generator=generator) for name in counts}, counts
+    )
+    strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+    can = _client(scenario, strategy).executes_sparse
+    rule = rule_of(scenario.clients.training, step.cost) if can else None
+    model = sparse_model(step.cost.skeleton, masks, rule) if rule and masks else None
+    if model is None:
+        return Execution(0, len(masks), None)
+    slots = step.slots + step.overhead.slots
+    memory = executed_memory(model.module, step.cost.input_shape, asked.batch, slots=slots)
+    return Execution(len(masks) - len(model.held), len(masks), memory)
+
+
 def devices_of(scenario: Scenario | None = None) -> list[DeviceProfile]:
     """Return the profiles that there are, and after them the other devices of a scenario's clients.
 
@@ -196,7 +236,11 @@ def _distribution(
 
 def _overhead(scenario: Scenario, strategy: Callable[..., Any], options: Mapping[str, Any]) -> Overhead:
     """Return what the strategy's clients keep besides, as their class says."""
-    client: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), scenario.directory)
     stock = options.get("aggregator")
     told = stock.get("proximal_mu", 0.0) if isinstance(stock, dict) else 0.0
-    return client.overhead(told or scenario.clients.training.proximal_mu, options)
+    return _client(scenario, strategy).overhead(told or scenario.clients.training.proximal_mu, options)
+
+
+def _client(scenario: Scenario, strategy: Callable[..., Any]) -> type[Client]:
+    found: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), scenario.directory)
+    return found

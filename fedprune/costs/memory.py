@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from fedprune.costs.flops import ModelCost, ParameterCost
 from fedprune.costs.step import forward_loss, leaves_no_trace
 from fedprune.sparsity.activations import sparse_activations
+from fedprune.sparsity.execution import KernelIndex, SparseConv2d
 from fedprune.sparsity.masks import Masks
 
 
@@ -132,6 +133,49 @@ def step_memory_of(
     )
 
 
+def executed_memory(
+    model: nn.Module, input_shape: tuple[int, ...], batch: int, *, slots: int = 0
+) -> MemoryBreakdown:
+    """Predict the peak memory of one training step as this process executes it.
+
+    Unlike that of `step_memory`, which is of a modelled device, this step is taken, on a batch of zeros: a
+    kernel's choices depend on the processor. ``weights`` are the parameters as they are held: of layers that
+    are executed sparse the kept values and their index, of others all values.
+
+    Parameters
+    ----------
+    model
+        Dense, or with layers executed sparse; its buffers change.
+    input_shape
+        Shape of one example.
+    batch
+        Examples in the (micro-)batch.
+    slots
+        Values that the optimizer keeps per weight, see `optimizer_slots`.
+    """
+    parameters = list(model.parameters())
+    gradients = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+    step = _traced(model.train(), input_shape, batch)
+    return MemoryBreakdown(
+        weights=sum(parameter.nbytes for parameter in parameters) + index_bytes(model),
+        gradients=gradients,
+        optimizer=slots * gradients,
+        batch_norm=sum(buffer.nbytes for buffer in model.buffers()),
+        activations=step.activations,
+        workspace=step.workspace,
+        buffers=0,
+    )
+
+
+def index_bytes(model: nn.Module) -> int:
+    """Return the bytes of the index of those layers of a model that are executed sparse."""
+    return sum(index.bytes for index in _indices(model))
+
+
+def _indices(model: nn.Module) -> list[KernelIndex]:
+    return [layer.index for layer in model.modules() if isinstance(layer, SparseConv2d)]
+
+
 def forward_memory(cost: ModelCost, masks: Masks, batch: int, *, buffers: int = 0) -> MemoryBreakdown:
     """Predict the peak memory of a forward pass in evaluation mode, without gradients.
 
@@ -206,11 +250,16 @@ class StepTensors:
 @lru_cache(maxsize=256)
 def step_tensors(cost: ModelCost, batch: int, activation_density: float = 1.0) -> StepTensors:
     """Return the bytes of the tensors that one training step on ``batch`` examples makes."""
-    model = cost.skeleton.train()
+    return _traced(cost.skeleton.train(), cost.input_shape, batch, activation_density)
+
+
+def _traced(
+    model: nn.Module, input_shape: tuple[int, ...], batch: int, activation_density: float = 1.0
+) -> StepTensors:
     trace = _Storages(model)
     hooks = saved_tensors_hooks(trace.save, lambda tensor: tensor)
     with leaves_no_trace(model), trace, hooks, sparse_activations(activation_density):
-        forward_loss(model, cost.input_shape, batch).backward()  # type: ignore[no-untyped-call]
+        forward_loss(model, input_shape, batch).backward()  # type: ignore[no-untyped-call]
         gradients = {trace.number(p.grad) for p in model.parameters() if p.grad is not None}
     return StepTensors(
         activations=sum(trace.sizes[number] for number in trace.saved),
@@ -247,14 +296,16 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.saved: set[int] = set()
         self._events: list[tuple[int, int]] = []  # number of the storage, +1 made or -1 freed
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
-        self._own = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        indices = (tensor for index in _indices(model) for tensor in index.tensors())
+        self._own = {_key(tensor) for tensor in (*model.parameters(), *model.buffers(), *indices)}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
-            if isinstance(value, Tensor) and _key(value) not in self._own:
+            # A tensor in CSR is made of others, which have been seen.
+            if isinstance(value, Tensor) and value.layout == torch.strided and _key(value) not in self._own:
                 self.number(value)
         return out
 

@@ -7,13 +7,15 @@ to do so, and for which layers, is for a strategy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedprune.errors import NotFiniteError, WireError
+from fedprune.sparsity.execution import Slice, SparseConv2d, gradient_slices
 from fedprune.sparsity.masks import Masks
 
 
@@ -26,7 +28,7 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
     Parameters
     ----------
     module : nn.Module
-        The model.
+        The model; layers of it may be executed sparse.
     name : str
         A parameter's name.
     batches : Iterable
@@ -35,24 +37,69 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
     Returns
     -------
     Tensor
-        Of the parameter's shape and dtype; zeros without any batch.
+        Of the dense parameter's shape and dtype; zeros without any batch.
     """
+    if layer := sparse_layer(module, name):
+        total = layer.weight.new_zeros(layer.index.shape)
+        flat = total.view(*total.shape[:2], -1)
+        for outputs, tap, part in gradient_parts(module, name, layer, batches):
+            flat[outputs, :, tap] = part
+        return total
     weight = module.get_parameter(name)
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    mode = module.training
-    module.train()
     total, examples = torch.zeros_like(weight), 0
-    try:
+    with _measured(module, name):
         for x, y in batches:
             loss = functional.cross_entropy(module(x), y, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, [weight])
             total += gradient
             examples += len(y)
+    return total / max(examples, 1)
+
+
+def gradient_parts(
+    module: nn.Module, name: str, layer: SparseConv2d, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[Slice]:
+    """Yield the `layer_gradient` of a layer that is executed sparse in slices, see `gradient_slices`.
+
+    What is held meanwhile is the layer's input and the gradient to its output, of all batches.
+    """
+    passes: list[tuple[Tensor, Tensor]] = []
+    examples = 0
+    layer.observer = lambda x, gradient: passes.append((x, gradient))
+    try:
+        with _measured(module, name):
+            for x, y in batches:
+                loss = functional.cross_entropy(module(x), y, reduction="sum")
+                torch.autograd.grad(loss, [layer.weight])
+                examples += len(y)
+    finally:
+        layer.observer = None
+    for outputs, tap, part in gradient_slices(layer.index, passes, layer.weight.dtype):
+        yield outputs, tap, part.div_(max(examples, 1))
+
+
+def sparse_layer(module: nn.Module, name: str) -> SparseConv2d | None:
+    """Return the layer of a weight if it is executed sparse."""
+    layer = module.get_submodule(name.rpartition(".")[0])
+    return layer if isinstance(layer, SparseConv2d) and name.endswith("weight") else None
+
+
+@contextmanager
+def _measured(module: nn.Module, name: str) -> Iterator[None]:
+    """Let one weight alone have a gradient inside, in training mode; the module comes back unchanged."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    needed = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    mode = module.training
+    module.train().requires_grad_(False)
+    module.get_parameter(name).requires_grad_()
+    try:
+        yield
     finally:
         module.train(mode)
-        for buffer, value in before:
+        for parameter, need in needed:
+            parameter.requires_grad_(need)
+        for buffer, value in buffers:
             buffer.copy_(value)
-    return total / max(examples, 1)
 
 
 def mean_squared_gradient(
@@ -63,11 +110,25 @@ def mean_squared_gradient(
     A batch is given as the parts of it that go through the module at once. As PruneFL measures importance
     (Jiang et al., TNNLS 2022, section IV): of a stochastic gradient.
     """
-    total, count = torch.zeros_like(module.get_parameter(name)), 0
+    total, count = layer_gradient(module, name, []), 0
     for batch in batches:
         total += layer_gradient(module, name, batch).square()
         count += 1
     return total / max(count, 1)
+
+
+def largest_gradients(
+    module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]], mask: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the pruned weights of a layer with the largest gradients, as `largest_pruned` does.
+
+    Nothing of the dense weight's size is allocated for a layer that is executed sparse. Parameters are those
+    of `layer_gradient` and `largest_pruned`.
+    """
+    if layer := sparse_layer(module, name):
+        return largest_of(gradient_parts(module, name, layer, batches), mask, count)
+    gradient = layer_gradient(module, name, batches)
+    return largest_pruned(gradient, mask.to(gradient.device), count)
 
 
 def largest_pruned(gradient: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -92,6 +153,28 @@ def largest_pruned(gradient: Tensor, mask: Tensor, count: int) -> tuple[Tensor, 
     # Stable, so that equal magnitudes are taken in the order of their positions on every device.
     order = values.abs().argsort(descending=True, stable=True)[:count].sort().values
     return pruned[order], values[order]
+
+
+def largest_of(parts: Iterable[Slice], mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return what `largest_pruned` does of a gradient that comes in slices, in whatever order."""
+    mask = mask.reshape(*mask.shape[:2], -1)
+    _, inputs, taps = mask.shape
+    positions, values, least = torch.zeros(0, dtype=torch.int64), torch.zeros(0), 0.0
+    for outputs, tap, gradient in parts:
+        # Not "at least": a gradient that is not a number must be found.
+        found = ~mask[outputs, :, tap] & ~(gradient.abs() < least)
+        places = found.reshape(-1).nonzero()[:, 0]
+        if not len(places):
+            continue
+        own = (outputs.start * inputs + places) * taps + tap
+        positions, order = torch.cat([positions, own]).sort()
+        values = torch.cat([values, gradient.reshape(-1)[places]])[order]
+        if len(positions) > count:
+            kept = values.abs().argsort(descending=True, stable=True)[:count].sort().values
+            positions, values = positions[kept], values[kept]
+        if len(positions) == count > 0:
+            least = float(values.abs().min())
+    return positions, values
 
 
 class GrowthVotes:
@@ -130,28 +213,44 @@ class GrowthVotes:
         reported = self._reported.nonzero().reshape(-1)
         count = min(count, len(reported), int(kept.sum()))
         grown = reported[self._sum[reported].abs().argsort(descending=True, stable=True)[:count]]
-        swapped = drop_smallest(weight, kept, count).reshape(-1)
+        swapped = drop_smallest(weight[kept], kept, count).reshape(-1)
         swapped[grown] = True
         return swapped.reshape(self.mask.shape)
 
 
-def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Return a mask less the ``count`` kept weights of smallest magnitude, of equal ones the first."""
+def drop_smallest(values: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Return a mask less the ``count`` kept weights of smallest magnitude, of equal ones the first.
+
+    ``values`` are the kept weights, (kept,), in row-major order.
+    """
     left = mask.reshape(-1).clone()
     kept = left.nonzero().reshape(-1)
-    left[kept[weight.reshape(-1)[kept].abs().argsort(stable=True)[:count]]] = False
+    left[kept[values.abs().argsort(stable=True)[:count]]] = False
     return left.reshape(mask.shape)
 
 
-def regrow(weight: Tensor, gradient: Tensor, mask: Tensor, count: int) -> Tensor:
+def regrow(
+    values: Tensor, mask: Tensor, count: int, largest: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> Tensor:
     """Return the mask after RigL's swap (Evci et al., ICML 2020, algorithm 1); its count stays.
 
     The ``count`` kept weights of smallest magnitude are dropped, then as many grow of those that are
     not kept, by the magnitude of their gradient; so a weight may be dropped and grow at once.
+
+    Parameters
+    ----------
+    values : Tensor
+        The kept weights, (kept,), in row-major order.
+    mask : Tensor
+        The layer's mask.
+    count : int
+        How many to swap.
+    largest : Callable
+        `largest_pruned` or `largest_gradients`, but for the mask and the count.
     """
-    left = drop_smallest(weight, mask, count)
-    grown, _ = largest_pruned(gradient, left, count)
-    left.view(-1)[grown] = True
+    left = drop_smallest(values, mask, count)
+    grown, _ = largest(left, count)
+    left.view(-1)[grown.cpu()] = True
     return left
 
 

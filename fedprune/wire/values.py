@@ -165,6 +165,19 @@ class StateCodec:
             state[name] = dense.reshape(shape)
         return state
 
+    def taken_over(self, flat: Tensor, other: StateCodec) -> Tensor:
+        """Return the flat values of a codec with other masks of the same tensors; 0 where it kept nothing."""
+        other._check_flat(flat)
+        result, before = torch.zeros(self.size), dict(other.parts(flat))
+        for name, part in self.parts(result):
+            if name not in self._positions:
+                part.copy_(before[name])
+            elif len(places := other._positions[name]):
+                own = self._positions[name]
+                found = torch.searchsorted(places, own).clamp_(max=len(places) - 1)
+                part.copy_(torch.where(places[found] == own, before[name][found], 0.0))
+        return result
+
     def add(
         self, flat: Tensor, sums: Mapping[str, Tensor], weights: Mapping[str, Tensor], weight: int
     ) -> None:

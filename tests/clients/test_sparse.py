@@ -45,7 +45,9 @@ def order_for(site, masks, server_round=1):
     codec = site.codec(masks)
     values = codec.flatten(get_state(site.module))
     set_state(site.module, codec.unflatten(values))
-    return Order(server_round, ConfigRecord(), masks, codec, values)
+    model = sparse.Sparse(site, 0).model(masks, codec)
+    model.load(values)
+    return Order(server_round, ConfigRecord(), masks, codec, values, model)
 
 
 def plain_training(site, number, masks, epochs):
@@ -81,12 +83,15 @@ def plain_training(site, number, masks, epochs):
     [{}, PROXIMAL, NESTEROV, {**NESTEROV, **PROXIMAL}, ADAM, {**ADAM, **PROXIMAL}],
     ids=["SGD", "SGD, FedProx", "Nesterov", "Nesterov, FedProx", "Adam", "Adam, FedProx"],
 )
-@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-def test_it_is_plain_pytorch_under_a_mask(changes, masked):
+@pytest.mark.parametrize("execution", ["unpruned", "dense", "sparse"])
+def test_it_is_plain_pytorch_under_a_mask(changes, execution):
     scenario = plan(clients__training__epochs=2, **changes)
+    if execution == "sparse":
+        scenario = scenario.override(clients__training__execution="sparse")
     site = Site(scenario, datasets.load(scenario))
-    masks = half(site.module) if masked else Masks()
+    masks = Masks() if execution == "unpruned" else half(site.module)
     order = order_for(site, masks)
+    assert (order.model.module is site.module) == (execution != "sparse")
     expected, loss, seen = plain_training(site, 2, masks, epochs=2)
     fit = sparse.Sparse(site, 2).fit(order)
     assert fit.examples_seen == seen

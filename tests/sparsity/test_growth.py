@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -124,8 +125,9 @@ def test_rigl_drops_by_magnitude_then_grows_by_gradient(layer, slopes):
     others = [place for place in range(len(mask)) if place not in left]
     grown = sorted(others, key=lambda p: (-abs(float(gradient[p])), p))[:count]
     before = mask.clone()
-    assert drop_smallest(weight, mask, count).nonzero().reshape(-1).tolist() == sorted(left)
-    assert regrow(weight, gradient, mask, count).nonzero().reshape(-1).tolist() == sorted(left + grown)
+    assert drop_smallest(weight[mask], mask, count).nonzero().reshape(-1).tolist() == sorted(left)
+    swapped = regrow(weight[mask], mask, count, partial(largest_pruned, gradient))
+    assert swapped.nonzero().reshape(-1).tolist() == sorted(left + grown)
     assert torch.equal(mask, before)
 
 

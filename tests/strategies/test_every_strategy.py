@@ -27,7 +27,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def scenario(name: str, workers: int) -> Scenario:
+def executions(name: str) -> list[str]:
+    """Return how a strategy's clients can train; where they can't execute layers sparse, all is dense."""
+    strategy = registry.load("strategy", name)
+    sparse = registry.load("client", strategy.client).executes_sparse and name != "fedavg"
+    return ["dense", "sparse"] if sparse else ["dense"]
+
+
+def scenario(name: str, workers: int, execution: str) -> Scenario:
     options = {} if name == "fedavg" else {"density": 0.2, **OPTIONS.get(name, {})}
     return Scenario.from_mapping(
         {
@@ -38,7 +45,11 @@ def scenario(name: str, workers: int) -> Scenario:
             "clients": {
                 "count": 6,
                 "per_round": 3,
-                "training": {"batch_size": 16, "optimizer": {"lr": 0.1, "momentum": 0.9}},
+                "training": {
+                    "batch_size": 16,
+                    "optimizer": {"lr": 0.1, "momentum": 0.9},
+                    "execution": execution,
+                },
             },
             "strategy": {"name": name, **options},
             "engine": {"workers": workers},
@@ -52,10 +63,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.names("strategy"))
-def test_one_worker_and_two_give_the_same_bits(shared_ray: None, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "execution"),
+    [(name, execution) for name in registry.names("strategy") for execution in executions(name)],
+)
+def test_one_worker_and_two_give_the_same_bits(
+    shared_ray: None, tmp_path: Path, name: str, execution: str
+) -> None:
     one, two = (
-        fedprune.run(scenario(name, workers), out=tmp_path / str(workers), progress=False)
+        fedprune.run(scenario(name, workers, execution), out=tmp_path / str(workers), progress=False)
         for workers in (1, 2)
     )
     for file in ("rounds.jsonl", "clients.jsonl"):

@@ -64,15 +64,15 @@ def test_what_grew_somewhere_survives_the_server(watched):
 
 def test_a_client_swaps_as_rigl_does(monkeypatch):
     seen = []
-    inner = sparse.layer_gradient
+    inner = sparse.largest_gradients
 
-    def watching(module, name, picked):
+    def watching(module, name, picked, mask, count):
         picked = list(picked)
         if not seen or seen[-1][2] == name:
             seen.append((copy.deepcopy(module), picked, name))
-        return inner(module, name, picked)
+        return inner(module, name, picked, mask, count)
 
-    monkeypatch.setattr(sparse, "layer_gradient", watching)
+    monkeypatch.setattr(sparse, "largest_gradients", watching)
     watched = Watched(plan(strategy={**OPTIONS, "growth_batches": 2}, rounds=2))
     replies = [entry for entry in trained(watched.made) if entry.round == 2]
     share = 0.4 * (1 + math.cos(math.pi * 2 / 4)) / 2

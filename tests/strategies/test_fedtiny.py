@@ -775,14 +775,14 @@ def test_several_clients_grow_what_they_want_on_average():
 @pytest.mark.parametrize(("batch_count", "size"), [(1, 8), (3, 8), (99, 8)])
 def test_growth_is_judged_on_so_many_batches(batch_count, size, monkeypatch):
     seen = []
-    gradient = sparse.layer_gradient
+    largest = sparse.largest_gradients
 
-    def watched(module, name, given):
+    def watched(module, name, given, mask, count):
         given = list(given)
         seen.append([len(y) for _, y in given])
-        return gradient(module, name, given)
+        return largest(module, name, given, mask, count)
 
-    monkeypatch.setattr(sparse, "layer_gradient", watched)
+    monkeypatch.setattr(sparse, "largest_gradients", watched)
     made = assemble(
         plan(strategy={**MOVING, "growth_batches": batch_count}, rounds=1, clients__training__batch_size=size)
     )

@@ -16,15 +16,20 @@ from fedprune.sparsity.execution.convert import (
     sparse_copy,
 )
 from fedprune.sparsity.execution.index import KernelIndex, Window
+from fedprune.sparsity.execution.kernels import Slice, gradient_slices
+from fedprune.sparsity.execution.layers import SparseConv2d
 from fedprune.sparsity.execution.rule import pays
 
 __all__ = [
     "Indices",
     "KernelIndex",
     "Rule",
+    "Slice",
+    "SparseConv2d",
     "Window",
     "always",
     "dense_state",
+    "gradient_slices",
     "held_masks",
     "index_masks",
     "kept_state",

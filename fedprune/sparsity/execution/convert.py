@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedprune.sparsity.execution.index import KernelIndex, Window
 from fedprune.sparsity.execution.layers import (
+    BatchFirstConv2d,
     BatchLastBatchNorm2d,
     BatchLastMaxPool2d,
     SparseConv2d,
@@ -28,11 +29,11 @@ from fedprune.sparsity.masks import Masks
 Indices = Mapping[str, KernelIndex]
 """Name of a weight that is executed sparse -> where its kept values are."""
 
-Rule = Callable[[tuple[int, ...], Window, int], bool]
-"""Whether a weight is executed sparse, by its shape, its window and how many of it are kept."""
+Rule = Callable[[str, tuple[int, ...], int], bool]
+"""Whether a weight is executed sparse, by its name, its shape and how many of it are kept."""
 
 
-def always(shape: tuple[int, ...], window: Window, kept: int) -> bool:
+def always(name: str, shape: tuple[int, ...], kept: int) -> bool:
     """Execute every weight sparse that can be."""
     return True
 
@@ -74,7 +75,7 @@ def index_masks(module: nn.Module, masks: Masks, rule: Rule = always) -> dict[st
             )
         path, _, own = name.rpartition(".")
         window = _window(module.get_submodule(path)) if own == "weight" and _has_kernels(weight) else None
-        if window and uses[id(weight)] == 1 and rule(tuple(mask.shape), window, masks.kept[name]):
+        if window and uses[id(weight)] == 1 and rule(name, tuple(mask.shape), masks.kept[name]):
             indices[name] = KernelIndex(mask, window)
     return indices
 
@@ -100,8 +101,14 @@ def sparse_copy(module: nn.Module, indices: Indices) -> nn.Module:
     if not indices:
         return result
     replaced: dict[int, nn.Module] = {}
-    for path, layer in list(result.named_modules(remove_duplicate=False)):
-        new = replaced.setdefault(id(layer), _replacement(layer, indices.get(f"{path}.weight".lstrip("."))))
+    leads = False  # From the last to the first: whether the layer with weights that follows is sparse.
+    for path, layer in reversed(list(result.named_modules(remove_duplicate=False))):
+        index = indices.get(f"{path}.weight".lstrip("."))
+        new = replaced.setdefault(id(layer), _replacement(layer, index))
+        if isinstance(new, UnfoldedConv2d):
+            new.leads = leads
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            leads = index is not None
         if new is layer:
             continue
         if not path:
@@ -156,8 +163,10 @@ def _replacement(layer: nn.Module, index: KernelIndex | None) -> nn.Module:
         return _as(BatchLastBatchNorm2d, layer)
     if type(layer) is nn.MaxPool2d and BatchLastMaxPool2d.takes(layer):
         return _as(BatchLastMaxPool2d, layer)
-    if type(layer) is nn.Conv2d and _window(layer) and UnfoldedConv2d.takes(layer):
-        return _as(UnfoldedConv2d, layer)
+    if type(layer) is nn.Conv2d:
+        return _as(
+            UnfoldedConv2d if _window(layer) and UnfoldedConv2d.takes(layer) else BatchFirstConv2d, layer
+        )
     return layer
 
 

@@ -107,7 +107,11 @@ class KernelIndex:
     @property
     def bytes(self) -> int:
         """Bytes of the index."""
-        return sum(part.nbytes for part in vars(self).values() if isinstance(part, Tensor))
+        return sum(part.nbytes for part in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of the index."""
+        return [part for part in vars(self).values() if isinstance(part, Tensor)]
 
     def positions(self) -> Tensor:
         """Return the place of each kept weight in the flat dense one, int64 (kept,), ascending."""

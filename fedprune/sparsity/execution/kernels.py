@@ -13,6 +13,7 @@ only the kept entries are computed, `torch.sparse.sampled_addmm`, one for each t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ from torch.nn import functional
 
 from fedprune.sparsity.execution.index import KernelIndex, Sweep, Window, input_sweeps, output_sweep
 
+Slice = tuple[slice, int, Tensor]
+"""Some outputs, a tap, and something about the weights from all inputs there, (outputs, in)."""
+
 _TERMS = 2**17  # of a call of the embedding bag: their indices and weights fit a core's cache
 _RESULTS = 2**18  # values that a call makes, for the same reason
+_SLICES = 8  # of the outputs of one tap, in gradients of whole layers
 
 
 def convolve(index: KernelIndex, values: Tensor, x: Tensor) -> Tensor:
@@ -79,26 +84,11 @@ def weight_gradient(index: KernelIndex, x: Tensor, gradient: Tensor) -> Tensor:
     """
     if not index.kept:
         return x.new_empty(0)
-    window, batch = index.window, x.shape[-1]
-    output = gradient.shape[1:3]
-    grid = _grid(window, (x.shape[1], x.shape[2]), (output[0], output[1]))
     taps, channels = index.taps(), index.channels()
-    left = gradient
-    if grid != output:
-        left = gradient.new_empty(index.outputs, *grid, batch)
-        _put(gradient, left, 0, 0)
-    left = left.view(index.outputs, -1)
+    places = {tap: own for tap in range(len(index.window.taps)) if len(own := (taps == tap).nonzero()[:, 0])}
     result = x.new_empty(index.kept)
-    loaded, right = -1, x
-    for tap in sorted(range(len(window.taps)), key=window.phases.__getitem__):
-        own = (taps == tap).nonzero()[:, 0]
-        if not len(own):
-            continue
-        if window.phases[tap] != loaded:
-            loaded = window.phases[tap]
-            right = _on_grid(window, x, loaded, grid)
-        down, along = window.shifts[tap]
-        moved = right[(down * grid[1] + along) * batch :][: index.inputs * left.shape[1]]
+    for tap, left, right in tap_operands(index.window, x, gradient, places):
+        own = places[tap]
         pattern = torch.sparse_csr_tensor(
             torch.searchsorted(own, index.rows, out_int32=True),
             channels[own],
@@ -106,9 +96,64 @@ def weight_gradient(index: KernelIndex, x: Tensor, gradient: Tensor) -> Tensor:
             (index.outputs, index.inputs),
             check_invariants=False,
         )
-        products = torch.sparse.sampled_addmm(pattern, left, moved.view(index.inputs, -1).t(), beta=0)
-        result[own] = products.values()
+        result[own] = torch.sparse.sampled_addmm(pattern, left, right, beta=0).values()
     return result
+
+
+def gradient_slices(
+    index: KernelIndex, passes: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> Iterator[Slice]:
+    """Yield the gradient to all weights, the pruned ones too, in slices that are a small part of the layer.
+
+    Parameters
+    ----------
+    index : KernelIndex
+        Of the layer.
+    passes : Sequence
+        The inputs and the output's gradients of some backward passes, as of `weight_gradient`; the
+        gradients are added.
+    dtype : torch.dtype
+        That of ``passes``.
+    """
+    taps = _by_phase(index.window, range(len(index.window.taps)))
+    rows = -(-index.outputs // _SLICES)
+    operands = (tap_operands(index.window, x, gradient, taps) for x, gradient in passes)
+    for tap, *parts in zip(taps, *operands, strict=True):
+        for first in range(0, index.outputs, rows):
+            own = slice(first, min(first + rows, index.outputs))
+            total = torch.zeros(own.stop - first, index.inputs, dtype=dtype)
+            for _, left, right in parts:
+                total.addmm_(left[own], right)
+            yield own, tap, total
+
+
+def tap_operands(
+    window: Window, x: Tensor, gradient: Tensor, taps: Collection[int]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield for each of these taps the two matrices, (out, M) and (M, in), whose product is its gradient.
+
+    ``x`` and ``gradient`` are those of `weight_gradient`. The taps come lattice by lattice.
+    """
+    batch, output = x.shape[-1], gradient.shape[1:3]
+    grid = _grid(window, (x.shape[1], x.shape[2]), (output[0], output[1]))
+    left = gradient
+    if grid != output:
+        left = gradient.new_empty(len(gradient), *grid, batch)
+        _put(gradient, left, 0, 0)
+    left = left.view(len(gradient), -1)
+    loaded, lattice = -1, x
+    for tap in _by_phase(window, taps):
+        if window.phases[tap] != loaded:
+            loaded = window.phases[tap]
+            lattice = _on_grid(window, x, loaded, grid)
+        down, along = window.shifts[tap]
+        moved = lattice[(down * grid[1] + along) * batch :][: len(x) * left.shape[1]]
+        yield tap, left, moved.view(len(x), -1).t()
+
+
+def _by_phase(window: Window, taps: Collection[int]) -> list[int]:
+    """Return taps in the order of the lattices that they read, so that each is laid out once."""
+    return sorted(taps, key=window.phases.__getitem__)
 
 
 def _grid(window: Window, size: tuple[int, int], output: tuple[int, int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Each takes a batch of any memory layout and returns one that is batch-last, see
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional
 from fedprune.sparsity.execution.index import KernelIndex, Window
 from fedprune.sparsity.execution.kernels import convolve, input_gradient, weight_gradient
 from fedprune.sparsity.execution.layout import batch_first, batch_last, is_batch_last
+
+Observer = Callable[[Tensor, Tensor], None]
+"""Called in a backward pass with a layer's input, (in, H, W, N), and the gradient to its output, alike."""
 
 _FEW = 32
 """Most weights per output channel of a dense convolution that is always unfolded."""
@@ -32,17 +36,24 @@ class SparseConv2d(nn.Module):
         (kept,).
     bias : Tensor, optional
         (out,).
+
+    Attributes
+    ----------
+    observer : Callable, optional
+        From what it is shown follow the gradients of pruned weights, see `gradient_slices`.
     """
 
     def __init__(self, index: KernelIndex, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.index = index
+        self.observer: Observer | None = None
         self.weight = weight
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, H', W') of (N, in, H, W)."""
-        y: Tensor = _Convolution.apply(batch_last(x), self.weight, self.index)  # type: ignore[no-untyped-call]
+        arguments = batch_last(x), self.weight, self.index, self.observer
+        y: Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             y.add_(_per_channel(self.bias))
         return batch_first(y)
@@ -64,20 +75,23 @@ class SparseLinear(SparseConv2d):
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, index: KernelIndex) -> Tensor:
-        ctx.index = index
+    def forward(ctx: Any, x: Tensor, weight: Tensor, index: KernelIndex, observer: Observer | None) -> Tensor:
+        ctx.index, ctx.observer = index, observer
         ctx.save_for_backward(x, weight)
         return convolve(index, weight.detach(), x.detach())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        to_input, to_weight, _ = ctx.needs_input_grad
+        to_input, to_weight, *_ = ctx.needs_input_grad
         gradient = batch_last(batch_first(gradient))
+        if ctx.observer is not None:
+            ctx.observer(x, gradient)
         return (
             input_gradient(ctx.index, weight, gradient, *x.shape[1:3]) if to_input else None,
             weight_gradient(ctx.index, x, gradient) if to_weight else None,
+            None,
             None,
         )
 
@@ -86,8 +100,12 @@ class UnfoldedConv2d(nn.Conv2d):
     """A dense convolution by unfolding: of few inputs, as in a first layer, or of one tap, as in a shortcut.
 
     It costs a copy of the input for each tap, and saves a change of the layout of its result and of its
-    gradient. One tap is worth it only where the input is batch-last already; elsewhere PyTorch's is used.
+    gradient. It is worth it where the input is batch-last already; elsewhere PyTorch's is used, but for a
+    layer of few inputs that leads into sparse ones.
     """
+
+    leads = False
+    """Whether what comes next is executed sparse."""
 
     @staticmethod
     def takes(layer: nn.Conv2d) -> bool:
@@ -96,7 +114,7 @@ class UnfoldedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out, H', W') of (N, in, H, W)."""
-        if self.weight[0].numel() > _FEW and not is_batch_last(x):
+        if not (self.leads and self.weight[0].numel() <= _FEW) and not is_batch_last(x):
             return super().forward(x)
         window = Window.of(self)
         y: Tensor = _Unfolded.apply(batch_last(x), self.weight, window)  # type: ignore[no-untyped-call]
@@ -147,6 +165,16 @@ def _reads(padded: Tensor, window: Window) -> list[Tensor]:
     (down, right), (height, width) = window.stride, window.taps[-1]
     rows, columns = padded.shape[1] - height, padded.shape[2] - width
     return [padded[:, y : y + rows : down, x : x + columns : right] for y, x in window.taps]
+
+
+class BatchFirstConv2d(nn.Conv2d):
+    """A dense convolution of a batch that may be batch-last, which PyTorch would turn value by value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out, H', W') of (N, in, H, W)."""
+        if x.dim() == 4 and is_batch_last(x) and not x.is_contiguous():
+            x = batch_last(x).flatten(0, -2).t().contiguous().view(x.shape)
+        return super().forward(x)
 
 
 class BatchLastBatchNorm2d(nn.BatchNorm2d):

@@ -94,7 +94,7 @@ def test_in_single_precision_they_agree_to_rounding(name):
 def test_layers_that_a_rule_leaves_dense_train_under_their_masks():
     dense = built("resnet18", batch_norm=False).double()
     masks = masks_of(dense)
-    indices = index_masks(dense, masks, lambda shape, window, kept: window.stride == (1, 1) and shape[1] > 6)
+    indices = index_masks(dense, masks, lambda name, shape, kept: shape[0] == shape[1] > 6)
     held = held_masks(masks, indices)
     assert 0 < len(indices) < len(masks)
     assert {*indices, *held} == set(masks)
@@ -168,7 +168,7 @@ def masks_for(shape):
 def test_the_state_of_a_copy_travels_as_the_same_values_as_the_dense_one():
     dense = built("cnn")
     masks = masks_of(dense)
-    indices = index_masks(dense, masks, lambda shape, window, kept: len(shape) == 4)
+    indices = index_masks(dense, masks, lambda name, shape, kept: len(shape) == 4)
     held = held_masks(masks, indices)
     sparse = sparse_copy(dense, indices)
     codec = StateCodec(Layout.of(dense), masks)
