@@ -94,7 +94,9 @@ class Site:
 
         @lru_cache(maxsize=4)
         def make(masks: Masks) -> LocalModel | None:
-            return sparse_model(self._outline[0], masks, rule) if rule and masks else None
+            if not (rule and masks):
+                return None
+            return sparse_model(self._outline[0], masks, rule, self.data.info.input_shape)
 
         return make
 

@@ -8,6 +8,7 @@ and the masks; how that is done is for `fedprune.sparsity.execution`.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.costs.flops import ModelCost
+from fedprune.costs.step import forward_loss, leaves_no_trace
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import Rule, always, held_masks, index_masks, pays, sparse_copy
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import Codec, Layout, StateCodec, get_state, set_state
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +72,13 @@ def rule_of(training: TrainingSpec, cost: ModelCost) -> Rule | None:
     return always if training.execution == "sparse" else rule
 
 
-def sparse_model(skeleton: nn.Module, masks: Masks, rule: Rule) -> LocalModel | None:
+def sparse_model(
+    skeleton: nn.Module, masks: Masks, rule: Rule, input_shape: tuple[int, ...]
+) -> LocalModel | None:
     """Return a model of which the layers that a rule names are executed sparse; None where it names none.
+
+    None, too, for a model that cannot work on activations whose examples lie side by side in memory: one
+    that calls ``view`` across examples, for instance.
 
     Parameters
     ----------
@@ -79,12 +88,31 @@ def sparse_model(skeleton: nn.Module, masks: Masks, rule: Rule) -> LocalModel | 
         What is kept.
     rule : Rule
         Which layers.
+    input_shape : tuple[int, ...]
+        (C, H, W) of a picture.
     """
     indices = index_masks(skeleton, masks, rule)
     if not indices:
         return None
     module = with_memory(sparse_copy(skeleton, indices))
+    if fault := _fault(module, input_shape):
+        _logger.warning(
+            "the model is executed dense, since it cannot work with sparse layers: %s (in its forward, "
+            "`reshape` does what `view` cannot)",
+            fault,
+        )
+        return None
     return LocalModel(module, StateCodec(Layout.of(module), held_masks(masks, indices)), masks)
+
+
+def _fault(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """Return why a model cannot take a training step on two pictures; None where it can."""
+    try:
+        with leaves_no_trace(module):
+            forward_loss(module.train(), input_shape, 2).backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        return str(error).strip().partition("\n")[0]
+    return None
 
 
 def without_values(module: nn.Module) -> nn.Module:

@@ -176,7 +176,7 @@ def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     can = _client(scenario, strategy).executes_sparse
     rule = rule_of(scenario.clients.training, step.cost) if can else None
-    model = sparse_model(step.cost.skeleton, masks, rule) if rule and masks else None
+    model = sparse_model(step.cost.skeleton, masks, rule, step.cost.input_shape) if rule and masks else None
     if model is None:
         return Execution(0, len(masks), None)
     slots = step.slots + step.overhead.slots

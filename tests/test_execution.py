@@ -170,9 +170,8 @@ def test_a_model_is_made_sparse_without_its_values_and_keeps_what_is_no_part_of_
     filled = with_memory(skeleton)
     assert filled.two.weight is filled.one.weight
     assert not any(parameter.any() for parameter in filled.parameters())
-    model = sparse_model(
-        skeleton, masks, rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (4,)))
-    )
+    rule = rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (4,)))
+    model = sparse_model(skeleton, masks, rule, (4,))
     assert isinstance(model.module.own, SparseConv2d)
     codec = StateCodec(Layout.of(dense), masks)
     model.load(codec.flatten(get_state(dense)))
@@ -181,6 +180,25 @@ def test_a_model_is_made_sparse_without_its_values_and_keeps_what_is_no_part_of_
         torch.testing.assert_close(model.module(torch.eye(4)), dense(torch.eye(4)))
     assert torch.equal(model.values(), codec.flatten(get_state(dense)))
     assert torch.equal(model.kept("own.weight"), dense.own.weight.diagonal())
+
+
+class Viewing(nn.Module):
+    """Views a batch as one row, which takes memory in which an example's values lie side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(-1).view(-1, 16))
+
+
+def test_a_model_that_cannot_work_with_sparse_layers_is_executed_dense(caplog):
+    dense = Viewing()
+    masks = Masks({"conv.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)})
+    rule = rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (1, 4, 4)))
+    assert sparse_model(without_values(dense), masks, rule, (1, 4, 4)) is None
+    assert "`reshape` does what `view` cannot" in caplog.text
 
 
 def test_without_masks_without_a_rule_or_off_the_cpu_all_is_dense(monkeypatch):

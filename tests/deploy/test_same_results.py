@@ -19,7 +19,7 @@ STRATEGIES = {
         {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1, "pretrain_epochs": 1},
         4096,
     ),
-    "hidenseek": ({"name": "hidenseek", "density": 0.5}, 16384),
+    "hidenseek": ({"name": "hidenseek", "density": 0.9}, 16384),
 }
 MEASURED = {"wall_seconds": 0, "measured_seconds": 0, "measured_memory_bytes": 0}
 
