@@ -526,7 +526,7 @@ def print_measured(summaries: Mapping[str, Mapping[str, Any]], console: Console)
         )
     console.print(table)
     console.print(
-        "Measured: from a message to its reply, without the network; and the whole process with Python.\n"
+        "Measured: computing alone; the memory of the whole process, Python and PyTorch included.\n"
         "Modelled: computing and the network; what training itself allocates.",
         soft_wrap=True,
     )

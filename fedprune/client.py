@@ -550,12 +550,11 @@ class FederatedClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; whatever goes wrong becomes an error reply with its reason."""
-        began = time.perf_counter()
         try:
             site = self._find_site(context)
             client = site.client_class(site, client_number(context.node_config))
             content = client.handle(message, context.state)
-            self._measure(content, began)
+            self._measure(content)
             _check_finite(content)
             add_checksum(content)
         except TaskRefusedError as error:
@@ -566,16 +565,10 @@ class FederatedClientApp(ClientApp):
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         return Message(content, reply_to=message)
 
-    def _measure(self, content: RecordDict, began: float) -> None:
-        """Add to what a task cost by the model what it has cost here; zeros where no device is at work.
-
-        The metrics are as long either way.
-        """
+    def _measure(self, content: RecordDict) -> None:
+        """Add the memory that a device's process has needed; 0, which takes as many bytes, for no device."""
         if (metrics := content.metric_records.get("metrics")) is not None:
-            seconds = memory = 0.0
-            if self._peak_memory is not None:
-                seconds, memory = time.perf_counter() - began, self._peak_memory()
-            metrics.update({"measured-seconds": seconds, "measured-memory-bytes": memory})
+            metrics["peak-rss"] = 0.0 if self._peak_memory is None else self._peak_memory()
 
 
 def _check_finite(content: RecordDict) -> None:

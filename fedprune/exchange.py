@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from heapq import merge
+from math import inf
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -498,8 +499,7 @@ class Exchange:
             flops=flops,
             peak_memory_bytes=peak,
             seconds=seconds,
-            measured_seconds=_measured(metrics, "measured-seconds"),
-            measured_memory_bytes=round(_measured(metrics, "measured-memory-bytes") or 0) or None,
+            **_measured(metrics),
         )
         if fault in _SILENT and deadline is not None:
             # The server cannot know that nothing will come: it waits.
@@ -669,10 +669,15 @@ def _check_costs(reply: Message) -> None:
         whole(metrics, key)
 
 
-def _measured(metrics: MetricRecord, key: str) -> float | None:
-    """Return what a device has measured; None where none has."""
-    value = metrics.get(key)
-    return value if isinstance(value, float) and value > 0 else None
+def _measured(metrics: MetricRecord) -> dict[str, Any]:
+    """Return what a real device has measured; a simulated one says that its process took no memory."""
+    seconds, memory = metrics.get("train-seconds"), metrics.get("peak-rss")
+    numbers = isinstance(seconds, float) and isinstance(memory, float)
+    real_device = numbers and 0 <= seconds < inf and 0 < memory < inf  # type: ignore[operator]
+    return {
+        "measured_seconds": seconds if real_device else None,
+        "measured_memory_bytes": round(memory) if real_device else None,  # type: ignore[arg-type]
+    }
 
 
 def listed(reasons: Counter[str]) -> str:

@@ -14,6 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from inprocess import assemble, federate, plan, same_state
 from masked import trained
 
+from fedprune import data as datasets
 from fedprune.client import FederatedClientApp, Site
 from fedprune.clients.sparse import Sparse
 from fedprune.errors import RunError
@@ -540,7 +541,7 @@ def test_without_held_out_examples_there_is_no_personal_accuracy_and_no_byte_for
     made = federate(plan(strategy=STATIC))
     assert [record.personal_accuracy for record in made.rounds] == [None] * 3
     metrics = {"num-examples", "loss", "examples-seen", "flops", "peak-memory-bytes"}
-    metrics |= {"train-seconds", "measured-seconds", "measured-memory-bytes", "checksum"}
+    metrics |= {"train-seconds", "peak-rss", "checksum"}
     assert all(set(reply.content["metrics"]) == metrics for _, reply in made.trained())
 
 
@@ -557,3 +558,27 @@ def test_a_client_without_held_out_examples_has_no_part_in_personal_accuracy(agg
         own = [e for e in trained(made) if e.round == record.round and e.client != 1]
         right = np.concatenate([answered_right(made, entry.state, entry.client) for entry in own])
         assert record.personal_accuracy == pytest.approx(right.mean(), abs=1e-12)
+
+
+# What devices measure -----------------------------------------------------------------------------
+
+
+def test_what_a_device_has_measured_stands_beside_what_is_modelled():
+    scenario = plan(strategy=STATIC)
+    site = Site(scenario, datasets.load(scenario))
+    made = assemble(scenario, app=FederatedClientApp(lambda context: site, lambda: 3.0 * 2**20))
+    made.strategy.start(made.grid)
+    trained = [task for task in made.tasks if task.type == "train"]
+    assert {task.measured_memory_bytes for task in trained} == {3 * 2**20}
+    assert all(task.measured_seconds > 0 and task.peak_memory_bytes > 0 for task in trained)
+    simulated = federate(scenario)
+    assert {(t.measured_memory_bytes, t.measured_seconds) for t in simulated.tasks} == {(None, None)}
+    # To say it, or that there is nothing to say, takes as many bytes.
+    assert [task.bytes_up for task in made.tasks] == [task.bytes_up for task in simulated.tasks]
+
+
+@pytest.mark.parametrize("said", [float("inf"), float("nan"), -1.0, 3, None])
+def test_a_measurement_that_cannot_be_is_none(said):
+    made = federate(plan(), tamper=replacing(1, lambda content: with_metric(content, peak_rss=said)))
+    assert all(task.measured_memory_bytes is None for task in made.tasks)
+    assert made.rounds[-1].clients_failed == 0

@@ -22,8 +22,8 @@ class TaskRecord:
     of what failed, see `fedprune.faults`, and ``reason`` says it in one line. Bytes are serialized message
     content; ``device_seconds`` is virtual, ``wall_seconds`` is measured. ``joules`` is None where the
     device's energy is unknown. ``measured_seconds`` and ``measured_memory_bytes`` are what a real device
-    took, from the message to its reply, and the most memory of its process, the interpreter and libraries
-    included; None in a simulation. A task that the server did not wait for counts as far as it had come.
+    took to compute, and the most memory that its process held, the interpreter and libraries included; None
+    in a simulation. A task that the server did not wait for counts as far as it had come.
     """
 
     round: int

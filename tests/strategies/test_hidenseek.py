@@ -189,6 +189,7 @@ METRICS = {
     "examples-seen",
     "flops",
     "peak-memory-bytes",
+    "peak-rss",
     "train-seconds",
     "checksum",
     "test-examples",
