@@ -220,39 +220,36 @@ class Exchange:
         RunError
             When no node has come in time.
         """
-        wanted = 1 if self._started else self.start_with
-        present = list(self._waited(grid, wanted))
-        if not present:
-            raise RunError(f"no node has been there for {self.patience:g} s")
-        self._refused &= set(present)  # What comes back may have been mended.
-        if strangers := [node for node in present if node not in self._numbers and node not in self._refused]:
-            self._ask(grid, strangers, set(present), server_round)
+        deadline = time.monotonic() + self.patience
+        lost = True
+        while lost:
+            present = list(_waited(grid, 1 if self._started else self.start_with, deadline))
+            if not present:
+                raise RunError(f"no node has been there for {self.patience:g} s")
+            self._refused &= set(present)  # What comes back may have been mended.
+            new = [node for node in present if node not in self._numbers and node not in self._refused]
+            lost = bool(new) and self._ask(grid, new, set(present), server_round)
+            # A SuperNode that was stopped counts as there until the SuperLink has missed it.
+            lost = lost and not self._started and time.monotonic() < deadline
         self._started = True
         gone = self._numbers.keys() - set(present)
         self.absent = frozenset(self._numbers[node] for node in gone)
 
-    def _waited(self, grid: Grid, wanted: int) -> Iterable[int]:
-        """Return the nodes that are there, when there are that many, or patience has an end."""
-        deadline = time.monotonic() + self.patience
-        while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return nodes
-
-    def _ask(self, grid: Grid, nodes: Iterable[int], present: set[int], server_round: int) -> None:
-        """Ask nodes who they are, and take those that say it for clients."""
+    def _ask(self, grid: Grid, nodes: Iterable[int], present: set[int], server_round: int) -> bool:
+        """Ask nodes who they are, and take those that say it for clients; return whether any was lost."""
         self._sent = {}
         content = RecordDict({"config": ConfigRecord({"codec": CODEC})})
         questions = (Message(content, node, "query.facts", group_id=str(server_round)) for node in nodes)
         replies = list(self._ordered(grid, self._noted(questions)))
         profiles: dict[DeviceProfile, DeviceProfile] = {}  # Many clients are of one kind: hold it once.
-        unusable = 0
+        names = {node.node_id: node.name for node in grid.get_nodes()} if _any_fault(replies) else {}
+        lost = False
         for reply in replies:
             try:
                 facts = _read_facts(reply)
                 self._check_number(facts, present)
             except WireError as error:
-                self._refuse(server_round, reply, error)
-                unusable += 1
+                lost |= self._refuse(server_round, reply, error, names)
                 continue
             if known := self.clients.get(facts.number):
                 del self._numbers[known.node_id]  # The same device, under another node id.
@@ -261,15 +258,14 @@ class Exchange:
             self.clients[facts.number] = replace(facts, profile=profile)
             self._numbers[facts.node_id] = facts.number
             self._known = None
-        if unusable:
-            _logger.warning("%d nodes do not say who they are: %s", unusable, listed(self.failures))
         if not self.clients:
-            return
+            return lost
         self._take_stock()
         met = [reply for reply in replies if reply.metadata.src_node_id in self._numbers]
         met.sort(key=self.number_of)
         for _ in self.accept(server_round, met, _read_facts):
             pass
+        return lost
 
     def _check_number(self, facts: Facts, present: set[int]) -> None:
         """Refuse a client that cannot be who it says it is."""
@@ -286,11 +282,18 @@ class Exchange:
             raise RunError(twice)
         raise WireError(twice)
 
-    def _refuse(self, server_round: int, reply: Message, error: WireError) -> None:
-        """Enter a node that is no client into the ledger; until it leaves it is not asked again."""
+    def _refuse(self, server_round: int, reply: Message, error: WireError, names: Mapping[int, str]) -> bool:
+        """Enter a node that is no client into the ledger; return whether it was lost, and said nothing.
+
+        One that did is not asked again until it leaves and comes back.
+        """
         node_id = reply.metadata.src_node_id
-        self._refused.add(node_id)
         fault = fault_of(reply.error.code) if reply.has_error() else error.fault
+        lost = fault is Fault.GONE
+        if not lost:
+            self._refused.add(node_id)
+        known_as = " ".join(filter(None, ("node", str(node_id), names.get(node_id))))
+        _logger.warning("%s is no client: %s", known_as, error)
         self.faults[fault] += 1
         self.failures[str(error)] += 1
         sent = self._sent[node_id]
@@ -311,11 +314,12 @@ class Exchange:
             wall_seconds=time.perf_counter() - sent.started,
             status="failed",
             fault=fault,
-            reason=str(error),
+            reason=f"{known_as}: {error}",
         )
         self.tally.add_task(replace(record, joules=0.0))  # Its device is none of the run's.
         for listener in self._federation.listeners:
             listener.on_task(record)
+        return lost
 
     def _take_stock(self) -> None:
         """Note what follows from who the clients are, so that no round has to look at all of them for it."""
@@ -633,6 +637,17 @@ class Exchange:
         for listener in self._federation.listeners:
             listener.on_task(record)
         self._dense.add(record, facts.profile, facts.examples, task.reply, task.end)
+
+
+def _waited(grid: Grid, wanted: int, deadline: float) -> Iterable[int]:
+    """Return the nodes that are there, when there are that many or the time has come."""
+    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return nodes
+
+
+def _any_fault(replies: Iterable[Message]) -> bool:
+    return any(reply.has_error() for reply in replies)
 
 
 def _read_facts(reply: Message) -> Facts:

@@ -83,7 +83,10 @@ def device_profile(config: NodeConfig, scenario: Scenario) -> DeviceProfile | No
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, key))}: {what}" for key, what in explain(error, DeviceNumbers))
         raise UserError(f"the node config's device: {said}") from None
-    return resolve(label=str(name) if name is not None else "custom", **checked.model_dump())
+    label = "custom" if name is None else str(name)
+    if base is not None and given:
+        label += f" ({', '.join(f'{key} {value}' for key, value in given.items())})"
+    return resolve(label=label, **checked.model_dump())
 
 
 def peak_resident_bytes() -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
@@ -23,6 +23,7 @@ from fedprune import data as datasets
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import FederatedData
 from fedprune.engine.simulation import build_client_app, make_strategy, score_locally
+from fedprune.faults import CODES, Fault
 from fedprune.scenario import Scenario
 from fedprune.strategy import PruningStrategy
 from fedprune.wire import add_checksum
@@ -115,7 +116,9 @@ class InProcessGrid(Grid):
         yield from (reply for reply in replies if reply is not None)
 
     def _exchange(self, message: Message) -> Message | None:
-        context = self.contexts[message.metadata.dst_node_id]
+        context = self.contexts.get(message.metadata.dst_node_id)
+        if context is None:
+            return Message(Error(CODES[Fault.GONE], "there is no such node"), reply_to=message)
         if self._before is not None:
             self._before(message, context)
         given = Message(metadata=message.metadata, content=copied(message.content))  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from inprocess import assemble, federate, plan, same_state
@@ -582,3 +582,83 @@ def test_a_measurement_that_cannot_be_is_none(said):
     made = federate(plan(), tamper=replacing(1, lambda content: with_metric(content, peak_rss=said)))
     assert all(task.measured_memory_bytes is None for task in made.tasks)
     assert made.rounds[-1].clients_failed == 0
+
+
+# Nodes that come and go ---------------------------------------------------------------------------
+
+
+def changing(made, server_round, change):
+    """Have ``change`` called with the nodes' contexts when a round's first training message is answered."""
+    done = []
+
+    def tamper(message, reply):
+        if message.metadata.group_id == str(server_round) and kind_of(message) == "train" and not done:
+            done.append(change(made.grid.contexts))
+        return reply
+
+    made.grid._tamper = tamper
+    return made
+
+
+def node(made, number):
+    return Context(1, 100 + number, {"partition-id": number}, RecordDict(), {})
+
+
+def history_of(made, number):
+    return [(t.round, t.type, t.status) for t in made.tasks if t.client == number]
+
+
+def test_a_client_that_joins_late_is_met_and_takes_part():
+    made = assemble(plan(rounds=3, clients__per_round=4, strategy=STATIC), numbers=[0, 1, 2])
+    made.strategy.exchange.start_with = 3
+    changing(made, 1, lambda contexts: contexts.update({103: node(made, 3)}))
+    made.strategy.start(made.grid)
+    assert [record.clients_ok for record in made.rounds] == [3, 3, 5, 4]
+    assert history_of(made, 3) == [(2, "query.facts", "ok"), (2, "train", "ok"), (3, "train", "ok")]
+
+
+def test_a_client_whose_node_is_gone_is_offline_until_it_is_back_under_another():
+    made = assemble(plan(rounds=4, clients__per_round=4, strategy=STATIC))
+    changing(made, 1, lambda contexts: contexts.pop(3))
+    made.strategy.start(made.grid, num_rounds=2)
+    assert [record.clients_offline for record in made.rounds] == [0, 0, 1]
+    made.grid.contexts[101] = node(made, 1)
+    made.strategy.start(made.grid)
+    assert [record.clients_offline for record in made.rounds] == [0, 0, 1, 0, 0]
+    # The new node holds no masks: they are sent with its first task, and not again.
+    trained = [task for task in made.tasks if task.client == 1 and task.type == "train"]
+    assert [task.fault for task in trained] == ["gone", None, None]
+    assert [task.mask_bytes_down > 0 for task in trained] == [True, True, False]
+
+
+def test_a_node_that_says_it_is_a_client_who_is_there_is_refused_later_on():
+    made = assemble(plan(rounds=3, clients__per_round=4))
+    changing(made, 1, lambda contexts: contexts.update({101: node(made, 1), 109: node(made, 9)}))
+    made.strategy.start(made.grid)
+    refused = [task for task in made.tasks if task.client is None]
+    assert [(task.round, task.fault) for task in refused] == [(2, "unreadable"), (2, "raised")]
+    assert "node 101: two nodes say that they are client 1" in refused[0].reason
+    assert "node 109: IndexError: client 9: there are clients 0 to 3" in refused[1].reason
+    assert [record.clients_ok for record in made.rounds] == [4] * 4
+
+
+def test_a_node_that_is_lost_when_it_is_met_is_asked_again():
+    lost = [3, 3, 3]
+
+    def tamper(message, reply):
+        if kind_of(message) == "query.facts" and message.metadata.dst_node_id in lost:
+            lost.pop()
+            return Message(Error(CODES[Fault.GONE], "gone"), reply_to=message)
+        return reply
+
+    made = federate(plan(clients__per_round=4), tamper=tamper)
+    assert [record.clients_ok for record in made.rounds] == [4] * 3
+    assert [(task.round, task.fault) for task in made.tasks if task.client is None] == [(0, "gone")] * 3
+
+
+def test_a_round_waits_for_a_node():
+    made = assemble(plan(rounds=2))
+    changing(made, 1, lambda contexts: contexts.clear())
+    made.strategy.exchange.patience = 0.3
+    with pytest.raises(RunError, match=r"no node has been there for 0\.3 s"):
+        made.strategy.start(made.grid)

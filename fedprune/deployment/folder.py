@@ -94,10 +94,11 @@ def init(
     _write(directory / "flwr", "config.toml", texts)
     certificates = make_certificates(host, days)
     server = directory / "server"
-    for name in ("superlink.sh", "superlink.service", "register.sh"):
+    _write(directory, "register.sh", texts)
+    for name in ("superlink.sh", "superlink.service"):
         _write(server, f"server/{name}", texts)
     _write_file(server / "ca.crt", certificates.ca)
-    _write_file(server / "ca.key", certificates.ca_key, secret=True)
+    _write_file(directory / "ca.key", certificates.ca_key, secret=True)
     _write_file(server / "server.crt", certificates.server)
     _write_file(server / "server.key", certificates.server_key, secret=True)
     for number in range(scenario.clients.count):

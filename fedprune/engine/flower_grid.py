@@ -16,6 +16,7 @@ from typing import Any
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedprune.faults import CODES, Fault
@@ -59,6 +60,10 @@ class FlowerGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the nodes that are online."""
         return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return what the SuperLink knows of the nodes that are online."""
+        return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedprune.results.pictures import Picture
 
 # Parts of a scenario that may differ between runs that are compared.
-_FREE = ("name", "strategy", "engine")
+_FREE = ("name", "strategy", "engine", "clients.training.execution")
 _MARKERS = "osD^vPX*"
 
 
@@ -204,15 +204,16 @@ def _labels(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def _differences(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return the settings, dotted, that differ between the scenarios and are not the strategy's."""
-    documents = [
-        dict(_flat({key: value for key, value in run.document.items() if key not in _FREE})) for run in runs
-    ]
+    documents = [dict(_flat(run.document)) for run in runs]
     keys = dict.fromkeys(key for document in documents for key in document)
     return tuple(key for key in keys if any(d.get(key) != documents[0].get(key) for d in documents))
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings, dotted, that are to be the same."""
     for key, value in document.items():
+        if f"{prefix}{key}" in _FREE:
+            continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:

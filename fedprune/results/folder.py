@@ -296,7 +296,7 @@ def _make_room(directory: Path, *, overwrite: bool) -> None:
         go_on, resume = ("go on with it (--resume), ", "resume=True, ") if broken_off else ("", "")
         raise UserError(
             f"{directory}: holds a run already; give another folder (--out), {go_on}or replace it "
-            f"(--overwrite); in Python out=..., {resume}or overwrite=True"
+            f"(--overwrite); in Python or a run config out=..., {resume}or overwrite=True (TOML: true)"
         )
     for path in _own_files(directory):
         path.unlink()

@@ -79,7 +79,7 @@ def line_of(round: RoundRecord, rounds: int) -> str:
         f"density {format_share(round.density)}",
         f"down {format_bytes(round.bytes_down)}",
         f"up {format_bytes(round.bytes_up)}",
-        f"{round.clients_ok} clients",
+        f"{round.clients_ok} tasks",
         f"{round.clients_failed} failed" if round.clients_failed else None,
         format_seconds(round.wall_seconds),
     ]

@@ -93,7 +93,7 @@ class Deployment:
 
     def register(self) -> None:
         done = subprocess.run(
-            ["server/register.sh"], cwd=self.directory, env=self.environment, capture_output=True, text=True
+            ["./register.sh"], cwd=self.directory, env=self.environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -26,7 +26,7 @@ def test_a_line_a_round_where_there_is_no_terminal():
     lines = show(StringIO()).splitlines()
     assert len(lines) == 3
     assert lines[1] == (
-        "round 1/2: accuracy 60%, density 25%, down 1 MiB, up 512 KiB, 4 clients, 1 failed, 500 ms"
+        "round 1/2: accuracy 60%, density 25%, down 1 MiB, up 512 KiB, 4 tasks, 1 failed, 500 ms"
     )
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Registers the public key of every device with the running SuperLink; to be run once.
 set -u
-cd "$$(dirname "$$0")/.."
+cd "$$(dirname "$$0")"
 export FLWR_HOME="$$PWD/flwr" FLWR_TELEMETRY_ENABLED="$${FLWR_TELEMETRY_ENABLED:-0}"
 tries=0
 until flwr supernode list $connection > /dev/null 2>&1; do
