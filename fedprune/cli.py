@@ -549,8 +549,8 @@ def describe_execution(plan: Scenario, asked: Sizing, found: Execution) -> str:
     return (
         f"In a process on this machine ({torch.backends.cpu.get_cpu_capability()}, {way}) {found.sparse} of "
         f"{found.pruned} pruned layers are executed sparse: such a step takes at most "
-        f"{format_bytes(here.total)}, by prediction, in place of {format_bytes(dense.total)} dense; of these, "
-        f"model, gradients and optimizer {' in place of '.join(states)}."
+        f"{format_bytes(here.total)}, by prediction, in place of {format_bytes(dense.total)} dense; of "
+        f"these, model, gradients and optimizer {' in place of '.join(states)}."
     )
 
 
