@@ -27,10 +27,14 @@ _TESTS = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what starts Ray or processes of its own in one of the processes that share the tests."""
+    """Keep what starts Ray in one of the processes that share the tests, and deployments in one."""
     for item in items:
         if _TESTS / "engine" in item.path.parents or "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
+        if _TESTS / "deploy" in item.path.parents:
+            for mark in (pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(1500)):
+                item.add_marker(mark)
+            item.add_marker(pytest.mark.xdist_group("deploy"))
 
 
 @pytest.fixture(scope="session")

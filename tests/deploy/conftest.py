@@ -33,16 +33,6 @@ PLAN: dict[str, Any] = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name == "deploy":
-            item.add_marker(pytest.mark.deploy)
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(1500))
-            item.add_marker(pytest.mark.xdist_group("deploy"))
-
-
 @pytest.fixture
 def plan() -> dict[str, Any]:
     """Return a small federation of three devices; a test may change it."""
