@@ -10,6 +10,7 @@ Nothing here knows whether the site is a device or a process that simulates a th
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -38,7 +39,7 @@ from fedprune.errors import (
     WireError,
 )
 from fedprune.evaluation import Score, score
-from fedprune.execution import LocalModel, rule_of, sparse_model, without_values
+from fedprune.execution import LocalModel, rule_of, sparse_model, why_not_sparse, without_values
 from fedprune.faults import CODES, Fault
 from fedprune.messages import arrays_of, config_of, payload, real, text, whole
 from fedprune.node_config import client_number
@@ -59,6 +60,8 @@ from fedprune.wire import (
     get_state,
     take_masks,
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class UnknownMaskError(TaskRefusedError):
@@ -96,9 +99,18 @@ class Site:
         def make(masks: Masks) -> LocalModel | None:
             if not (rule and masks):
                 return None
-            return sparse_model(self._outline[0], masks, rule, self.data.info.input_shape)
+            found = sparse_model(self._outline[0], masks, rule, self.data.info.input_shape)
+            return found if found is None or self._can_be_sparse else None
 
         return make
+
+    @cached_property
+    def _can_be_sparse(self) -> bool:
+        """Whether the model computes the same where layers are executed sparse."""
+        fault = why_not_sparse(self._outline[0], self._build(), self.data.info.input_shape)
+        if fault:
+            _logger.warning("the model is executed dense, since it cannot work with sparse layers: %s", fault)
+        return fault is None
 
     @cached_property
     def initial(self) -> dict[str, Tensor]:

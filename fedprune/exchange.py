@@ -223,7 +223,8 @@ class Exchange:
         deadline = time.monotonic() + self.patience
         lost = True
         while lost:
-            present = list(_waited(grid, 1 if self._started else self.start_with, deadline))
+            wanted = 1 if self._started else self.start_with
+            present = list(_waited(grid, wanted, deadline, self._refused))
             if not present:
                 raise RunError(f"no node has been there for {self.patience:g} s")
             self._refused &= set(present)  # What comes back may have been mended.
@@ -639,11 +640,17 @@ class Exchange:
         self._dense.add(record, facts.profile, facts.examples, task.reply, task.end)
 
 
-def _waited(grid: Grid, wanted: int, deadline: float) -> Iterable[int]:
-    """Return the nodes that are there, when there are that many or the time has come."""
-    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+def _waited(grid: Grid, wanted: int, deadline: float, refused: set[int]) -> Iterable[int]:
+    """Return the nodes that are there, when enough are that were not refused, or the time has come.
+
+    None where all that are there were refused.
+    """
+    while True:
+        nodes = list(grid.get_node_ids())
+        usable = len(nodes) - len(refused.intersection(nodes))
+        if usable >= wanted or time.monotonic() >= deadline:
+            return nodes if usable else []
         time.sleep(0.2)
-    return nodes
 
 
 def _any_fault(replies: Iterable[Message]) -> bool:

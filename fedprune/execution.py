@@ -110,9 +110,54 @@ def _fault(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     try:
         with leaves_no_trace(module):
             forward_loss(module.train(), input_shape, 2).backward()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        return str(error).strip().partition("\n")[0]
+    except Exception as error:  # It may be a user's own, and raise anything.
+        return _said(error)
     return None
+
+
+def why_not_sparse(outline: nn.Module, dense: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """Return why a model computes something else where its layers are executed sparse; None: it does not.
+
+    A model may use its layers in ways that a copy with other layers does not follow: by a hook, by a closure
+    over the module itself, by what only a dense layer has.
+
+    Parameters
+    ----------
+    outline : nn.Module
+        The model, `without_values`.
+    dense : nn.Module
+        Another build of it, whose values change.
+    input_shape : tuple[int, ...]
+        (C, H, W) of a picture.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: weight for name, weight in dense.named_parameters() if weight.dim() in (2, 4)}
+    masks = Masks(
+        {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in weights.items()}
+    )
+    indices = index_masks(outline, masks)
+    codec = StateCodec(Layout.of(dense), masks)
+    state = {
+        name: value + 0.05 * torch.rand(value.shape, generator=generator).to(value.dtype)
+        for name, value in get_state(dense).items()
+    }
+    pictures = torch.rand((2, *input_shape), generator=generator)
+    try:
+        module = with_memory(sparse_copy(outline, indices))
+        sparse = LocalModel(module, StateCodec(Layout.of(module), held_masks(masks, indices)), masks)
+        sparse.load(codec.flatten(state))
+        set_state(dense, codec.unflatten(codec.flatten(state)))
+        with torch.no_grad():
+            found, expected = module.eval()(pictures), dense.eval()(pictures)
+    except Exception as error:
+        return _said(error)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        return "it computes something else with them"
+    return None
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def without_values(module: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from fedprune import data as datasets
 from fedprune import registry
 from fedprune.client import Site
 from fedprune.costs.flops import ModelCost
-from fedprune.execution import rule_of, sparse_model, with_memory, without_values
+from fedprune.execution import rule_of, sparse_model, why_not_sparse, with_memory, without_values
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import SparseConv2d
 from fedprune.sparsity.masks import Masks
@@ -199,6 +199,48 @@ def test_a_model_that_cannot_work_with_sparse_layers_is_executed_dense(caplog):
     rule = rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (1, 4, 4)))
     assert sparse_model(without_values(dense), masks, rule, (1, 4, 4)) is None
     assert "`reshape` does what `view` cannot" in caplog.text
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).flatten(1))
+
+
+class Reading(Plain):
+    def forward(self, x):
+        return self.head(self.conv(x).reshape(-1, self.head.in_features))
+
+
+class Hooked(Plain):
+    def __init__(self):
+        super().__init__()
+        self.conv.register_forward_hook(lambda module, given, made: made.abs())
+
+
+class Closed(Plain):
+    def __init__(self):
+        super().__init__()
+        self.block = lambda x: self.conv(x)
+
+    def forward(self, x):
+        return self.head(self.block(x).flatten(1))
+
+
+class Scaled(Plain):
+    def forward(self, x):
+        return super().forward(x) / self.head.weight.std()
+
+
+@pytest.mark.parametrize(
+    ("kind", "can"), [(Plain, True), *((k, False) for k in (Reading, Hooked, Closed, Scaled))]
+)
+def test_a_model_that_would_compute_something_else_is_executed_dense(kind):
+    fault = why_not_sparse(without_values(kind()), kind(), (1, 4, 4))
+    assert (fault is None) == (kind is Plain), fault
 
 
 def test_without_masks_without_a_rule_or_off_the_cpu_all_is_dense(monkeypatch):

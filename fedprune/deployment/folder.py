@@ -6,6 +6,7 @@ The texts are in ``templates/``, one file for each that is written; here is what
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from fedprune.scenario import Scenario, load_scenario
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _CONNECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_MOST_DAYS = 36500
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -78,10 +80,11 @@ def init(
         "host": host,
         "port": str(port),
         "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        "listen": ("::1" if host == "::1" else "127.0.0.1") if host in _LOOPBACK else "0.0.0.0",
+        "listen": _listen(host),
         "connection": connection,
         "version": __version__,
         "root": str(directory.resolve()),
+        "certificate": json.dumps(str(directory.resolve() / "server" / "ca.crt")),  # As TOML has it, too.
         "days": str(days),
     }
     _write(directory, "README.md", texts)
@@ -129,8 +132,15 @@ def _check(host: str, port: int, connection: str, days: int) -> None:
         raise UserError(f"{port} is no port: give a number from 1 to 65535")
     if not _CONNECTION.fullmatch(connection):
         raise UserError(f"{connection!r} is no name for a connection: use letters, digits, - and _")
-    if days < 1:
-        raise UserError(f"certificates that are valid for {days} days are of no use: give 1 or more")
+    if not 1 <= days <= _MOST_DAYS:
+        raise UserError(f"certificates that are valid for {days} days are of no use: give 1 to {_MOST_DAYS}")
+
+
+def _listen(host: str) -> str:
+    """Return the address at which the SuperLink listens so that it is reached as ``host``."""
+    if host in _LOOPBACK:
+        return "::1" if host == "::1" else "127.0.0.1"
+    return "::" if ":" in host else "0.0.0.0"
 
 
 def _described(scenario: Scenario) -> Scenario:
