@@ -20,6 +20,7 @@ from fedprune.costs.flops import ModelCost
 from fedprune.costs.step import forward_loss, leaves_no_trace
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import Rule, always, held_masks, index_masks, pays, sparse_copy
+from fedprune.sparsity.execution.convert import Indices
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import Codec, Layout, StateCodec, get_state, set_state
 
@@ -94,14 +95,20 @@ def sparse_model(
     indices = index_masks(skeleton, masks, rule)
     if not indices:
         return None
-    module = with_memory(sparse_copy(skeleton, indices))
-    if fault := _fault(module, input_shape):
+    model = _executed(skeleton, masks, indices)
+    if fault := _fault(model.module, input_shape):
         _logger.warning(
             "the model is executed dense, since it cannot work with sparse layers: %s (in its forward, "
             "`reshape` does what `view` cannot)",
             fault,
         )
         return None
+    return model
+
+
+def _executed(skeleton: nn.Module, masks: Masks, indices: Indices) -> LocalModel:
+    """Return the model with the indexed layers sparse, its values zeros."""
+    module = with_memory(sparse_copy(skeleton, indices))
     return LocalModel(module, StateCodec(Layout.of(module), held_masks(masks, indices)), masks)
 
 
@@ -143,12 +150,11 @@ def why_not_sparse(outline: nn.Module, dense: nn.Module, input_shape: tuple[int,
     }
     pictures = torch.rand((2, *input_shape), generator=generator)
     try:
-        module = with_memory(sparse_copy(outline, indices))
-        sparse = LocalModel(module, StateCodec(Layout.of(module), held_masks(masks, indices)), masks)
+        sparse = _executed(outline, masks, indices)
         sparse.load(codec.flatten(state))
         set_state(dense, codec.unflatten(codec.flatten(state)))
         with torch.no_grad():
-            found, expected = module.eval()(pictures), dense.eval()(pictures)
+            found, expected = sparse.module.eval()(pictures), dense.eval()(pictures)
     except Exception as error:
         return _said(error)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
