@@ -5,7 +5,7 @@
 
 Runs scenarios/heterogeneous-digits.yaml, or the scenario that is named, once for each policy and, as the
 yardstick, with memory enough for everyone ("no budgets"). A run that is there already, of the same
-scenario, is not repeated. The table (budgets.md) and the picture (budgets.png) are written to --out.
+scenario, is not repeated. The table (budgets.md) and the figure (budgets.png) are written to --out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import fedprune
-from fedprune.check import resolve
 from fedprune.errors import UserError
+from fedprune.results.figures import COLOURS
 from fedprune.results.measures import format_share
-from fedprune.results.pictures import COLOURS
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.sizing import clients_of
+from fedprune.scenario.check import resolve
+from fedprune.server.sizing import clients_of
 from fedprune.units import format_bytes, format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +114,7 @@ def table(runs: dict[str, list[Run]]) -> str:
     return "\n".join(lines)
 
 
-def picture(runs: dict[str, list[Run]], path: Path) -> None:
+def figure(runs: dict[str, list[Run]], path: Path) -> None:
     """Draw accuracy and participation of each class, in groups of policies."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -152,7 +152,7 @@ def picture(runs: dict[str, list[Run]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, print the table, write table and picture."""
+    """Run what is missing, print the table, write table and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=Path, default=DIGITS, help="the federation")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
@@ -175,7 +175,7 @@ def main() -> None:
     text = table(runs)
     print(text)
     (options.out / "budgets.md").write_text(text + "\n", encoding="utf-8")
-    picture(runs, options.out / "budgets.png")
+    figure(runs, options.out / "budgets.png")
 
 
 if __name__ == "__main__":

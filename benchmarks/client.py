@@ -5,11 +5,11 @@
 
 Flower starts a process for each message, so this is what a device pays each time. For each federation and
 strategy the server's side runs until it sends its first training message; message, client state and the
-client's pictures (an ``.npz`` file, as a device has them) are kept, and a fresh process answers the message
+client's images (an ``.npz`` file, as a device has them) are kept, and a fresh process answers the message
 with the client's own code on one thread.
 
 MiB: "libraries" is what is resident when Python, PyTorch, Flower and fedprune are imported; "data" and
-"model" what reading the pictures and building the model add; "training" by how much the most that was
+"model" what reading the images and building the model add; "training" by how much the most that was
 resident while the message was answered is above that; "peak" the most that was ever resident; "modelled" the
 memory model's prediction for the step on a device that has nothing else. "message" is the training message.
 Seconds are processor time. All are medians of ``--repeats`` processes. On Linux.
@@ -115,7 +115,7 @@ class Recorder:
 
 
 def record(scenario: Any, folder: Path) -> None:
-    """Write to a folder what a device has and is sent: pictures, client state, message, scenario."""
+    """Write to a folder what a device has and is sent: images, client state, message, scenario."""
     import numpy as np
 
     from fedprune import data as datasets
@@ -128,7 +128,7 @@ def record(scenario: Any, folder: Path) -> None:
         strategy.start(grid)
     except RecordedError:
         own = data.client(CLIENT)
-        np.savez(folder / "own", pixels=own.pictures.pixels[own.train], labels=own.pictures.labels[own.train])
+        np.savez(folder / "own", pixels=own.images.pixels[own.train], labels=own.images.labels[own.train])
         (folder / "scenario").write_text(json.dumps(scenario.model_dump(mode="json", exclude_unset=True)))
 
 
@@ -161,7 +161,8 @@ def replay(folder: Path) -> Row:
 
     from fedprune import data as datasets
     from fedprune import registry
-    from fedprune.client import FederatedClientApp, Site
+    from fedprune.client.app import FederatedClientApp
+    from fedprune.client.site import Site
     from fedprune.determinism import make_deterministic
     from fedprune.scenario import Scenario
 
@@ -233,7 +234,7 @@ def main() -> None:
     if any("cifar10" in name for name in options.federations) and not options.data.exists():
         sys.exit(f"no CIFAR-10 at {options.data}: say where it is with --data")
 
-    from fedprune import documents
+    from fedprune.scenario import yaml_file as documents
 
     changes = {
         key: documents.parse(value, f"--set {key}")

@@ -4,7 +4,7 @@
         [--optimizer NAME] [--shape C H W] [--full] [--csv FILE]
 
 Each (model, density, batch size) is measured in a process of its own: the model is built and pruned by
-magnitude, and `fedprune.training.train`, the loop of every client, takes two steps. What is counted are
+magnitude, and `fedprune.training.loop.train`, the loop of every client, takes two steps. What is counted are
 the events of PyTorch's allocator in the second one, when the optimizer has its state. A second witness,
 before that and without the profiler, is the peak of the process's resident memory during two steps,
 above what interpreter and libraries take.
@@ -49,7 +49,7 @@ from fedprune.sparsity.criteria import magnitude
 from fedprune.sparsity.distributions import erk
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prune
-from fedprune.training import Prepare, train
+from fedprune.training.loop import Prepare, train
 from fedprune.units import format_bytes
 
 TOLERANCE = 0.05
@@ -342,7 +342,7 @@ def main() -> int:
     parser.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.1, 0.01], metavar="D")
     parser.add_argument("--batches", nargs="+", type=int, default=[2**n for n in range(8)], metavar="N")
     parser.add_argument("--optimizer", default="momentum", choices=list(OPTIMIZERS))
-    parser.add_argument("--shape", nargs=3, type=int, metavar=("C", "H", "W"), help="of a picture")
+    parser.add_argument("--shape", nargs=3, type=int, metavar=("C", "H", "W"), help="of an image")
     parser.add_argument("--full", action="store_true", help="print every row and figure, in bytes")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write every row and figure here")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # how a fresh process is told what to measure

@@ -8,7 +8,7 @@ All runs share the federation of a scenario file, scenarios/fedtiny-cifar10-smal
 named: the same partition, initial weights, pretraining (where the server has data, and the method does
 not rewind to or freeze the initial weights), rounds and local work for a seed; only the strategy
 differs. A run that is there already, of the same scenario, is not repeated. The table (methods.md,
-methods.csv) and the pictures of accuracy against each cost (methods.png), over rounds (curves.png) and,
+methods.csv) and the figures of accuracy against each cost (methods.png), over rounds (curves.png) and,
 also the clients' own, against the bytes sent so far (traffic.png) are written to --out.
 """
 
@@ -30,11 +30,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import fedprune
 from fedprune import registry
-from fedprune.check import resolve
 from fedprune.errors import UserError
-from fedprune.results.pictures import log_axis
+from fedprune.results.figures import log_axis
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario, load_scenario
+from fedprune.scenario.check import resolve
 from fedprune.units import format_bytes, format_flops, format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,7 +204,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw accuracy against each cost, a point a method and density."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -302,7 +302,7 @@ def traffic(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, print the table, write table and pictures."""
+    """Run what is missing, print the table, write table and figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=Path, default=SMALL, help="the federation to compare on")
     parser.add_argument("--until", type=float, help="also say what it cost to reach this accuracy")
@@ -331,7 +331,7 @@ def main() -> None:
         for row in rows:
             for seed in range(options.seeds):
                 writer.writerow([row["method"], row["density"], seed, *(row[key][seed] for key in keys)])
-    picture(rows, options.out / "methods.png")
+    figure(rows, options.out / "methods.png")
     curves(rows, options.out / "curves.png")
     traffic(rows, options.out / "traffic.png")
 

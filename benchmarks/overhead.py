@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py [--data DIR] [--json FILE] [--rounds N]
 
-One round is CIFAR-10, ResNet-18 at width 0.25, 10 clients with 200 pictures each, one epoch of SGD
+One round is CIFAR-10, ResNet-18 at width 0.25, 10 clients with 200 images each, one epoch of SGD
 with momentum. The bare loop is what one would write by hand: for each client load the global
 weights, train, add the result up. Both run on the same cores, round by round in turn with fresh
-pictures drawn from the same tensors, and neither evaluates. The loop is run twice: as one process
+images drawn from the same tensors, and neither evaluates. The loop is run twice: as one process
 that uses all cores (``speed_of_bare_loop``), and as one single-threaded process per core that
 shares out the clients (``speed_of_parallel_loop``), which is as fast as these cores get.
 """
@@ -36,7 +36,7 @@ from fedprune import data as datasets
 from fedprune import models
 from fedprune.scenario import Scenario
 
-CLIENTS, PICTURES, BATCH = 10, 200, 32
+CLIENTS, IMAGES, BATCH = 10, 200, 32
 CORES = os.cpu_count() or 1
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
@@ -51,7 +51,7 @@ def scenario(path: Path, rounds: int) -> Scenario:
             "data": {
                 "name": "cifar10",
                 "path": str(path),
-                "train_examples": CLIENTS * PICTURES,
+                "train_examples": CLIENTS * IMAGES,
                 "test_examples": 256,
                 "partition": {"scheme": "iid"},
             },
@@ -77,8 +77,8 @@ class BareLoop:
         self.examples = []
         for number in range(CLIENTS):
             indices = data.client(number).train
-            pictures = torch.from_numpy(data.train.pixels[indices]).float() / 255
-            self.examples.append(((pictures - mean) / std, torch.from_numpy(data.train.labels[indices])))
+            images = torch.from_numpy(data.train.pixels[indices]).float() / 255
+            self.examples.append(((images - mean) / std, torch.from_numpy(data.train.labels[indices])))
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def train(self, number: int) -> dict[str, torch.Tensor]:
@@ -86,12 +86,12 @@ class BareLoop:
         self.model.load_state_dict(self.start)
         self.model.train()
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        pictures, labels = self.examples[number]
+        images, labels = self.examples[number]
         order = torch.randperm(len(labels))
         for begin in range(0, len(labels), BATCH):
             batch = order[begin : begin + BATCH]
             optimizer.zero_grad()
-            functional.cross_entropy(self.model(pictures[batch]), labels[batch]).backward()
+            functional.cross_entropy(self.model(images[batch]), labels[batch]).backward()
             optimizer.step()
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 

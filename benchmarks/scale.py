@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--strategies fedavg static] [--turns N] [--json FILE] [--check]
 
 Each federation runs in a process of its own, in turns, as a user runs it: with a checkpoint after
-every round and its run folder. A client holds 16 made-up pictures of 8x8, the model is a small
+every round and its run folder. A client holds 16 made-up images of 8x8, the model is a small
 fully connected one, so that what counts is the work besides training. Measured are
 
 - start-up: from the call of ``fedprune.run`` to round 1, in seconds, the imports of fedprune left out;
@@ -43,11 +43,11 @@ import numpy as np
 
 import fedprune
 from fedprune.costs.ledger import RoundRecord, TaskRecord
-from fedprune.data import Pictures, Request, Source
+from fedprune.data import Images, Request, Source
 from fedprune.engine import simulation
-from fedprune.exchange import Exchange
 from fedprune.scenario import Scenario
-from fedprune.strategy import PruningStrategy
+from fedprune.server.exchange import Exchange
+from fedprune.server.strategy import PruningStrategy
 
 #: (registered, sampled a round); the first is what the others are compared with.
 FEDERATIONS = ((100, 100), (1_000, 100), (10_000, 100), (10_000, 1_000))
@@ -55,7 +55,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "fedavg"},
     "static": {"name": "static", "density": 0.2},
 }
-PICTURES, CLASSES = 16, 10
+IMAGES, CLASSES = 16, 10
 WARM, MEASURED = 5, 10
 MOST_GROWTH, MOST_SECONDS = 1.2, 15.0
 PARTS = ("data", "Ray", "clients", "evaluation")
@@ -64,17 +64,17 @@ MIB = 2**20
 
 
 def made_up(request: Request) -> Source:
-    """A data source: noisy pictures of ten patterns, as many as are asked for."""
+    """A data source: noisy images of ten patterns, as many as are asked for."""
     generator = np.random.default_rng(request.seed)
     patterns = generator.integers(0, 156, size=(CLASSES, 1, 8, 8), dtype=np.uint8)
 
-    def pictures(count: int) -> Pictures:
+    def images(count: int) -> Images:
         labels = generator.integers(0, CLASSES, size=count)
         noise = generator.integers(0, 100, size=(count, 1, 8, 8), dtype=np.uint8)
-        return Pictures(patterns[labels] + noise, labels)
+        return Images(patterns[labels] + noise, labels)
 
     names = tuple(map(str, range(CLASSES)))
-    return Source(pictures(request.train_examples or 1), pictures(request.test_examples or 1), names)
+    return Source(images(request.train_examples or 1), images(request.test_examples or 1), names)
 
 
 def scenario(registered: int, sampled: int, strategy: str) -> Scenario:
@@ -86,14 +86,14 @@ def scenario(registered: int, sampled: int, strategy: str) -> Scenario:
             "model": {"name": "mlp", "hidden": [64, 64]},
             "data": {
                 "name": f"{Path(__file__).resolve()}:made_up",
-                "train_examples": PICTURES * registered,
+                "train_examples": IMAGES * registered,
                 "test_examples": 1000,
                 "partition": {"scheme": "iid"},
             },
             "clients": {
                 "count": registered,
                 "per_round": sampled,
-                "training": {"batch_size": PICTURES, "optimizer": {"name": "sgd", "lr": 0.05}},
+                "training": {"batch_size": IMAGES, "optimizer": {"name": "sgd", "lr": 0.05}},
             },
             "strategy": STRATEGIES[strategy],
             "evaluation": {"every": WARM + MEASURED + 1},

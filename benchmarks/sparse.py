@@ -6,7 +6,7 @@
 
 For each case three copies of one model take the same steps of SGD with momentum in turn, one step each at a
 time: "dense" (as PyTorch does it, pruned weights held at 0), "sparse" (every layer that can be) and "auto"
-(those for which `fedprune.execution.rule_of` says so). ``step_ms`` is the median of a step's processor
+(see `fedprune.training.execution.rule_of`). ``step_ms`` is the median of a step's processor
 time on one thread, which others on the machine disturb less than time on the clock; speeds are medians of
 ratios of neighbouring steps. ``peak_mib`` is the most that PyTorch's allocator holds in a step: parameters,
 gradients, the optimizer's state, an index of the kept weights and activations; not the bits that hold
@@ -45,7 +45,6 @@ from torch.profiler import ProfilerActivity
 from fedprune import models
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import executed_memory, index_bytes, optimizer_slots, step_memory
-from fedprune.execution import rule_of
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.criteria import magnitude
 from fedprune.sparsity.distributions import DISTRIBUTIONS
@@ -55,6 +54,7 @@ from fedprune.sparsity.execution.rule import break_even
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prune
 from fedprune.sparsity.training import hold
+from fedprune.training.execution import rule_of
 
 SHAPE, CLASSES, MOMENTUM = (3, 32, 32), 10, 0.9
 EXECUTIONS = ("dense", "sparse", "auto")

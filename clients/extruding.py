@@ -15,17 +15,18 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
-from fedprune.client import Fit, Order
+from fedprune.client.base import Fit, Order
+from fedprune.client.extrusion import Extrusion
 from fedprune.clients.sparse import Sparse
 from fedprune.costs.memory import Overhead
-from fedprune.execution import LocalModel
-from fedprune.extrusion import Extrusion, ExtrusionRequest
-from fedprune.messages import real
+from fedprune.protocol.extrusion import ExtrusionRequest
+from fedprune.protocol.messages import real
 from fedprune.scenario import Scenario
 from fedprune.sparsity.activations import sparse_activations
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.standardisation import centre
-from fedprune.training import Prepare, Trained
+from fedprune.training.execution import LocalModel
+from fedprune.training.loop import Prepare, Trained
 
 
 class Extruding(Sparse):

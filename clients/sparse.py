@@ -22,22 +22,23 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedprune import seeds
-from fedprune.batch_norm import collect_statistics, put_statistics, statistics_record
-from fedprune.client import Client, Fit, Order, UnknownMaskError, proximal_mu
+from fedprune.client.base import Client, Fit, Order, UnknownMaskError
 from fedprune.costs.fit import TrainingStep
 from fedprune.costs.memory import Overhead, forward_memory
 from fedprune.data import batches, parts
-from fedprune.evaluation import score
-from fedprune.execution import LocalModel
-from fedprune.messages import arrays_of, config_of, text, whole
-from fedprune.own_masks import AdjustRequest, TicketRequest
-from fedprune.reports import GrowthRequest, ImportanceRequest, growth_record, importance_record
+from fedprune.protocol.batch_norm import collect_statistics, put_statistics, statistics_record
+from fedprune.protocol.client_masks import AdjustRequest, TicketRequest
+from fedprune.protocol.messages import arrays_of, config_of, text, whole
+from fedprune.protocol.reports import GrowthRequest, ImportanceRequest, growth_record, importance_record
+from fedprune.protocol.training_step import proximal_mu
 from fedprune.scenario import Scenario
 from fedprune.sparsity.distributions import global_
 from fedprune.sparsity.growth import largest_gradients, mean_squared_gradient, regrow
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prune_further
-from fedprune.training import Prepare, Trained, train
+from fedprune.training.evaluation import score
+from fedprune.training.execution import LocalModel
+from fedprune.training.loop import Prepare, Trained, train
 from fedprune.wire.values import MASK
 
 
@@ -223,9 +224,7 @@ class Sparse(Client):
         generator = seeds.torch_generator(self.scenario.seed, "growth", server_round, self.number)
         size = self.scenario.clients.training.batch_size
         device = self.site.device
-        shuffled = batches(
-            self.data.pictures, self.data.train, self.site.data.info, size, generator=generator
-        )
+        shuffled = batches(self.data.images, self.data.train, self.site.data.info, size, generator=generator)
         for x, y in islice(shuffled, count):
             yield x.to(device), y.to(device)
 
@@ -249,11 +248,11 @@ class Sparse(Client):
         self.refuse_over(
             forward_memory(self.site.cost, order.masks, longest).total, f"{longest} examples forward"
         )
-        pictures, site = self.data.pictures, self.site
+        images, site = self.data.images, self.site
         inputs = (
             x.to(site.device)
             for piece in pieces
-            for x, _ in batches(pictures, piece, site.data.info, len(piece))
+            for x, _ in batches(images, piece, site.data.info, len(piece))
         )
         statistics = collect_statistics(order.model.module, inputs)
         values = {key: array for key, array in arrays_of(content).items() if key != MASK}
@@ -273,7 +272,7 @@ class Sparse(Client):
         # In batches of training's size: a forward pass then needs less memory than a training step.
         examples, size = len(self.data.train), self.fitting_forward(order.masks, self.whole_batch)
         module, data = order.model.module, self.data
-        result = score(module, data.pictures, data.train, self.site.data.info, batch_size=size)
+        result = score(module, data.images, data.train, self.site.data.info, batch_size=size)
         metrics = self._forward_metrics(order, examples, size, began)
         metrics["loss"] = result.loss
         return RecordDict({"metrics": metrics})

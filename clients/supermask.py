@@ -15,16 +15,16 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedprune.client import Client, Fit, Order
+from fedprune.client.base import Client, Fit, Order
 from fedprune.costs.memory import Overhead
 from fedprune.errors import WireError
-from fedprune.messages import payload
-from fedprune.own_masks import OneShotRequest
+from fedprune.protocol.client_masks import OneShotRequest
+from fedprune.protocol.messages import payload
+from fedprune.protocol.supermasks import Learning, Supermasks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.supermasks import MaskKind, Supermask, frozen_but, threshold
-from fedprune.supermask import Learning, Supermasks
-from fedprune.training import train
+from fedprune.training.loop import train
 from fedprune.wire import Codec, SupermaskCodec, get_state
 
 

@@ -1,7 +1,7 @@
 """Flower's ``ClientApp`` for a scenario, on a device or on Flower's simulation runtime.
 
 ``flwr run .`` loads ``app`` from here. Which client a node is, on what device and with what data, its node
-config says; see `fedprune.node_config`.
+config says; see `fedprune.client.node_config`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from functools import lru_cache
 from flwr.app import Context
 
 from fedprune import data as datasets
-from fedprune.app_config import scenario_of
-from fedprune.client import FederatedClientApp, Site
+from fedprune.client.app import FederatedClientApp
+from fedprune.client.node_config import client_number, data_place, device_profile, peak_resident_bytes
+from fedprune.client.site import Site
 from fedprune.determinism import make_deterministic
-from fedprune.node_config import client_number, data_place, device_profile, peak_resident_bytes
+from fedprune.protocol.run_config import scenario_of
 
 _Config = tuple[tuple[str, object], ...]
 

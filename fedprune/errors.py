@@ -7,9 +7,26 @@ Every other ``FedpruneError`` is a fault of a run or of a message: exit status 1
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
-from fedprune.faults import Fault
+
+class Fault(StrEnum):
+    """A kind of fault, by the name that it has in results."""
+
+    RAISED = "raised"  #: The client's code raised an error.
+    NO_REPLY = "no-reply"  #: There was no reply in time: the client hangs, or is gone.
+    GONE = "gone"  #: The device's SuperNode stopped, was restarted or lost its connection, in mid-task.
+    WORKER_DIED = "worker-died"  #: The process that ran the client died.
+    LATE = "late"  #: The reply came after the round's deadline.
+    DROPPED_OUT = "dropped-out"  #: The device vanished inside the round.
+    OVER_BUDGET = "over-budget"  #: The task needs more memory than the device has; the client refused it.
+    UNKNOWN_MASK = "unknown-mask"  #: The client does not hold the mask, and did not take it either.
+    NOT_FINITE = "not-finite"  #: Training diverged, or the reply holds values that are not finite.
+    WRONG_SHAPE = "wrong-shape"  #: The reply is that of another model or mask.
+    TOO_LARGE = "too-large"  #: The reply is larger than any good one.
+    UNREADABLE = "unreadable"  #: The reply cannot be decoded, or lacks what was asked for.
+    OTHER = "other"  #: An error reply whose code says nothing.
 
 
 class FedpruneError(Exception):

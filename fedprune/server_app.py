@@ -15,16 +15,16 @@ from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune import data as datasets
-from fedprune.app_config import scenario_of
-from fedprune.check import resolve
 from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
 from fedprune.engine.flower_grid import FlowerGrid
 from fedprune.engine.simulation import finished, make_strategy, opened, remember, score_locally
 from fedprune.errors import UserError
-from fedprune.exchange import Exchange
+from fedprune.protocol.run_config import scenario_of
 from fedprune.results.progress import Progress
 from fedprune.scenario import Scenario
+from fedprune.scenario.check import resolve
+from fedprune.server.exchange import Exchange
 
 app = ServerApp()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fedprune.strategy import PruningStrategy
+from fedprune.server.strategy import PruningStrategy
 
 
 class FedAvg(PruningStrategy):

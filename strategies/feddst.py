@@ -13,11 +13,11 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune.aggregators import OverlapMean
-from fedprune.own_masks import AdjustRequest
+from fedprune.protocol.client_masks import AdjustRequest
+from fedprune.server.aggregation import OverlapMean
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.masks import keep_highest
 from fedprune.sparsity.schedules import cosine
-from fedprune.strategy import PruningStrategy
 
 
 class FedDST(PruningStrategy):

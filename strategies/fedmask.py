@@ -16,9 +16,9 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import seeds
-from fedprune.own_masks import OneShotRequest
-from fedprune.personal import PersonalStrategy
-from fedprune.supermask import LearningOptions, Supermasks
+from fedprune.protocol.client_masks import OneShotRequest
+from fedprune.protocol.supermasks import LearningOptions, Supermasks
+from fedprune.server.personalised import PersonalStrategy
 
 
 class FedMask(PersonalStrategy):

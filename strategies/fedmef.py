@@ -30,13 +30,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune.extrusion import ExtrusionRequest
-from fedprune.progressive import Adjustments
-from fedprune.reports import GrowthRequest
+from fedprune.protocol.extrusion import ExtrusionRequest
+from fedprune.protocol.reports import GrowthRequest
 from fedprune.scenario import Scenario
+from fedprune.server.progressive import Adjustments
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.standardisation import centred_state, convolutions, standardised_state
-from fedprune.strategy import PruningStrategy
 
 
 class FedMef(PruningStrategy):

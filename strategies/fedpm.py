@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedprune import seeds
-from fedprune.aggregators import Aggregator, State, TrainReply, WeightedMean
+from fedprune.protocol.supermasks import LearningOptions, Supermasks
+from fedprune.server.aggregation import Aggregator, State, TrainReply, WeightedMean
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import all_kept, prunable
-from fedprune.strategy import PruningStrategy
-from fedprune.supermask import LearningOptions, Supermasks
 from fedprune.wire import SupermaskCodec
 
 

@@ -18,18 +18,19 @@ from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fedprune import batch_norm, seeds
+from fedprune import seeds
 from fedprune.errors import RunError
-from fedprune.exchange import listed
-from fedprune.messages import metrics_of, real
-from fedprune.progressive import Adjustments
-from fedprune.reports import GrowthRequest
+from fedprune.protocol import batch_norm
+from fedprune.protocol.messages import metrics_of, real
+from fedprune.protocol.reports import GrowthRequest
 from fedprune.scenario import Scenario
+from fedprune.server.exchange import listed
+from fedprune.server.progressive import Adjustments
+from fedprune.server.strategy import PruningStrategy, plugin_mistakes
 from fedprune.sparsity.distributions import Distribution, Shapes, rescale
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
-from fedprune.strategy import PruningStrategy, plugin_mistakes
 from fedprune.wire import CODEC, get_state, set_state
 
 

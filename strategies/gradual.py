@@ -17,13 +17,13 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import registry
-from fedprune.reports import GrowthRequest
+from fedprune.protocol.reports import GrowthRequest
 from fedprune.scenario import Scenario
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.distributions import total_kept
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.pruning import all_kept, prunable, prune_further
 from fedprune.sparsity.schedules import Schedule, cosine, cubic
-from fedprune.strategy import PruningStrategy
 
 
 class Gradual(PruningStrategy):

@@ -15,9 +15,9 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedprune import seeds
-from fedprune.aggregators import Aggregator, State, WeightedMean
-from fedprune.strategy import PruningStrategy
-from fedprune.supermask import LearningOptions, Supermasks
+from fedprune.protocol.supermasks import LearningOptions, Supermasks
+from fedprune.server.aggregation import Aggregator, State, WeightedMean
+from fedprune.server.strategy import PruningStrategy
 
 
 class SignVote(WeightedMean):

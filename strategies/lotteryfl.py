@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune.own_masks import TicketRequest
-from fedprune.personal import PersonalStrategy
+from fedprune.protocol.client_masks import TicketRequest
 from fedprune.scenario import Scenario
+from fedprune.server.personalised import PersonalStrategy
 
 
 class LotteryFL(PersonalStrategy):

@@ -21,18 +21,18 @@ from flwr.serverapp import Grid
 from pydantic import Field
 from torch import Tensor
 
-from fedprune.aggregators import TrainReply
 from fedprune.costs.clock import task_seconds
 from fedprune.errors import RunError
-from fedprune.exchange import listed
-from fedprune.reports import ImportanceRequest, read_importance
+from fedprune.protocol.reports import ImportanceRequest, read_importance
 from fedprune.scenario import Scenario
+from fedprune.server.aggregation import TrainReply
+from fedprune.server.exchange import listed
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.distributions import total_kept
 from fedprune.sparsity.growth import mean_squared_gradient
 from fedprune.sparsity.masks import Masks, highest
 from fedprune.sparsity.pruning import all_kept, prunable
 from fedprune.sparsity.ratio import best_ratio
-from fedprune.strategy import PruningStrategy
 from fedprune.wire import set_state
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 from pydantic import Field
 
-from fedprune.strategy import PruningStrategy
+from fedprune.server.strategy import PruningStrategy
 
 
 class Static(PruningStrategy):

@@ -23,9 +23,9 @@ from fedprune import data as datasets
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import FederatedData
 from fedprune.engine.simulation import build_client_app, make_strategy, score_locally
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 from fedprune.scenario import Scenario
-from fedprune.strategy import PruningStrategy
+from fedprune.server.strategy import PruningStrategy
 from fedprune.wire import add_checksum
 
 SERVER = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from fedprune import seeds
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
-from fedprune.strategy import PruningStrategy
 
 
 class Moving(PruningStrategy):

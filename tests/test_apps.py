@@ -16,8 +16,8 @@ from flwr.app import Context, RecordDict
 from inprocess import PLAN, InProcessGrid, same_state
 
 from fedprune import client_app, load_run, run, server_app
-from fedprune.app_config import scenario_of
 from fedprune.errors import ScenarioError, UserError
+from fedprune.protocol.run_config import scenario_of
 from fedprune.wire import get_state
 
 #: What a process has measured differs from one to the next; a simulation says nothing of memory.

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
-from fedprune.strategy import PruningStrategy
+from fedprune.server.strategy import PruningStrategy
 
 
 class Combing(PruningStrategy):
@@ -58,7 +58,7 @@ class Combing(PruningStrategy):
 CLIENT = '''
 """A way of training of a user's own: no training at all, but every kept value grows by one."""
 
-from fedprune.client import Client, Fit
+from fedprune.client.base import Client, Fit
 
 
 class Counting(Client):

@@ -16,9 +16,9 @@ from math import floor, isfinite
 from pathlib import Path
 
 from fedprune import seeds
-from fedprune.device_files import ProfileEntry, read_profiles
 from fedprune.errors import ScenarioError
 from fedprune.scenario import DeviceShare
+from fedprune.scenario.device_files import ProfileEntry, read_profiles
 
 DEFAULT_PROFILE = "raspberry-pi-4"  #: What clients are where a scenario names no devices.
 _MOST = 2**60  # Of bytes, FLOP/s and bytes/s: what a message can say, and sums of times stay finite.

@@ -1,7 +1,7 @@
 """What fits a device: the largest density, batch or nested mask whose training step fits a memory.
 
 Pure arithmetic on a model's costs, by `fedprune.costs.memory`. Which model, strategy and devices a scenario
-has, and what its clients keep besides, is for `fedprune.sizing`.
+has, and what its clients keep besides, is for `fedprune.server.sizing`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ class TaskRecord:
     ``client`` is None, and ``device`` "unknown", for a node that was refused before it said who it is.
 
     ``status`` is "ok", "failed", or "surplus" for a good reply that was not needed; ``fault`` is the kind
-    of what failed, see `fedprune.faults`, and ``reason`` says it in one line. Bytes are serialized message
-    content; ``device_seconds`` is virtual, ``wall_seconds`` is measured. ``joules`` is None where the
+    of what failed, see `fedprune.errors.Fault`, and ``reason`` says it in one line. Bytes are serialized
+    message content; ``device_seconds`` is virtual, ``wall_seconds`` is measured. ``joules`` is None where the
     device's energy is unknown. ``measured_seconds`` and ``measured_memory_bytes`` are what a real device
     took to compute, and the most memory that its process held, the interpreter and libraries included; None
     in a simulation. A task that the server did not wait for counts as far as it had come.

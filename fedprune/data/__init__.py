@@ -1,13 +1,13 @@
-"""Data for a federation: pictures from somewhere, divided over a server and clients, and served in batches.
+"""Data for a federation: images from somewhere, divided over a server and clients, and served in batches.
 
 What the rest of fedprune uses is here; a source of a user's own needs ``Request``, ``Source`` and
-``Pictures``.
+``Images``.
 """
 
 from fedprune.data.batches import AUGMENTATIONS, batches, parts
+from fedprune.data.dataset import ClientData, DataInfo, FederatedData, Images, LocalData, Shares
 from fedprune.data.federated import declared, describe, load, open_shares
 from fedprune.data.own import load_own
-from fedprune.data.pictures import ClientData, DataInfo, FederatedData, LocalData, Pictures, Shares
 from fedprune.data.sources import SOURCES, Request, Source
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "ClientData",
     "DataInfo",
     "FederatedData",
+    "Images",
     "LocalData",
-    "Pictures",
     "Request",
     "Shares",
     "Source",

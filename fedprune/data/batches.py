@@ -1,7 +1,7 @@
 """Batches as a model takes them: pixels become normalised float tensors here, and augmentation happens here.
 
-Not for reading or splitting. Pictures stay uint8 until a batch is made, so a client costs a quarter of the
-memory that float pictures would.
+Not for reading or splitting. Images stay uint8 until a batch is made, so a client costs a quarter of the
+memory that float images would.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedprune.data.pictures import DataInfo, Indices, Pictures
+from fedprune.data.dataset import DataInfo, Images, Indices
 
 
 def batches(
-    pictures: Pictures,
+    images: Images,
     indices: Indices,
     info: DataInfo,
     batch_size: int,
@@ -25,14 +25,14 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch over ``indices`` as (x, y): float32 (B, C, H, W), normalised, and int64 (B,).
 
-    With a generator the pictures are shuffled, for training; without one they come in the order of
-    ``indices``. The last batch may be smaller. When shuffling, a last batch of a single picture is left out
+    With a generator the images are shuffled, for training; without one they come in the order of
+    ``indices``. The last batch may be smaller. When shuffling, a last batch of a single image is left out
     where others came before it: batch norm in training mode can't take one value per channel.
 
     Parameters
     ----------
     batch_size
-        Pictures in a batch, at least 1.
+        Images in a batch, at least 1.
     generator
         Source of every random number drawn, on the CPU.
     augment
@@ -53,11 +53,11 @@ def batches(
         chosen = order[start : start + batch_size]
         if generator is not None and len(chosen) == 1 and start > 0 and batch_size > 1:
             return
-        x = torch.from_numpy(pictures.pixels[chosen])
+        x = torch.from_numpy(images.pixels[chosen])
         for name in augment:
             assert generator is not None
             x = AUGMENTATIONS[name](x, generator)
-        yield x.float().mul_(scale).add_(shift), torch.from_numpy(pictures.labels[chosen])
+        yield x.float().mul_(scale).add_(shift), torch.from_numpy(images.labels[chosen])
 
 
 def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]:
@@ -78,12 +78,12 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, 
 
 
 def crop_padding(height: int, width: int) -> int:
-    """Return by how many black pixels ``crop`` may shift a picture: an eighth of its smaller side, 1 to 4."""
+    """Return by how many black pixels ``crop`` may shift an image: an eighth of its smaller side, 1 to 4."""
     return min(4, max(1, min(height, width) // 8))
 
 
 def crop(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pictures (B, C, H, W), each padded with black and cut back to H x W at a place of its own."""
+    """Return images (B, C, H, W), each padded with black and cut back to H x W at a place of its own."""
     count, _, height, width = pixels.shape
     padding = crop_padding(height, width)
     top, left = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
@@ -93,7 +93,7 @@ def crop(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pictures (B, C, H, W), each mirrored left to right with probability 1/2."""
+    """Return images (B, C, H, W), each mirrored left to right with probability 1/2."""
     mirrored = torch.rand(len(pixels), generator=generator) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.data.dataset import DataInfo
 from fedprune.data.federated import declared
 from fedprune.data.partition import smallest_share
-from fedprune.data.pictures import DataInfo
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
 from fedprune.units import format_bytes
@@ -22,7 +22,7 @@ from fedprune.units import format_bytes
 
 @dataclass(frozen=True)
 class Expected:
-    """What a client's pictures must be.
+    """What a client's images must be.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Expected:
     batch_size
         Of which a client needs one at the least.
     test_fraction
-        Share of its pictures that a client tests on, unless it brings test pictures; 0: it never tests.
+        Share of its images that a client tests on, unless it brings test images; 0: it never tests.
     image_column, label_column
         Names of a table's columns, where the scenario gives them.
     """
@@ -49,14 +49,14 @@ class Expected:
         Raises
         ------
         DataError
-            Where the scenario alone does not say what pictures its model takes.
+            Where the scenario alone does not say what images its model takes.
         """
         spec = scenario.data
         info = declared(spec)
         if info is None:
             raise DataError(
                 f"a device with data of its own can't see data set {spec.name!r}: the scenario must say what "
-                "its pictures are, data.input_shape: [channels, height, width], and what its classes are, "
+                "its images are, data.input_shape: [channels, height, width], and what its classes are, "
                 "data.classes: their number or their names"
             )
         return cls(
@@ -68,14 +68,14 @@ class Expected:
         )
 
     def check_count(self, examples: int, where: str, *, brings_test: bool = False) -> None:
-        """Refuse fewer training pictures than one full batch, besides what is held out of them."""
+        """Refuse fewer training images than one full batch, besides what is held out of them."""
         fraction = 0.0 if brings_test else self.test_fraction
         needed = smallest_share(self.batch_size, fraction)
         if examples < needed:
             held_out = " and its held-out part" if fraction else ""
             raise DataError(
-                f"{where} has {examples} pictures, and a client needs {needed}, one batch of "
-                f"{self.batch_size}{held_out}: add pictures, or take a smaller clients.training.batch_size"
+                f"{where} has {examples} images, and a client needs {needed}, one batch of "
+                f"{self.batch_size}{held_out}: add images, or take a smaller clients.training.batch_size"
             )
 
     def check_pixels(self, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
@@ -98,12 +98,12 @@ class Expected:
         """Return uint8 (N, C, H, W) or (N, H, W) as (N, C, H, W) with the channels of the model.
 
         C-contiguous, by a copy where they are not: PyTorch chooses by the strides of a batch how it sums, so
-        that the same pictures otherwise gave other bits than in a simulation.
+        that the same images otherwise gave other bits than in a simulation.
 
         Raises
         ------
         DataError
-            Where it is of another type or shape. Grey pictures become coloured ones, and nothing is resized.
+            Where it is of another type or shape. Grey images become coloured ones, and nothing is resized.
         """
         self.check_pixels(array.shape, array.dtype, where)
         channels, height, width = self.info.input_shape
@@ -116,16 +116,14 @@ class Expected:
         Raises
         ------
         DataError
-            Where they are no whole numbers, not one a picture, or not among the scenario's classes.
+            Where they are no whole numbers, not one an image, or not among the scenario's classes.
         """
         if array.dtype.kind not in "iu":
             raise DataError(
                 f"{where}: labels are {array.dtype}, expected whole numbers, the classes' numbers"
             )
         if array.shape != (examples,):
-            raise DataError(
-                f"{where}: labels have shape {array.shape}, expected ({examples},), one a picture"
-            )
+            raise DataError(f"{where}: labels have shape {array.shape}, expected ({examples},), one an image")
         if examples and (array.min() < 0 or array.max() >= self.info.classes):
             raise DataError(
                 f"{where}: labels go from {array.min()} to {array.max()}, and the scenario has "
@@ -134,11 +132,11 @@ class Expected:
         return array.astype(np.int64)
 
     def check_memory(self, examples: int, where: str) -> None:
-        """Refuse to decode more pictures than this machine's memory holds."""
+        """Refuse to decode more images than this machine's memory holds."""
         needed = examples * int(np.prod(self.info.input_shape))
         if needed > (there := physical_memory()):
             raise DataError(
-                f"{where} has {examples} pictures, {format_bytes(needed)} when decoded, and this machine has "
+                f"{where} has {examples} images, {format_bytes(needed)} when decoded, and this machine has "
                 f"{format_bytes(there)} of memory: take fewer, or an .npz file from numpy.savez, which is "
                 "not read whole"
             )

@@ -13,16 +13,16 @@ import numpy as np
 
 from fedprune import seeds
 from fedprune.data import partition
-from fedprune.data.known import KNOWN, numbered
-from fedprune.data.pictures import (
+from fedprune.data.dataset import (
     ClientData,
     DataInfo,
     FederatedData,
+    Images,
     Indices,
     LocalData,
-    Pictures,
     Shares,
 )
+from fedprune.data.known import KNOWN, numbered
 from fedprune.data.sources import Request, Source, Tables, find, open_tables
 from fedprune.errors import DataError
 from fedprune.scenario import DataSpec, Scenario
@@ -31,7 +31,7 @@ from fedprune.scenario import DataSpec, Scenario
 def load(scenario: Scenario) -> FederatedData:
     """Return the data of a scenario; the division depends on its seed and settings alone.
 
-    The server's public part is taken from the training pictures first; the rest is divided over the clients
+    The server's public part is taken from the training images first; the rest is divided over the clients
     by the scenario's scheme; then each client holds out its own test part.
 
     Raises
@@ -51,8 +51,8 @@ def load(scenario: Scenario) -> FederatedData:
 def open_shares(scenario: Scenario) -> LocalData:
     """Return the data of a scenario for processes in which few of its clients are at work.
 
-    Each client has the same pictures and labels in the same order as with `load`. Of tables (files, the
-    hub), a client's pictures are decoded when it is asked for, and no others: not the other clients', not the
+    Each client has the same images and labels in the same order as with `load`. Of tables (files, the
+    hub), a client's images are decoded when it is asked for, and no others: not the other clients', not the
     server's, not the test split. Sources that return whole arrays are loaded whole.
 
     Raises
@@ -73,7 +73,7 @@ def open_shares(scenario: Scenario) -> LocalData:
 
 @dataclass(frozen=True, eq=False)
 class _OpenShares:
-    """A division of pictures that are decoded client by client, once each."""
+    """A division of images that are decoded client by client, once each."""
 
     info: DataInfo
     tables: Tables
@@ -89,15 +89,15 @@ class _OpenShares:
         @cache
         def decode(number: int) -> ClientData:
             train, test = self.train.of(number), self.test.of(number)
-            pictures = self.tables.share(np.concatenate([train, test]), self.info.input_shape)
-            places = np.arange(len(pictures))
-            return ClientData(pictures, places[: len(train)], places[len(train) :])
+            images = self.tables.share(np.concatenate([train, test]), self.info.input_shape)
+            places = np.arange(len(images))
+            return ClientData(images, places[: len(train)], places[len(train) :])
 
         return decode
 
 
 def declared(spec: DataSpec) -> DataInfo | None:
-    """Return what pictures and classes a scenario's model takes, as far as it follows without reading any.
+    """Return what images and classes a scenario's model takes, as far as it follows without reading any.
 
     From ``data.input_shape`` and ``data.classes`` or, for a built-in data set, from what is known of it.
     None where a part is missing.
@@ -124,7 +124,7 @@ def declared(spec: DataSpec) -> DataInfo | None:
 
 
 def describe(scenario: Scenario) -> DataInfo:
-    """Return what pictures a scenario's data set has: as declared, else as few are read as a source allows.
+    """Return what images a scenario's data set has: as declared, else as few are read as a source allows.
 
     Raises
     ------
@@ -156,14 +156,14 @@ def _request(scenario: Scenario) -> Request:
 def _read(scenario: Scenario) -> Source:
     request = _request(scenario)
     source = find(request.name, request.path, scenario.directory)(request)
-    for split, pictures in (("train", source.train), ("test", source.test)):
-        if fault := _fault(pictures, len(source.class_names)):
+    for split, images in (("train", source.train), ("test", source.test)):
+        if fault := _fault(images, len(source.class_names)):
             raise DataError(f"data set {request.name!r}: {split} has {fault}")
     return source
 
 
 def _divide(scenario: Scenario, labels: Indices) -> tuple[Indices, Shares, Shares]:
-    """Return the server's part of the training pictures, and what each client trains and tests on."""
+    """Return the server's part of the training images, and what each client trains and tests on."""
     spec, clients, seed = scenario.data, scenario.clients, scenario.seed
     public, pool = _public_part(len(labels), spec.server_fraction, seed)
     smallest = partition.smallest_share(clients.training.batch_size, spec.client_test_fraction)
@@ -172,20 +172,20 @@ def _divide(scenario: Scenario, labels: Indices) -> tuple[Indices, Shares, Share
     return public, *partition.hold_out(shares, spec.client_test_fraction, seed)
 
 
-def _fault(pictures: Pictures, classes: int) -> str | None:
+def _fault(images: Images, classes: int) -> str | None:
     """Return what is wrong with what a source returned; it may be a user's own."""
-    pixels, labels = pictures.pixels, pictures.labels
+    pixels, labels = images.pixels, images.labels
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         return f"{pixels.dtype} pixels of shape {pixels.shape}: expected uint8 (N, C, H, W)"
     if labels.dtype != np.int64 or labels.shape != (len(pixels),) or not len(labels):
-        return f"{labels.dtype} labels of shape {labels.shape} for {len(pixels)} pictures: expected int64"
+        return f"{labels.dtype} labels of shape {labels.shape} for {len(pixels)} images: expected int64"
     if labels.min() < 0 or labels.max() >= classes:
         return f"labels from {labels.min()} to {labels.max()}: expected 0 to {classes - 1}"
     return None
 
 
 def _public_part(examples: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Return the server's part, at least one picture where ``fraction`` is above 0, and the rest."""
+    """Return the server's part, at least one image where ``fraction`` is above 0, and the rest."""
     order = seeds.numpy_generator(seed, "server data").permutation(examples)
     public = max(1, round(examples * fraction)) if fraction > 0 else 0
     return np.sort(order[:public]), np.sort(order[public:])
@@ -247,7 +247,7 @@ def _plain(value: object) -> object:
 def _per_channel(what: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) != channels:
         raise DataError(
-            f"the {what} of pixels is given for {len(values)} channels, and the pictures have {channels}: "
+            f"the {what} of pixels is given for {len(values)} channels, and the images have {channels}: "
             f"write data.{what} with one number a channel"
         )
     return tuple(values)

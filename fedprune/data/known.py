@@ -1,6 +1,6 @@
 """What is known of the built-in data sets before anything is read.
 
-A device cannot see the data set that a scenario names. What pictures and classes the model takes has to
+A device cannot see the data set that a scenario names. What images and classes the model takes has to
 follow from the scenario alone, and for built-in names it follows from here. Not for reading: see ``sources``.
 """
 
@@ -16,7 +16,7 @@ class Known:
     Attributes
     ----------
     input_shape
-        (C, H, W) of every picture.
+        (C, H, W) of every image.
     class_names
         By class number. Where the set's own names can't name folders, or differ from copy to copy, these are
         the numbers as text.

@@ -1,4 +1,4 @@
-"""A client's pictures out of an ``.npz`` file: ``pixels``, ``labels`` and, if it has one, a test part.
+"""A client's images out of an ``.npz`` file: ``pixels``, ``labels`` and, if it has one, a test part.
 
 ``numpy.savez`` stores arrays as they are: their pixels are mapped, not read, so that a batch costs the pages
 it touches. Those of ``numpy.savez_compressed`` are read whole. Nothing is unpickled.
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fedprune.data.dataset import Images
 from fedprune.data.expected import Expected, physical_memory
-from fedprune.data.pictures import Pictures
 from fedprune.errors import DataError
 from fedprune.units import format_bytes
 
@@ -32,8 +32,8 @@ _LENGTHS = 26
 _READ_AT_ONCE = 1 << 20
 
 
-def read(path: Path, expected: Expected) -> tuple[Pictures, Pictures | None]:
-    """Return the training pictures and those to test on, where the file has them and clients test.
+def read(path: Path, expected: Expected) -> tuple[Images, Images | None]:
+    """Return the training images and those to test on, where the file has them and clients test.
 
     Raises
     ------
@@ -48,26 +48,26 @@ def read(path: Path, expected: Expected) -> tuple[Pictures, Pictures | None]:
                 raise DataError(f"{path} has no array {missing[0]!r} ({found}): {_MAKE_ONE}")
             tests = [name for name in ("test_pixels", "test_labels") if name in names]
             if len(tests) == 1:
-                raise DataError(f"{path} has {tests[0]!r} alone: test pictures need pixels and labels")
+                raise DataError(f"{path} has {tests[0]!r} alone: test images need pixels and labels")
             wanted = bool(tests) and expected.test_fraction > 0
-            train = _pictures(path, archive, "", expected, brings_test=wanted)
-            return train, _pictures(path, archive, "test_", expected) if wanted else None
+            train = _images(path, archive, "", expected, brings_test=wanted)
+            return train, _images(path, archive, "test_", expected) if wanted else None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} is no .npz file, or damaged ({error}): {_MAKE_ONE}") from error
 
 
-def _pictures(
+def _images(
     path: Path, archive: zipfile.ZipFile, prefix: str, expected: Expected, brings_test: bool = False
-) -> Pictures:
+) -> Images:
     pixels, labels = (_Array.find(path, archive, f"{prefix}{name}") for name in ("pixels", "labels"))
     expected.check_pixels(pixels.shape, pixels.dtype, f"{path}, {pixels.name}")
     examples = pixels.shape[0]
     if not prefix:
         expected.check_count(examples, str(path), brings_test=brings_test)
     elif not examples:
-        raise DataError(f"{path}: {pixels.name} is empty: leave it out, or put pictures in")
+        raise DataError(f"{path}: {pixels.name} is empty: leave it out, or put images in")
     numbers = expected.labels(labels.read(archive), examples, f"{path}, {labels.name}")
-    return Pictures(expected.pixels(pixels.map_or_read(archive), f"{path}, {pixels.name}"), numbers)
+    return Images(expected.pixels(pixels.map_or_read(archive), f"{path}, {pixels.name}"), numbers)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A device's own data: what its owner names, read for the one client that the device is.
 
-A picture folder, a ``.parquet`` or ``.npz`` file, or a function of the owner's. Not for the data set that the
+An image folder, a ``.parquet`` or ``.npz`` file, or a function of the owner's. Not for the data set that the
 scenario names: see ``federated``. A device has a process for each message, so this is read once a message.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from fedprune import registry, seeds
-from fedprune.data import npz, partition, picture_files
+from fedprune.data import image_files, npz, partition
+from fedprune.data.dataset import ClientData, DataInfo, Images, Shares
 from fedprune.data.expected import Expected
-from fedprune.data.pictures import ClientData, DataInfo, Pictures, Shares
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
 
@@ -46,13 +46,13 @@ def load_own(where: str, scenario: Scenario, number: int) -> OwnData:
 
     What the client tests on, where the scenario's clients do (``data.client_test_fraction`` above 0), is the
     test part that the data brings, else that fraction of it, drawn by the scenario's seed and the number.
-    Without test pictures in use, the training pictures of an uncompressed ``.npz`` file are not read here.
+    Without test images in use, the training images of an uncompressed ``.npz`` file are not read here.
 
     Parameters
     ----------
     where
         A path, relative to the working directory, or a function "module:load" or "file.py:load": called with
-        the `DataInfo` of what the model takes, it returns `Pictures` or a pair (pixels, labels), arrays of
+        the `DataInfo` of what the model takes, it returns `Images` or a pair (pixels, labels), arrays of
         uint8 (N, C, H, W) and of whole numbers (N,).
 
     Raises
@@ -73,44 +73,44 @@ def load_own(where: str, scenario: Scenario, number: int) -> OwnData:
     return OwnData(expected.info, number, _with_test(train, test, expected.test_fraction, seed))
 
 
-def _read(where: str, expected: Expected) -> tuple[Pictures, Pictures | None]:
+def _read(where: str, expected: Expected) -> tuple[Images, Images | None]:
     path = Path(where).expanduser().absolute()
     if path.is_dir():
-        return picture_files.read_folder(path, expected)
+        return image_files.read_folder(path, expected)
     if path.suffix == ".npz" and path.exists():
         return npz.read(path, expected)
     if path.suffix == ".parquet" and path.exists():
-        return picture_files.read_parquet(path, expected)
+        return image_files.read_parquet(path, expected)
     if not path.exists() and where.rpartition(":")[2].isidentifier() and ":" in where:
         return _call(registry.load("data", where), where, expected), None
     raise DataError(f"{path} {'is of no known format' if path.exists() else 'does not exist'}: {_EXPECTED}")
 
 
-def _call(function: Callable[[DataInfo], Any], where: str, expected: Expected) -> Pictures:
+def _call(function: Callable[[DataInfo], Any], where: str, expected: Expected) -> Images:
     """Return what a function of the owner's makes."""
     try:
         made = function(expected.info)
-        if isinstance(made, Pictures):
+        if isinstance(made, Images):
             made = (made.pixels, made.labels)
         arrays = [np.asarray(array) for array in made] if isinstance(made, tuple) else []
     except Exception as error:  # it is the owner's, and may raise anything
         raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
     if len(arrays) != 2:
-        raise DataError(f"{where} returned {type(made).__name__}: expected Pictures or (pixels, labels)")
+        raise DataError(f"{where} returned {type(made).__name__}: expected Images or (pixels, labels)")
     pixels, labels = arrays
     pixels = expected.pixels(pixels, where)
     expected.check_count(len(pixels), where)
-    return Pictures(pixels, expected.labels(labels, len(pixels), where))
+    return Images(pixels, expected.labels(labels, len(pixels), where))
 
 
-def _with_test(train: Pictures, test: Pictures | None, fraction: float, seed: int) -> ClientData:
-    """Return the pictures with what the client trains and tests on."""
+def _with_test(train: Images, test: Images | None, fraction: float, seed: int) -> ClientData:
+    """Return the images with what the client trains and tests on."""
     examples = len(train)
     if test is None:
         shares = Shares(np.arange(examples), np.array([0, examples]))
         kept, held_out = partition.hold_out(shares, fraction, seed)
         return ClientData(train, kept.indices, held_out.indices)
-    together = Pictures(
+    together = Images(
         np.concatenate([train.pixels, test.pixels]), np.concatenate([train.labels, test.labels])
     )
     places = np.arange(len(together))

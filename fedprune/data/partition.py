@@ -1,9 +1,9 @@
-"""Who holds which picture: the division over clients, and the parts held out for testing.
+"""Who holds which image: the division over clients, and the parts held out for testing.
 
-Not for pictures: everything here is labels and indices. Nor for schemes: those are the partitioners of
+Not for images: everything here is labels and indices. Nor for schemes: those are the partitioners of
 ``flwr-datasets``; here a division that leaves a client too little is drawn again, and in the end refused. A
 partitioner answers ``load_partition`` with a ``datasets.Dataset`` made for that one client, and making
-thousands of those takes far longer than dividing does. So it is given a table that answers with the pictures'
+thousands of those takes far longer than dividing does. So it is given a table that answers with the images'
 numbers (``_table``): all four schemes are read in one way, through the public interface, for any number of
 clients.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedprune import seeds
-from fedprune.data.pictures import Indices, Shares
+from fedprune.data.dataset import Indices, Shares
 from fedprune.errors import DataError
 from fedprune.scenario import PartitionSpec
 
@@ -47,7 +47,7 @@ def choose(candidates: Indices, wanted: int | None, seed: int, split: str) -> In
         return np.sort(candidates)
     if wanted > len(candidates):
         raise DataError(
-            f"data.{split}_examples is {wanted}: there are no more than {len(candidates)} {split} pictures"
+            f"data.{split}_examples is {wanted}: there are no more than {len(candidates)} {split} images"
         )
     return np.sort(seeds.numpy_generator(seed, f"{split} examples").choice(candidates, wanted, replace=False))
 
@@ -55,8 +55,8 @@ def choose(candidates: Indices, wanted: int | None, seed: int, split: str) -> In
 def split_without_test(examples: int) -> tuple[Indices, Indices]:
     """Return indices for training and testing of a data set that comes without a test split.
 
-    ``TEST_PART`` of the pictures, chosen at random but always the same ones, so that the results of two seeds
-    are measured on the same pictures.
+    ``TEST_PART`` of the images, chosen at random but always the same ones, so that the results of two seeds
+    are measured on the same images.
     """
     order = seeds.numpy_generator(0, "test split").permutation(examples)
     test = round(examples * TEST_PART)
@@ -74,7 +74,7 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     Parameters
     ----------
     labels
-        int64 (N,), the class of each picture.
+        int64 (N,), the class of each image.
     clients
         Number of clients.
     spec
@@ -92,10 +92,10 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     """
     if clients * smallest > len(labels):
         raise DataError(
-            f"{len(labels)} training pictures can't give {clients} clients {smallest} each, one batch and "
-            "its held-out part: take fewer clients, a smaller clients.training.batch_size, or more pictures"
+            f"{len(labels)} training images can't give {clients} clients {smallest} each, one batch and "
+            "its held-out part: take fewer clients, a smaller clients.training.batch_size, or more images"
         )
-    # Partitioners take pictures of a class in the order in which they come; that order must mean nothing.
+    # Partitioners take images of a class in the order in which they come; that order must mean nothing.
     order = seeds.numpy_generator(seed, "partition").permutation(len(labels))
     draws = []
     for draw in range(DRAWS):
@@ -103,7 +103,7 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
         if shares.sizes.min() >= smallest:
             if left_out := len(labels) - len(shares.indices):
                 _logger.warning(
-                    "the %s partition leaves out %d of %d pictures", spec.scheme, left_out, len(labels)
+                    "the %s partition leaves out %d of %d images", spec.scheme, left_out, len(labels)
                 )
             return shares
         draws.append(shares.sizes)
@@ -111,7 +111,7 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
 
 
 def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, seed: int) -> Shares:
-    """Return the division of the pictures ``numbers``, which have these ``labels``, for one seed."""
+    """Return the division of the images ``numbers``, which have these ``labels``, for one seed."""
     try:
         partitioner = _partitioner(clients, spec, seed)
         with warnings.catch_warnings(action="ignore"):  # what is left out is told once, by `partition`
@@ -125,7 +125,7 @@ def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, 
     except (ValueError, ZeroDivisionError) as error:
         settings = spec.model_dump(exclude={"scheme"})
         raise DataError(
-            f"the {spec.scheme} partition can't divide {len(labels)} training pictures of "
+            f"the {spec.scheme} partition can't divide {len(labels)} training images of "
             f"{len(np.unique(labels))} classes over {clients} clients with "
             f"{', '.join(f'{key} {value}' for key, value in settings.items())}: take "
             f"{' or '.join(f'a smaller partition.{key}' for key in settings)} or fewer clients"
@@ -176,7 +176,7 @@ def _table(labels: Indices, numbers: Indices) -> Any:
 def _too_small(sizes: Indices, smallest: int, scheme: str) -> DataError:
     poorest = int(sizes.argmin())
     return DataError(
-        f"the {scheme} partition leaves client {poorest} with {sizes[poorest]} pictures, and it needs "
+        f"the {scheme} partition leaves client {poorest} with {sizes[poorest]} images, and it needs "
         f"{smallest}, one batch and its held-out part ({np.sum(sizes < smallest)} of {len(sizes)} clients "
         f"have too few, in the best of {DRAWS} draws): take {_REMEDIES[scheme]}fewer clients or a smaller "
         "clients.training.batch_size"
@@ -186,12 +186,12 @@ def _too_small(sizes: Indices, smallest: int, scheme: str) -> DataError:
 def hold_out(shares: Shares, fraction: float, seed: int) -> tuple[Shares, Shares]:
     """Return each client's share in two: what it trains on, and a random ``fraction`` that it tests on.
 
-    A client holds out its fraction, rounded down, but at least one picture where ``fraction`` is above 0.
+    A client holds out its fraction, rounded down, but at least one image where ``fraction`` is above 0.
     """
     sizes, testing = shares.sizes, held_out(shares.sizes, fraction)
     owners = np.repeat(np.arange(len(shares)), sizes)
     keys = seeds.numpy_generator(seed, "client test").random(len(owners))
-    # Rank of each picture within its client in a random order: below the number held out, it is held out.
+    # Rank of each image within its client in a random order: below the number held out, it is held out.
     rank = np.empty(len(owners), dtype=np.int64)
     rank[np.lexsort((keys, owners))] = np.arange(len(owners)) - np.repeat(shares.offsets[:-1], sizes)
     held = rank < testing[owners]
@@ -199,14 +199,14 @@ def hold_out(shares: Shares, fraction: float, seed: int) -> tuple[Shares, Shares
 
 
 def held_out(sizes: Indices, fraction: float) -> Indices:
-    """Return how many of its pictures each client tests on, int64 like ``sizes``."""
+    """Return how many of its images each client tests on, int64 like ``sizes``."""
     if fraction == 0:
         return np.zeros_like(sizes)
     return np.maximum((sizes * fraction).astype(np.int64), 1)
 
 
 def smallest_share(batch_size: int, fraction: float) -> int:
-    """Return how many pictures leave a client one full batch when a ``fraction`` of them is held out."""
+    """Return how many images leave a client one full batch when a ``fraction`` of them is held out."""
     if fraction == 0:
         return batch_size
     return max(batch_size + 1, math.ceil(batch_size / (1 - fraction)))

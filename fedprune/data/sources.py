@@ -1,4 +1,4 @@
-"""Where pictures come from: scikit-learn's digits, the Hugging Face hub, local files.
+"""Where images come from: scikit-learn's digits, the Hugging Face hub, local files.
 
 A source is a function of a ``Request`` to a ``Source``; a user's own is found like a built-in one. Not for
 dividing data over clients. What only the extra ``fedprune[sim]`` installs is imported inside functions: a
@@ -16,9 +16,9 @@ import numpy as np
 
 from fedprune import registry
 from fedprune.data import tables
+from fedprune.data.dataset import Images, Indices
 from fedprune.data.known import KNOWN, Known
 from fedprune.data.partition import choose, split_without_test
-from fedprune.data.pictures import Indices, Pictures
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Request:
     path
         A local file or folder, absolute, to read in place of the hub.
     seed
-        The scenario's seed, for choosing among the pictures.
+        The scenario's seed, for choosing among the images.
     train_examples, test_examples
-        How many to choose; None for all. A source reads no more pictures than it must.
+        How many to choose; None for all. A source reads no more images than it must.
     image_column, label_column
         Names of the columns, where the scenario gives them.
     """
@@ -55,15 +55,15 @@ class Source:
     ``mean`` and ``std`` are per channel, of pixels / 255, or None where they are not known.
     """
 
-    train: Pictures
-    test: Pictures
+    train: Images
+    test: Images
     class_names: tuple[str, ...]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
 
 def digits(request: Request) -> Source:
-    """Handwritten digits of scikit-learn: 1,497 + 300 grey pictures of 8x8, 10 digits; needs no download."""
+    """Handwritten digits of scikit-learn: 1,497 + 300 grey images of 8x8, 10 digits; needs no download."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -75,8 +75,8 @@ def digits(request: Request) -> Source:
     train = choose(train, request.train_examples, request.seed, "train")
     test = choose(test, request.test_examples, request.seed, "test")
     return Source(
-        train=Pictures(pixels[train], labels[train]),
-        test=Pictures(pixels[test], labels[test]),
+        train=Images(pixels[train], labels[train]),
+        test=Images(pixels[test], labels[test]),
         class_names=tuple(map(str, bunch.target_names)),
         mean=KNOWN["digits"].mean,
         std=KNOWN["digits"].std,
@@ -84,22 +84,22 @@ def digits(request: Request) -> Source:
 
 
 def cifar10(request: Request) -> Source:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour pictures of 32x32, 10 classes."""
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32, 10 classes."""
     return _open(request, KNOWN["cifar10"]).decoded()
 
 
 def cifar100(request: Request) -> Source:
-    """CIFAR-100 (Krizhevsky 2009), fine labels: 50,000 + 10,000 colour pictures of 32x32, 100 classes."""
+    """CIFAR-100 (Krizhevsky 2009), fine labels: 50,000 + 10,000 colour images of 32x32, 100 classes."""
     return _open(request, KNOWN["cifar100"]).decoded()
 
 
 def mnist(request: Request) -> Source:
-    """MNIST (LeCun et al. 1998): 60,000 + 10,000 grey pictures of 28x28, 10 handwritten digits."""
+    """MNIST (LeCun et al. 1998): 60,000 + 10,000 grey images of 28x28, 10 handwritten digits."""
     return _open(request, KNOWN["mnist"]).decoded()
 
 
 def fashion_mnist(request: Request) -> Source:
-    """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey pictures of 28x28, 10 kinds of clothes."""
+    """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images of 28x28, 10 kinds of clothes."""
     return _open(request, KNOWN["fashion_mnist"]).decoded()
 
 
@@ -113,7 +113,7 @@ SOURCES: dict[str, Callable[[Request], Source]] = {
 
 
 def hugging_face(request: Request) -> Source:
-    """Any other data set of labelled pictures: from the Hugging Face hub by name, or from ``path``."""
+    """Any other data set of labelled images: from the Hugging Face hub by name, or from ``path``."""
     return _open(request, None).decoded()
 
 
@@ -138,7 +138,7 @@ def find(name: str, path: Path | None = None, directory: Path | None = None) -> 
 
 @dataclass(frozen=True)
 class Tables:
-    """The training and test pictures of a source, found and chosen but not decoded.
+    """The training and test images of a source, found and chosen but not decoded.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ class Tables:
     image_column, label_column
         Names of the columns.
     train_labels
-        int64, by picture.
+        int64, by image.
     class_names, mean, std
         As in `Source`.
     """
@@ -162,24 +162,24 @@ class Tables:
     std: tuple[float, ...] | None
 
     def decoded(self) -> Source:
-        """Decode every picture."""
+        """Decode every image."""
         train, test = (tables.pixels(table, self.image_column) for table in (self.train, self.test))
         train, test = tables.same_shape(train, test)
         return Source(
-            Pictures(train, self.train_labels),
-            Pictures(test, tables.labels(self.test, self.label_column, self.class_names)),
+            Images(train, self.train_labels),
+            Images(test, tables.labels(self.test, self.label_column, self.class_names)),
             self.class_names,
             self.mean,
             self.std,
         )
 
-    def share(self, indices: Indices, shape: tuple[int, int, int]) -> Pictures:
-        """Decode the training pictures at ``indices`` alone, in that order, to pictures of ``shape``."""
+    def share(self, indices: Indices, shape: tuple[int, int, int]) -> Images:
+        """Decode the training images at ``indices`` alone, in that order, to images of ``shape``."""
         pixels = tables.pixels(self.train.select(indices), self.image_column, shape)
-        return Pictures(pixels, self.train_labels[indices])
+        return Images(pixels, self.train_labels[indices])
 
     def shape(self) -> tuple[int, int, int]:
-        """Return (C, H, W) of the decoded pictures; as few are decoded as tell it."""
+        """Return (C, H, W) of the decoded images; as few are decoded as tell it."""
         return tables.shape((self.train, self.test), self.image_column)
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures out of Hugging Face ``datasets``: the hub, or local parquet, arrow and picture files.
+"""Labelled images out of Hugging Face ``datasets``: the hub, or local parquet, arrow and image files.
 
 Not for knowing single data sets: their names and columns are in ``sources``. ``datasets`` is imported inside
 functions, since only the extra ``fedprune[sim]`` installs it. Its tables are ``Any``: it ships no types.
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.data import images
+from fedprune.data import decoding
 from fedprune.data.partition import split_without_test
 from fedprune.errors import DataError
-from fedprune.mistakes import did_you_mean
+from fedprune.wording import did_you_mean
 
 # Seconds that the hub may take to say that it is there.
 HUB_TIMEOUT = 5.0
 
-# Pictures decoded at a time: enough to hide the cost of reading a slice, few enough to need no memory.
+# Images decoded at a time: enough to hide the cost of reading a slice, few enough to need no memory.
 _DECODED_AT_ONCE = 256
 
 _EXPECTED = (
-    "expected a .parquet or .arrow file, a folder of such files, or one of pictures in train/<class>/ and "
+    "expected a .parquet or .arrow file, a folder of such files, or one of images in train/<class>/ and "
     "test/<class>/"
 )
 
@@ -40,7 +40,7 @@ def missing_extra(what: str, package: str) -> DataError:
 
 
 def read(name: str, hub_name: str, path: Path | None) -> tuple[Any, Any]:
-    """Return the training and the test pictures as two ``datasets.Dataset``; nothing is decoded yet.
+    """Return the training and the test images as two ``datasets.Dataset``; nothing is decoded yet.
 
     Parameters
     ----------
@@ -154,15 +154,15 @@ def _train_and_test(splits: dict[str, Any], where: Path | str) -> tuple[Any, Any
     if test.features != train.features:
         raise DataError(f"{where}: the columns of its test split, {test.features}, are not those of train")
     if not (len(train) and len(test)):
-        raise DataError(f"{where} has {len(train)} training and {len(test)} test pictures: both need some")
+        raise DataError(f"{where} has {len(train)} training and {len(test)} test images: both need some")
     return train, test
 
 
 def image_column(table: Any, wanted: str | None, usual: str | None) -> str:
-    """Return the name of the column with pictures: as wanted, as usual, or the only one of that type."""
+    """Return the name of the column with images: as wanted, as usual, or the only one of that type."""
     from datasets import Image
 
-    return _column(table, wanted, usual, Image, "pictures", "data.image_column")
+    return _column(table, wanted, usual, Image, "images", "data.image_column")
 
 
 def label_column(table: Any, wanted: str | None, usual: str | None) -> str:
@@ -238,7 +238,7 @@ def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
     Raises
     ------
     DataError
-        Where a picture has no label, or one that is not among ``names``.
+        Where an image has no label, or one that is not among ``names``.
     """
     values = table[column][:]
     if not hasattr(table.features[column], "names"):
@@ -248,47 +248,47 @@ def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
     if len(wrong):
         raise DataError(
-            f"{len(wrong)} pictures, the first of them picture {wrong[0]}, have no label of the {len(names)} "
+            f"{len(wrong)} images, the first of them image {wrong[0]}, have no label of the {len(names)} "
             f"classes in column {column!r}: leave out a split without labels"
         )
     return numbers
 
 
 def pixels(table: Any, column: str, shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-    """Decode a column to uint8 (N, C, H, W): C = 1 where all pictures are grey, else 3 (red, green, blue).
+    """Decode a column to uint8 (N, C, H, W): C = 1 where all images are grey, else 3 (red, green, blue).
 
     With a ``shape``, (C, H, W), all are made that and none may need more than grey made colour.
 
     Raises
     ------
     DataError
-        Where a picture can't be decoded, has more than 8 bits, or another size than ``shape`` or the first.
+        Where an image can't be decoded, has more than 8 bits, or another size than ``shape`` or the first.
     """
     if shape is not None:
         fitted = np.empty((len(table), *shape), dtype=np.uint8)
-        for number, picture in enumerate(_decoded(table, column)):
-            images.check(picture, shape, f"picture {number}")
-            fitted[number] = images.array(picture, shape[0])
+        for number, image in enumerate(_decoded(table, column)):
+            decoding.check(image, shape, f"image {number}")
+            fitted[number] = decoding.array(image, shape[0])
         return fitted
     decoded = np.empty((len(table), 1, 0, 0), dtype=np.uint8)
-    for number, picture in enumerate(_decoded(table, column)):
-        channels = images.channels(picture, f"picture {number}")
+    for number, image in enumerate(_decoded(table, column)):
+        channels = decoding.channels(image, f"image {number}")
         if number == 0:
-            decoded = np.empty((len(table), channels, picture.height, picture.width), dtype=np.uint8)
-        if (picture.height, picture.width) != decoded.shape[2:]:
+            decoded = np.empty((len(table), channels, image.height, image.width), dtype=np.uint8)
+        if (image.height, image.width) != decoded.shape[2:]:
             height, width = decoded.shape[2:]
             raise DataError(
-                f"picture {number} is {picture.height}x{picture.width} and the first is {height}x{width}: "
+                f"image {number} is {image.height}x{image.width} and the first is {height}x{width}: "
                 "all must have one size; resize them before, for instance with PIL.Image.resize"
             )
         if channels > decoded.shape[1]:
             decoded = np.repeat(decoded, channels, axis=1)
-        decoded[number] = images.array(picture, decoded.shape[1])
+        decoded[number] = decoding.array(image, decoded.shape[1])
     return decoded
 
 
 def shape(splits: Sequence[Any], column: str) -> tuple[int, int, int]:
-    """Return (C, H, W) of the pictures of all splits, decoding one after the other up to the first in colour.
+    """Return (C, H, W) of the images of all splits, decoding one after the other up to the first in colour.
 
     Raises
     ------
@@ -296,26 +296,26 @@ def shape(splits: Sequence[Any], column: str) -> tuple[int, int, int]:
         Where one can't be decoded or has more than 8 bits.
     """
     size = (0, 0)
-    for number, picture in enumerate(picture for split in splits for picture in _decoded(split, column)):
+    for number, image in enumerate(image for split in splits for image in _decoded(split, column)):
         if number == 0:
-            size = (picture.height, picture.width)
-        if images.channels(picture, f"picture {number}") == 3:
+            size = (image.height, image.width)
+        if decoding.channels(image, f"image {number}") == 3:
             return (3, *size)
     return (1, *size)
 
 
 def _decoded(table: Any, column: str) -> Iterator[Any]:
-    """Yield the pictures of a column as PIL pictures."""
+    """Yield the images of a column as PIL images."""
     from datasets import Image
 
     try:
         with quiet():
-            pictures = table.select_columns([column]).cast_column(column, Image())
-        for slice_ in pictures.iter(_DECODED_AT_ONCE):
+            images = table.select_columns([column]).cast_column(column, Image())
+        for slice_ in images.iter(_DECODED_AT_ONCE):
             yield from slice_[column]
     except (OSError, TypeError, ValueError) as error:
         raise DataError(
-            f"column {column!r} holds something that is no picture: {_first_line(error)}"
+            f"column {column!r} holds something that is no image: {_first_line(error)}"
         ) from error
 
 
@@ -330,17 +330,17 @@ def same_shape(
         Where their heights or widths differ.
     """
     if train.shape[2:] != test.shape[2:]:
-        sizes = " and ".join("x".join(map(str, pictures.shape[2:])) for pictures in (train, test))
+        sizes = " and ".join("x".join(map(str, images.shape[2:])) for images in (train, test))
         raise DataError(
-            f"training and test pictures must have one size, and these are {sizes}: resize them before"
+            f"training and test images must have one size, and these are {sizes}: resize them before"
         )
     channels = max(train.shape[1], test.shape[1])
     return _with_channels(train, channels), _with_channels(test, channels)
 
 
-def _with_channels(pictures: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Return the pictures themselves, or grey ones with their channel repeated."""
-    return pictures if pictures.shape[1] == channels else np.repeat(pictures, channels, axis=1)
+def _with_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Return the images themselves, or grey ones with their channel repeated."""
+    return images if images.shape[1] == channels else np.repeat(images, channels, axis=1)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ A checkpoint is a folder ``checkpoints/round-000012`` of a run folder with three
 ``sha256sum -c`` checks, too. It is written beside, flushed to disk and then renamed, after the
 records of its round: whenever a run is killed, its newest checkpoint is whole and its records go at
 least as far. The newest two are kept. What is remembered is for those who remember it:
-`fedprune.strategy` and the grid.
+`fedprune.server.strategy` and the grid.
 
 Nothing here is pickled. One part of the tree may be: the stock Flower strategy of a
 `FlowerAggregator` hands over bytes that it pickled itself. So resume only runs that you trust.
@@ -35,9 +35,9 @@ from torch import Tensor
 from fedprune import __version__
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.errors import UserError
-from fedprune.mistakes import show
 from fedprune.results.folder import CHECKPOINTS, CLIENTS, ROUNDS, RunFolder
 from fedprune.scenario import Scenario
+from fedprune.wording import show
 
 #: Another format is refused; count it up with every change of what a checkpoint holds.
 FORMAT = 2

@@ -18,8 +18,8 @@ from flwr.app import Array, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedprune import seeds
-from fedprune.faults import CODES, Fault
-from fedprune.messages import config_of, whole
+from fedprune.protocol.faults import CODES, Fault
+from fedprune.protocol.messages import config_of, whole
 from fedprune.scenario import FaultName, Scenario
 from fedprune.wire import add_checksum
 from fedprune.wire.values import MASK, VALUES, to_array

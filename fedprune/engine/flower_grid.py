@@ -19,7 +19,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 
 _SHORTEST, _LONGEST = 0.1, 1.0  # Seconds from one look for replies to the next.
 _LOOK_AT_NODES = 5.0  # Seconds from one look for restarted nodes to the next.

@@ -28,7 +28,7 @@ from fedprune.engine.cluster import return_freed_memory
 from fedprune.engine.records import INLINE_BYTES, pack_arrays, pack_values, unpack_content
 from fedprune.engine.worker import Outcome, Task, Worker, one_line
 from fedprune.errors import RunError
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 
 #: A Ray call is filled with tasks until it should last this long, or reply with this much, ...
 CHUNK_SECONDS = 0.02

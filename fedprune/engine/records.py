@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict  # pylint: disable=E0611
 
-from fedprune.faults import Fault
+from fedprune.protocol.faults import Fault
 
 #: Payloads below this size travel inside the pickle stream: a buffer of its own costs more.
 INLINE_BYTES = 4096

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from fedprune import data as datasets
 from fedprune import models
-from fedprune.check import resolve
-from fedprune.client import FederatedClientApp, Site
-from fedprune.columns import from_columns, to_columns
+from fedprune.client.app import FederatedClientApp
+from fedprune.client.site import Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
 from fedprune.determinism import deterministic, make_deterministic
@@ -29,14 +28,16 @@ from fedprune.engine.cluster import cluster
 from fedprune.engine.fault_injection import FaultyClientApp
 from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError, UserError
-from fedprune.evaluation import Score, chunks, combine, score
-from fedprune.federation import Federation
 from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_folder, refuse_complete
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
+from fedprune.scenario.check import resolve
+from fedprune.server.columns import from_columns, to_columns
+from fedprune.server.federation import Federation
+from fedprune.server.strategy import PruningStrategy, build_strategy
 from fedprune.sparsity.masks import Masks
-from fedprune.strategy import PruningStrategy, build_strategy
+from fedprune.training.evaluation import Score, chunks, combine, score
 from fedprune.wire import largest_reply, set_state
 
 Evaluate = Callable[[Mapping[str, Tensor], Masks], Score]
@@ -228,7 +229,7 @@ def make_strategy(
         scenario=scenario,
         info=data.info,
         module=module,
-        pictures=data.train,
+        images=data.train,
         public=data.server,
         evaluate=evaluate,
         listeners=listeners,

@@ -29,7 +29,7 @@ from fedprune.engine.records import (
     unpack_state,
     unpack_values,
 )
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 from fedprune.wire import payload_bytes
 
 #: How many shared records a worker keeps unpacked: the global model, with and without its mask,

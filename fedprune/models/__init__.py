@@ -51,7 +51,7 @@ def build(
         A key of ``MODELS``, a model of an installed plug-in, ``"package.module:Name"`` or ``"file.py:Name"``:
         a class or a function that is called as ``factory(input_shape, classes, **options)``.
     input_shape
-        (C, H, W) of one picture.
+        (C, H, W) of one image.
     classes
         Number of logits.
     options
@@ -64,7 +64,7 @@ def build(
     PluginError
         Where there is no such model, or what it names does not return a ``torch.nn.Module``.
     UserError
-        Where an option does not exist, lacks or has a wrong type, or the model can't take such pictures.
+        Where an option does not exist, lacks or has a wrong type, or the model can't take such images.
     """
     factory = registry.load("model", name, directory)
     arguments = checked(factory, options, name)
@@ -83,7 +83,7 @@ def build(
 
 
 def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, name: str) -> None:
-    """Refuse a model that cannot be trained on pictures of this shape and so many classes.
+    """Refuse a model that cannot be trained on images of this shape and so many classes.
 
     Raises
     ------
@@ -105,11 +105,9 @@ def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, na
             found = tuple(module.eval()(torch.zeros(2, *input_shape)).shape)
     except Exception as error:  # Whatever a user's own model raises.
         raise UserError(
-            f"model {name!r} does not take pictures of shape {input_shape}: {type(error).__name__}: {error}"
+            f"model {name!r} does not take images of shape {input_shape}: {type(error).__name__}: {error}"
         ) from error
     finally:
         module.train(mode)
     if found != (2, classes):
-        raise UserError(
-            f"model {name!r} makes {found} of 2 pictures, expected (2, {classes}): a value a class"
-        )
+        raise UserError(f"model {name!r} makes {found} of 2 images, expected (2, {classes}): a value a class")

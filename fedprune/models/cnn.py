@@ -15,7 +15,7 @@ def cnn(
     hidden: int = 128,
     batch_norm: bool = True,
 ) -> nn.Sequential:
-    """Two 3x3 convolutions with batch norm and max pooling, and a hidden layer; for 8x8 to 32x32 pictures.
+    """Two 3x3 convolutions with batch norm and max pooling, and a hidden layer; for 8x8 to 32x32 images.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def cnn(
 def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Sequential:
     """LeNet-5 with ReLU and max pooling, without batch norm: 61,706 weights for MNIST.
 
-    LeCun et al. (Proc. IEEE 1998, section II.B) pad the 28x28 pictures of MNIST to 32x32. So does the first
-    convolution here for every picture below 32x32; larger ones are not padded.
+    LeCun et al. (Proc. IEEE 1998, section II.B) pad the 28x28 images of MNIST to 32x32. So does the first
+    convolution here for every image below 32x32; larger ones are not padded.
 
     Parameters
     ----------

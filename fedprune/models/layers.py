@@ -29,12 +29,12 @@ def scaled(channels: int, width: float) -> int:
 
 
 def require_side(model: str, input_shape: tuple[int, int, int], smallest: int) -> None:
-    """Raise a ``UserError`` where pictures of shape (C, H, W) are lower or narrower than ``smallest``."""
+    """Raise a ``UserError`` where images of shape (C, H, W) are lower or narrower than ``smallest``."""
     _, height, breadth = input_shape
     if min(height, breadth) < smallest:
         raise UserError(
-            f"{model} needs pictures of at least {smallest}x{smallest} pixels, and these are "
-            f"{height}x{breadth}: use larger pictures or a model that takes small ones (cnn, mlp)"
+            f"{model} needs images of at least {smallest}x{smallest} pixels, and these are "
+            f"{height}x{breadth}: use larger images or a model that takes small ones (cnn, mlp)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Fully connected networks: any picture, no convolution, no batch norm."""
+"""Fully connected networks: any image, no convolution, no batch norm."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""ResNet-18 in its form for small pictures.
+"""ResNet-18 in its form for small images.
 
-Not the ImageNet form: the stem is one 3x3 convolution without max pooling, so a 32x32 picture reaches the
+Not the ImageNet form: the stem is one 3x3 convolution without max pooling, so a 32x32 image reaches the
 last stage at 4x4 (He et al., CVPR 2016, section 4.2 uses this stem for CIFAR-10).
 """
 
@@ -50,7 +50,7 @@ def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
 def resnet18(
     input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, batch_norm: bool = True
 ) -> nn.Sequential:
-    """ResNet-18 for small pictures: a 3x3 stem, four stages of two blocks, about 11 million weights.
+    """ResNet-18 for small images: a 3x3 stem, four stages of two blocks, about 11 million weights.
 
     Parameters
     ----------

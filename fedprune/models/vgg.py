@@ -1,4 +1,4 @@
-"""VGG-11 with batch norm, for small pictures.
+"""VGG-11 with batch norm, for small images.
 
 Not the ImageNet form: one linear layer follows the convolutions, in place of three with 4,096 units.
 """
@@ -18,7 +18,7 @@ def vgg11(
 ) -> nn.Sequential:
     """VGG-11 with batch norm: five stages of 3x3 convolutions with max pooling, about 9 million weights.
 
-    A pooling that a side of one pixel can't take is left out, so that 8x8 pictures work as well as 32x32;
+    A pooling that a side of one pixel can't take is left out, so that 8x8 images work as well as 32x32;
     larger ones are averaged over what is left of them.
 
     Parameters

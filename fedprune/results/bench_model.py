@@ -2,7 +2,7 @@
 
 The dense model is made from the file itself: the same computation in the same format, with a value
 in place of every zero weight, and 32-bit weights. Both run in fresh processes with one thread, on
-one picture at a time, in turns, so that whatever else the machine does meets both.
+one image at a time, in turns, so that whatever else the machine does meets both.
 """
 
 from __future__ import annotations
@@ -166,16 +166,16 @@ def _load_onnx(path: Path) -> Callable[[], object]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     dtype = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[given.type]
-    picture = np.ones((1, *given.shape[1:]), dtype=dtype)
-    return lambda: session.run(None, {given.name: picture})
+    image = np.ones((1, *given.shape[1:]), dtype=dtype)
+    return lambda: session.run(None, {given.name: image})
 
 
 def _load_program(path: Path) -> Callable[[], object]:
     import torch
 
     program = torch.export.load(path)
-    (picture,), _ = program.example_inputs
-    return _with_torch(program.module(), picture[:1])
+    (image,), _ = program.example_inputs
+    return _with_torch(program.module(), image[:1])
 
 
 def _load_safetensors(path: Path) -> Callable[[], object]:
@@ -187,14 +187,14 @@ def _load_safetensors(path: Path) -> Callable[[], object]:
     return _with_torch(stored.module, torch.ones(1, *stored.info.input_shape))
 
 
-def _with_torch(module: Callable[[Tensor], Tensor], picture: Tensor) -> Callable[[], object]:
+def _with_torch(module: Callable[[Tensor], Tensor], image: Tensor) -> Callable[[], object]:
     import torch
 
     torch.set_num_threads(1)
 
     def infer() -> Tensor:
         with torch.inference_mode():
-            return module(picture)
+            return module(image)
 
     return infer
 

@@ -1,4 +1,4 @@
-"""Runs side by side: one table, one CSV file, one picture.
+"""Runs side by side: one table, one CSV file, one figure.
 
 Costs are also given relative to the first dense run among them. Runs are comparable where
 their scenarios differ in the strategy alone; what else differs is said below the table.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-    from fedprune.results.pictures import Picture
+    from fedprune.results.figures import RunFigure
 
 # Parts of a scenario that may differ between runs that are compared.
 _FREE = ("name", "strategy", "engine", "clients.training.execution")
@@ -100,15 +100,15 @@ class Comparison:
                 values = [_cell(run.summary.get(key)) for key in keys]
                 writer.writerow([label, run.directory, *values, *(relative.get(cost) for cost in COSTS)])
 
-    def figure(self) -> Picture:
+    def figure(self) -> RunFigure:
         """Draw accuracy against total traffic, computation and peak memory, all logarithmic.
 
         The curves follow the rounds that were evaluated; the marked point is the last of them.
         Peak memory is one number a run, so there is no curve.
         """
-        from fedprune.results.pictures import Picture
+        from fedprune.results.figures import RunFigure
 
-        figure = Picture(figsize=(13.0, 5.0), layout="constrained")
+        figure = RunFigure(figsize=(13.0, 5.0), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
         for axes, (title, quantity, costs) in zip(panels, _PANELS, strict=True):
             self._draw(axes, title, quantity, costs)
@@ -117,7 +117,7 @@ class Comparison:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
         return figure
 
-    def save_picture(self, path: Path) -> None:
+    def save_figure(self, path: Path) -> None:
         """Write `figure` to a file; its suffix says the format (png, svg, pdf)."""
         try:
             self.figure().savefig(_writable(path), dpi=144)
@@ -136,7 +136,7 @@ class Comparison:
     def _draw(self, axes: Axes, title: str, quantity: str, costs: Sequence[str]) -> None:
         from matplotlib.ticker import PercentFormatter
 
-        from fedprune.results.pictures import COLOURS, log_axis, scale
+        from fedprune.results.figures import COLOURS, log_axis, scale
 
         curves = [_curve(run.rounds, costs) for run in self.runs]
         spent = [cost for curve in curves for cost, _ in curve if cost > 0]

@@ -39,7 +39,7 @@ ROUNDS = "rounds.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
-PICTURES = ("accuracy.png", "costs.png", "density.png")
+FIGURES = ("accuracy.png", "costs.png", "density.png")
 CHECKPOINTS = "checkpoints"
 
 # The first line of a run's scenario.yaml: it tells a run folder from a person's own folder.
@@ -171,7 +171,7 @@ class RunFolder:
         info: DataInfo,
         dense: Mapping[str, float] | None,
     ) -> Path:
-        """Write the model, the pictures and, last, the summary; return the folder.
+        """Write the model, the figures and, last, the summary; return the folder.
 
         Parameters
         ----------
@@ -185,7 +185,7 @@ class RunFolder:
             What dense FedAvg would have cost under the same scenario (total of each of
             `fedprune.results.records.COSTS`), or None where the cost model does not give it.
 
-        Pictures need matplotlib, which a device install does without; they are left out there.
+        Figures need matplotlib, which a device install does without; they are left out there.
         """
         if status == "failed":
             self._clients.writelines(self._pending)  # They say why.
@@ -203,9 +203,9 @@ class RunFolder:
                 f"{reason}; and the model could not be written: {type(error).__name__}: {error}",
             )
         if rounds and util.find_spec("matplotlib") is not None:
-            from fedprune.results import pictures
+            from fedprune.results import figures
 
-            pictures.draw(rounds, self.directory, title=self.scenario.name)
+            figures.draw(rounds, self.directory, title=self.scenario.name)
         summary = records.summarise(
             rounds,
             records.each_line(self.directory / CLIENTS),  # By far the most: never all at once.
@@ -313,7 +313,7 @@ def _holds_records(directory: Path) -> bool:
 
 def _own_files(directory: Path) -> Iterator[Path]:
     """Yield the files of a run, but for its scenario.yaml, which the next run replaces."""
-    names = (SUMMARY, ROUNDS, CLIENTS, MODEL, *PICTURES)
+    names = (SUMMARY, ROUNDS, CLIENTS, MODEL, *FIGURES)
     own = [*names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
     yield from (directory / name for name in own if (directory / name).is_file())
 

@@ -1,4 +1,4 @@
-"""A run as it is read back from its folder: its records, its summary, its model and its pictures."""
+"""A run as it is read back from its folder: its records, its summary, its model and its figures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedprune import documents
 from fedprune.errors import UserError
 from fedprune.results import folder
 from fedprune.results.measures import known_measures
 from fedprune.results.records import Record, read_lines, summarise
+from fedprune.scenario import yaml_file as documents
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fedprune.results.pictures import Picture
+    from fedprune.results.figures import RunFigure
     from fedprune.scenario import Scenario
 
 
@@ -69,12 +69,12 @@ class Run:
             raise UserError(f"{self.directory}: the run is {self.summary['status']} and left no model")
         return path
 
-    def plot(self, what: Literal["accuracy", "costs", "density", "classes"] = "accuracy") -> Picture:
-        """Return one of the run's pictures; a notebook shows it."""
-        from fedprune.results.pictures import FIGURES
+    def plot(self, what: Literal["accuracy", "costs", "density", "classes"] = "accuracy") -> RunFigure:
+        """Return one of the run's figures; a notebook shows it."""
+        from fedprune.results.figures import FIGURES
 
         if what not in FIGURES:
-            raise UserError(f"there is no picture {what!r}; there are {', '.join(FIGURES)}")
+            raise UserError(f"there is no figure {what!r}; there are {', '.join(FIGURES)}")
         return FIGURES[what](self.rounds, self.name)
 
     def _repr_html_(self) -> str:

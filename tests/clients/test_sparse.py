@@ -12,11 +12,13 @@ from inprocess import assemble, plan
 from torch.nn import functional
 
 from fedprune import data as datasets
-from fedprune import seeds, training
-from fedprune.client import Order, Site
+from fedprune import seeds
+from fedprune.client.base import Order
+from fedprune.client.site import Site
 from fedprune.clients import sparse
 from fedprune.data import batches
 from fedprune.sparsity.masks import Masks
+from fedprune.training import loop as training
 from fedprune.wire import get_state, set_state
 
 PROXIMAL = {"clients__training__proximal_mu": 0.7}

@@ -16,7 +16,7 @@ from fedprune import seeds
 from fedprune.clients.supermask import scores_of
 from fedprune.costs.memory import optimizer_slots, step_memory
 from fedprune.data import batches
-from fedprune.own_masks import OneShotRequest
+from fedprune.protocol.client_masks import OneShotRequest
 from fedprune.sparsity.supermasks import threshold
 from fedprune.wire import CODEC, decode_masks, set_state, take_masks
 
@@ -111,7 +111,7 @@ def written_out(asked, start):
                 module.get_parameter(name).copy_(numbers * asked.network.factors[name] * mask)
 
     for _ in range(scenario.clients.training.epochs):
-        for x, y in batches(data.pictures, data.train, asked.made.data.info, 16, generator):
+        for x, y in batches(data.images, data.train, asked.made.data.info, 16, generator):
             put()
             module.zero_grad()
             loss = functional.cross_entropy(module(x), y)

@@ -1,4 +1,4 @@
-"""Batches: normalisation, order and augmentation, each against a slow computation picture by picture."""
+"""Batches: normalisation, order and augmentation, each against a slow computation image by image."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.data import DataInfo, Pictures, batches
+from fedprune.data import DataInfo, Images, batches
 from fedprune.data.batches import crop, crop_padding, flip
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 16, 20)
-PICTURES = Pictures(RNG.integers(0, 256, (50, *SHAPE), dtype=np.uint8), RNG.integers(0, 5, 50))
+IMAGES = Images(RNG.integers(0, 256, (50, *SHAPE), dtype=np.uint8), RNG.integers(0, 5, 50))
 INFO = DataInfo("made", SHAPE, 5, tuple("abcde"), (0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
 
 
@@ -21,23 +21,21 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_batch_is_normalised_and_in_order() -> None:
     indices = np.array([4, 49, 0, 7, 7])
-    (x, y), (last_x, last_y) = batches(PICTURES, indices, INFO, 3)
+    (x, y), (last_x, last_y) = batches(IMAGES, indices, INFO, 3)
     mean, std = (np.array(v)[:, None, None] for v in (INFO.mean, INFO.std))
-    expected = (PICTURES.pixels[[4, 49, 0]] / 255 - mean) / std
+    expected = (IMAGES.pixels[[4, 49, 0]] / 255 - mean) / std
     np.testing.assert_allclose(x.numpy(), expected, atol=1e-5)
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
-    assert y.tolist() == PICTURES.labels[[4, 49, 0]].tolist()
+    assert y.tolist() == IMAGES.labels[[4, 49, 0]].tolist()
     assert (len(last_x), len(last_y)) == (2, 2)
 
 
 @given(st.integers(0, 40), st.integers(1, 12), st.booleans())
 def test_sizes_of_batches(examples: int, batch_size: int, shuffled: bool) -> None:
-    """All full but the last; a last one of a single picture is dropped when shuffling, if it is not alone."""
+    """All full but the last; a last one of a single image is dropped when shuffling, if it is not alone."""
     got = [
         len(y)
-        for _, y in batches(
-            PICTURES, np.arange(examples), INFO, batch_size, generator() if shuffled else None
-        )
+        for _, y in batches(IMAGES, np.arange(examples), INFO, batch_size, generator() if shuffled else None)
     ]
     full, rest = divmod(examples, batch_size)
     dropped = shuffled and rest == 1 and full > 0
@@ -46,30 +44,28 @@ def test_sizes_of_batches(examples: int, batch_size: int, shuffled: bool) -> Non
 
 def test_shuffle_is_a_permutation_that_the_generator_decides() -> None:
     def order(seed: int) -> list[float]:
-        return [
-            v for x, _ in batches(PICTURES, np.arange(50), INFO, 8, generator(seed)) for v in x[:, 0, 0, 0]
-        ]
+        return [v for x, _ in batches(IMAGES, np.arange(50), INFO, 8, generator(seed)) for v in x[:, 0, 0, 0]]
 
-    plain = [v for x, _ in batches(PICTURES, np.arange(50), INFO, 8) for v in x[:, 0, 0, 0]]
+    plain = [v for x, _ in batches(IMAGES, np.arange(50), INFO, 8) for v in x[:, 0, 0, 0]]
     assert order(1) == order(1)
     assert order(1) != order(2)
     assert sorted(order(1)) == sorted(plain)
 
 
-def test_pictures_and_labels_stay_together() -> None:
+def test_images_and_labels_stay_together() -> None:
     pixels = np.repeat(np.arange(40, dtype=np.uint8), 64).reshape(40, 1, 8, 8)
     info = DataInfo("numbered", (1, 8, 8), 40, tuple(map(str, range(40))), (0.0,), (1.0,))
-    for x, y in batches(Pictures(pixels, np.arange(40)), np.arange(40), info, 7, generator(), ["flip"]):
+    for x, y in batches(Images(pixels, np.arange(40)), np.arange(40), info, 7, generator(), ["flip"]):
         np.testing.assert_allclose(x[:, 0, 3, 3].numpy() * 255, y.numpy(), rtol=1e-5)
 
 
-def test_the_pictures_themselves_are_not_changed_and_may_be_read_only() -> None:
-    pixels = PICTURES.pixels.copy()
+def test_the_images_themselves_are_not_changed_and_may_be_read_only() -> None:
+    pixels = IMAGES.pixels.copy()
     pixels.flags.writeable = False
-    read_only = Pictures(pixels, PICTURES.labels)
+    read_only = Images(pixels, IMAGES.labels)
     for x, _ in batches(read_only, np.arange(50), INFO, 16, generator(), ["crop", "flip"]):
         x.zero_()
-    np.testing.assert_array_equal(pixels, PICTURES.pixels)
+    np.testing.assert_array_equal(pixels, IMAGES.pixels)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +75,12 @@ def test_crop_padding(height: int, width: int, padding: int) -> None:
     assert crop_padding(height, width) == padding
 
 
-def test_crop_shifts_each_picture_by_its_own_draw() -> None:
-    """Every result is the picture at one of the 25 places that a padding of 2 allows; all are met in time."""
-    pixels = torch.from_numpy(PICTURES.pixels)
+def test_crop_shifts_each_image_by_its_own_draw() -> None:
+    """Every result is the image at one of the 25 places that a padding of 2 allows; all are met in time."""
+    pixels = torch.from_numpy(IMAGES.pixels)
     met = set()
     for seed in range(10):
-        for source, result in zip(PICTURES.pixels, crop(pixels, generator(seed)).numpy(), strict=True):
+        for source, result in zip(IMAGES.pixels, crop(pixels, generator(seed)).numpy(), strict=True):
             padded = np.pad(source, [(0, 0), (2, 2), (2, 2)])
             places = [
                 (top, left)
@@ -97,11 +93,11 @@ def test_crop_shifts_each_picture_by_its_own_draw() -> None:
     assert len(met) == 25
 
 
-def test_flip_mirrors_about_half_of_the_pictures() -> None:
-    pixels = torch.from_numpy(PICTURES.pixels)
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    pixels = torch.from_numpy(IMAGES.pixels)
     mirrored = 0
     for seed in range(10):
-        for source, result in zip(PICTURES.pixels, flip(pixels, generator(seed)).numpy(), strict=True):
+        for source, result in zip(IMAGES.pixels, flip(pixels, generator(seed)).numpy(), strict=True):
             backwards = np.array([[row[::-1] for row in channel] for channel in source])
             assert np.array_equal(result, source) or np.array_equal(result, backwards)
             mirrored += np.array_equal(result, backwards)
@@ -110,9 +106,7 @@ def test_flip_mirrors_about_half_of_the_pictures() -> None:
 
 def test_augmentation_is_decided_by_the_generator_and_applied_before_normalisation() -> None:
     def epoch(seed: int) -> torch.Tensor:
-        return torch.cat(
-            [x for x, _ in batches(PICTURES, np.arange(50), INFO, 16, generator(seed), ["crop"])]
-        )
+        return torch.cat([x for x, _ in batches(IMAGES, np.arange(50), INFO, 16, generator(seed), ["crop"])])
 
     assert torch.equal(epoch(3), epoch(3))
     assert not torch.equal(epoch(3), epoch(4))
@@ -123,4 +117,4 @@ def test_augmentation_is_decided_by_the_generator_and_applied_before_normalisati
 
 def test_augmentation_without_a_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="generator"):
-        next(batches(PICTURES, np.arange(5), INFO, 2, augment=["flip"]))
+        next(batches(IMAGES, np.arange(5), INFO, 2, augment=["flip"]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprune.data import SOURCES, ClientData, FederatedData, declared, images, load, open_shares
+from fedprune.data import SOURCES, ClientData, FederatedData, declared, decoding, load, open_shares
 from fedprune.data.known import KNOWN
 from fedprune.errors import DataError, ScenarioError
 from fedprune.scenario import Scenario
@@ -21,24 +21,24 @@ CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 
 OWN = """
 import numpy as np
-from fedprune.data import Pictures, Source
+from fedprune.data import Images, Source
 
 def made(request):
-    "Sixty pictures of two classes."
-    pictures = Pictures(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 2)
-    return Source(pictures, pictures, ("even", "odd"))
+    "Sixty images of two classes."
+    images = Images(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 2)
+    return Source(images, images, ("even", "odd"))
 
 def normalised(request):
-    pictures = made(request).train
-    return Source(pictures, pictures, ("even", "odd"), (0.1, 0.2), (1.0, 1.0))
+    images = made(request).train
+    return Source(images, images, ("even", "odd"), (0.1, 0.2), (1.0, 1.0))
 
 def float_pixels(request):
-    pictures = Pictures(np.zeros((60, 2, 4, 5)), np.arange(60) % 2)
-    return Source(pictures, pictures, ("even", "odd"))
+    images = Images(np.zeros((60, 2, 4, 5)), np.arange(60) % 2)
+    return Source(images, images, ("even", "odd"))
 
 def unknown_class(request):
-    pictures = Pictures(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 3)
-    return Source(pictures, pictures, ("even", "odd"))
+    images = Images(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 3)
+    return Source(images, images, ("even", "odd"))
 """
 
 
@@ -59,7 +59,7 @@ def parts(data: FederatedData) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shard"])
 @pytest.mark.parametrize(("server", "test"), [(0.0, 0.0), (0.1, 0.25), (0.0001, 0.0001)])
-def test_server_and_clients_share_the_training_pictures_without_overlap(
+def test_server_and_clients_share_the_training_images_without_overlap(
     scenario: Make, scheme: str, server: float, test: float
 ) -> None:
     data = load(
@@ -78,7 +78,7 @@ def test_server_and_clients_share_the_training_pictures_without_overlap(
     assert len(data.server) == public
     for number in range(data.clients):
         client = data.client(number)
-        assert client.pictures is data.train
+        assert client.images is data.train
         assert len(client.train) >= 8
         assert (len(client.test) > 0) == (test > 0)
 
@@ -109,12 +109,12 @@ def test_subsets_have_the_sizes_asked_for(scenario: Make) -> None:
 
 
 def test_mean_and_std_have_one_number_a_channel(scenario: Make) -> None:
-    with pytest.raises(DataError, match="mean of pixels is given for 2 channels, and the pictures have 1"):
+    with pytest.raises(DataError, match="mean of pixels is given for 2 channels, and the images have 1"):
         load(scenario({"mean": [0.5, 0.5], "std": [1.0, 1.0]}))
 
 
 def test_too_many_clients_are_refused(scenario: Make) -> None:
-    with pytest.raises(DataError, match="1497 training pictures can't give 100 clients 32 each"):
+    with pytest.raises(DataError, match="1497 training images can't give 100 clients 32 each"):
         load(scenario({}, count=100, batch_size=32))
 
 
@@ -161,8 +161,8 @@ def test_importing_needs_nothing_of_the_extra() -> None:
 def same_share(one: ClientData, other: ClientData) -> None:
     for part in ("train", "test"):
         mine, theirs = getattr(one, part), getattr(other, part)
-        np.testing.assert_array_equal(one.pictures.pixels[mine], other.pictures.pixels[theirs])
-        np.testing.assert_array_equal(one.pictures.labels[mine], other.pictures.labels[theirs])
+        np.testing.assert_array_equal(one.images.pixels[mine], other.images.pixels[theirs])
+        np.testing.assert_array_equal(one.images.labels[mine], other.images.labels[theirs])
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,14 @@ def test_an_open_share_is_the_one_of_the_whole(
     assert shares.info == whole.info
     for number in (4, 0, 3):
         same_share(shares.client(number), whole.client(number))
-        assert shares.client(number).pictures is shares.client(number).pictures
+        assert shares.client(number).images is shares.client(number).images
 
 
 @pytest.mark.parametrize("declared", [{}, {"input_shape": [3, 8, 8], "classes": 2}])
-def test_an_open_share_has_the_channels_of_all_pictures(
+def test_an_open_share_has_the_channels_of_all_images(
     declared: dict[str, Any], scenario: Make, tmp_path: Path, no_cache_left: None
 ) -> None:
-    """One test picture in colour makes every picture coloured, also those of a client that has grey ones."""
+    """One test image in colour makes every image coloured, also those of a client that has grey ones."""
     image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     for split, mode, count in (("train", "L", 30), ("test", "RGB", 1)):
@@ -212,7 +212,7 @@ def test_an_open_share_has_the_channels_of_all_pictures(
     same_share(shares.client(1), whole.client(1))
 
 
-def test_an_open_share_decodes_the_pictures_of_its_client_alone(
+def test_an_open_share_decodes_the_images_of_its_client_alone(
     scenario: Make, monkeypatch: pytest.MonkeyPatch, no_cache_left: None
 ) -> None:
     if not CIFAR10.exists():
@@ -220,8 +220,8 @@ def test_an_open_share_decodes_the_pictures_of_its_client_alone(
     few = {"train_examples": 500, "test_examples": 10, "client_test_fraction": 0.2}
     shares = open_shares(scenario({"name": "cifar10", "path": str(CIFAR10), **few}))
     decoded = []
-    array = images.array
-    monkeypatch.setattr(images, "array", lambda *given: decoded.append(1) or array(*given))
+    array = decoding.array
+    monkeypatch.setattr(decoding, "array", lambda *given: decoded.append(1) or array(*given))
     client = shares.client(2)
     assert len(decoded) == len(client.train) + len(client.test) == 100
 
@@ -252,10 +252,10 @@ def test_known_data_sets_are_what_is_known_of_them(scenario: Make, no_cache_left
         plan = scenario({"name": "cifar10", "path": str(CIFAR10), "train_examples": 40, "test_examples": 1})
         assert load(plan).info == declared(plan.data)
     assert KNOWN.keys() == SOURCES.keys()
-    assert declared(scenario({"name": "owner/pictures"}).data) is None
+    assert declared(scenario({"name": "owner/images"}).data) is None
 
 
-def test_a_known_name_over_other_pictures_is_refused(
+def test_a_known_name_over_other_images_is_refused(
     scenario: Make, tmp_path: Path, no_cache_left: None
 ) -> None:
     image = pytest.importorskip("PIL.Image")

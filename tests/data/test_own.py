@@ -1,4 +1,4 @@
-"""A device's own data: every format against the same pictures in memory, and every refusal by its words."""
+"""A device's own data: every format against the same images in memory, and every refusal by its words."""
 
 from __future__ import annotations
 
@@ -20,74 +20,75 @@ from hypothesis.extra import numpy as arrays
 from inprocess import federate, plan
 
 from fedprune import data
-from fedprune.client import FederatedClientApp, Site
-from fedprune.data import Pictures, expected, load_own, npz
+from fedprune.client.app import FederatedClientApp
+from fedprune.client.site import Site
+from fedprune.data import Images, expected, load_own, npz
 from fedprune.errors import DataError, PluginError
 from fedprune.scenario import Scenario
 
 Make = Callable[..., Scenario]
-Write = Callable[[Path, Pictures, tuple[str, ...]], str]
+Write = Callable[[Path, Images, tuple[str, ...]], str]
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 CLIENT = 2
 RNG = np.random.default_rng(0)
 
 
-def made(count: int = 12, shape: tuple[int, ...] = (3, 5, 4), classes: int = 3) -> Pictures:
+def made(count: int = 12, shape: tuple[int, ...] = (3, 5, 4), classes: int = 3) -> Images:
     pixels = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
-    return Pictures(pixels, np.arange(count) % classes)
+    return Images(pixels, np.arange(count) % classes)
 
 
 PETS = {"name": "pets", "path": "unread", "input_shape": [3, 5, 4], "classes": ["cat", "dog", "ox"]}
 
 
-def as_picture(pixels: np.ndarray) -> Any:
+def as_image(pixels: np.ndarray) -> Any:
     import PIL.Image
 
     return PIL.Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def npz_file(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
-    np.savez(folder / "own.npz", pixels=pictures.pixels, labels=pictures.labels)
+def npz_file(folder: Path, images: Images, names: tuple[str, ...]) -> str:
+    np.savez(folder / "own.npz", pixels=images.pixels, labels=images.labels)
     return str(folder / "own.npz")
 
 
-def compressed_file(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
-    np.savez_compressed(folder / "own.npz", labels=pictures.labels.astype(np.uint8), pixels=pictures.pixels)
+def compressed_file(folder: Path, images: Images, names: tuple[str, ...]) -> str:
+    np.savez_compressed(folder / "own.npz", labels=images.labels.astype(np.uint8), pixels=images.pixels)
     return str(folder / "own.npz")
 
 
-def picture_folder(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
-    for number, (pixels, label) in enumerate(zip(pictures.pixels, pictures.labels, strict=True)):
+def image_folder(folder: Path, images: Images, names: tuple[str, ...]) -> str:
+    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
         (folder / "own" / names[label]).mkdir(parents=True, exist_ok=True)
-        as_picture(pixels).save(folder / "own" / names[label] / f"{number:06d}.png")
+        as_image(pixels).save(folder / "own" / names[label] / f"{number:06d}.png")
     return str(folder / "own")
 
 
-def parquet_file(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
+def parquet_file(folder: Path, images: Images, names: tuple[str, ...]) -> str:
     """A table as ``datasets`` writes it, with the names of the classes beside it."""
     datasets = pytest.importorskip("datasets")
-    columns = {"img": [as_picture(pixels) for pixels in pictures.pixels], "label": pictures.labels.tolist()}
+    columns = {"img": [as_image(pixels) for pixels in images.pixels], "label": images.labels.tolist()}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(folder / "own.parquet"))
     return str(folder / "own.parquet")
 
 
-def parquet_of_text(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
+def parquet_of_text(folder: Path, images: Images, names: tuple[str, ...]) -> str:
     """A table of another making, in several row groups, whose labels are the classes' names."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = []
-    for pixels in pictures.pixels:
-        as_picture(pixels).save(encoded := io.BytesIO(), format="PNG")
+    for pixels in images.pixels:
+        as_image(pixels).save(encoded := io.BytesIO(), format="PNG")
         rows.append({"bytes": encoded.getvalue(), "path": None})
     column = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    table = pa.table({"label": [names[label] for label in pictures.labels], "img": column})
-    pq.write_table(table, folder / "own.parquet", row_group_size=max(1, len(pictures) // 3))
+    table = pa.table({"label": [names[label] for label in images.labels], "img": column})
+    pq.write_table(table, folder / "own.parquet", row_group_size=max(1, len(images) // 3))
     return str(folder / "own.parquet")
 
 
-def function(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
-    np.savez(folder / "hidden", pixels=pictures.pixels, labels=pictures.labels)
+def function(folder: Path, images: Images, names: tuple[str, ...]) -> str:
+    np.savez(folder / "hidden", pixels=images.pixels, labels=images.labels)
     (folder / "mine.py").write_text(
         "import numpy as np\n"
         "def load(info):\n"
@@ -98,23 +99,23 @@ def function(folder: Path, pictures: Pictures, names: tuple[str, ...]) -> str:
     return f"{folder / 'mine.py'}:load"
 
 
-FORMATS = [npz_file, compressed_file, picture_folder, parquet_file, parquet_of_text, function]
+FORMATS = [npz_file, compressed_file, image_folder, parquet_file, parquet_of_text, function]
 
 
-def check_same(found: data.ClientData, pictures: Pictures, sort: bool) -> None:
-    """A folder's pictures come by class; the other formats keep their order."""
-    order = np.argsort(pictures.labels, kind="stable") if sort else np.arange(len(pictures))
-    np.testing.assert_array_equal(found.train, np.arange(len(pictures)))
-    np.testing.assert_array_equal(found.pictures.pixels, pictures.pixels[order])
-    np.testing.assert_array_equal(found.pictures.labels, pictures.labels[order])
-    assert found.pictures.labels.dtype == np.int64
+def check_same(found: data.ClientData, images: Images, sort: bool) -> None:
+    """A folder's images come by class; the other formats keep their order."""
+    order = np.argsort(images.labels, kind="stable") if sort else np.arange(len(images))
+    np.testing.assert_array_equal(found.train, np.arange(len(images)))
+    np.testing.assert_array_equal(found.images.pixels, images.pixels[order])
+    np.testing.assert_array_equal(found.images.labels, images.labels[order])
+    assert found.images.labels.dtype == np.int64
     assert len(found.test) == 0
 
 
 @pytest.mark.usefixtures("no_cache_left")
 @pytest.mark.parametrize("write", FORMATS)
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_each_format_gives_the_pictures_that_the_scenario_s_own_data_has(
+def test_each_format_gives_the_images_that_the_scenario_s_own_data_has(
     write: Write, name: str, scenario: Make, tmp_path: Path
 ) -> None:
     if name == "cifar10" and not CIFAR10.exists():
@@ -124,7 +125,7 @@ def test_each_format_gives_the_pictures_that_the_scenario_s_own_data_has(
     where = write(tmp_path, loaded.train, loaded.info.class_names)
     own = load_own(where, scenario({"name": name}), CLIENT)
     assert own.info == loaded.info
-    check_same(own.client(CLIENT), loaded.train, sort=write is picture_folder)
+    check_same(own.client(CLIENT), loaded.train, sort=write is image_folder)
     with pytest.raises(IndexError, match="client 0: this device is client 2"):
         own.client(0)
 
@@ -149,40 +150,40 @@ def test_any_array_survives_its_npz_file(
 def test_pixels_of_an_uncompressed_file_are_mapped_and_its_test_part_is_left_alone(
     scenario: Make, tmp_path: Path
 ) -> None:
-    pictures = made(400, (3, 50, 40))
+    images = made(400, (3, 50, 40))
     tests = {"test_pixels": np.zeros(1), "test_labels": np.zeros(9)}  # wrong, and of no interest
-    np.savez(tmp_path / "own.npz", pixels=pictures.pixels, labels=pictures.labels, **tests)
+    np.savez(tmp_path / "own.npz", pixels=images.pixels, labels=images.labels, **tests)
     own = load_own(str(tmp_path / "own.npz"), scenario({**PETS, "input_shape": [3, 50, 40]}), 0).client(0)
-    base: Any = own.pictures.pixels
+    base: Any = own.images.pixels
     while base is not None and not isinstance(base, np.memmap):
         base = base.base
     assert isinstance(base, np.memmap)
-    np.testing.assert_array_equal(own.pictures.pixels[[7, 300]], pictures.pixels[[7, 300]])
+    np.testing.assert_array_equal(own.images.pixels[[7, 300]], images.pixels[[7, 300]])
 
 
-@pytest.mark.parametrize("write", [npz_file, compressed_file, picture_folder, parquet_file, function])
-def test_grey_pictures_become_coloured_ones(write: Write, scenario: Make, tmp_path: Path) -> None:
-    pictures = made(shape=(1, 5, 4))
+@pytest.mark.parametrize("write", [npz_file, compressed_file, image_folder, parquet_file, function])
+def test_grey_images_become_coloured_ones(write: Write, scenario: Make, tmp_path: Path) -> None:
+    images = made(shape=(1, 5, 4))
     if write is function:
         (tmp_path / "mine.py").write_text(
-            "import numpy as np\nfrom fedprune.data import Pictures\n"
-            f"def load(info):\n    return Pictures(np.array({pictures.pixels[:, 0].tolist()}, 'u1'), "
-            f"np.array({pictures.labels.tolist()}))\n"
+            "import numpy as np\nfrom fedprune.data import Images\n"
+            f"def load(info):\n    return Images(np.array({images.pixels[:, 0].tolist()}, 'u1'), "
+            f"np.array({images.labels.tolist()}))\n"
         )
         where = f"{tmp_path / 'mine.py'}:load"
     else:
-        where = write(tmp_path, pictures, ("cat", "dog", "ox"))
+        where = write(tmp_path, images, ("cat", "dog", "ox"))
     found = load_own(where, scenario(PETS), CLIENT).client(CLIENT)
-    check_same(found, Pictures(np.repeat(pictures.pixels, 3, 1), pictures.labels), write is picture_folder)
+    check_same(found, Images(np.repeat(images.pixels, 3, 1), images.labels), write is image_folder)
 
 
 def test_a_client_on_its_own_data_trains_as_one_in_a_simulation_does(tmp_path: Path) -> None:
-    """Given the pictures that a simulation gave it, it answers the same messages with the same values."""
+    """Given the images that a simulation gave it, it answers the same messages with the same values."""
     scenario = plan(strategy={"name": "static", "density": 0.3})
     made = federate(scenario)
     for number in range(2):
         share = made.data.client(number)
-        shown = {"pixels": share.pictures.pixels[share.train], "labels": share.pictures.labels[share.train]}
+        shown = {"pixels": share.images.pixels[share.train], "labels": share.images.labels[share.train]}
         np.savez(tmp_path / f"{number}.npz", **shown)
         site = Site(scenario, load_own(str(tmp_path / f"{number}.npz"), scenario, number))
         context = Context(1, number + 2, {"partition-id": number}, RecordDict(), {})
@@ -218,15 +219,15 @@ def test_a_test_part_of_its_own_is_held_out_instead(kind: str, scenario: Make, t
         np.savez(where, **parts, test_pixels=test.pixels, test_labels=test.labels)
     else:
         where = tmp_path
-        for part, pictures in (("train", train), ("test", test)):
-            picture_folder(tmp_path, pictures, names)
+        for part, images in (("train", train), ("test", test)):
+            image_folder(tmp_path, images, names)
             (tmp_path / "own").rename(tmp_path / part)
     for fraction, tested in ((0.5, 5), (0.0, 0)):
         found = load_own(str(where), scenario({**PETS, "client_test_fraction": fraction}), 0).client(0)
         assert (len(found.train), len(found.test)) == (12, tested)
-        held = {pixels.tobytes() for pixels in found.pictures.pixels[found.test]}
+        held = {pixels.tobytes() for pixels in found.images.pixels[found.test]}
         assert held == ({pixels.tobytes() for pixels in test.pixels} if tested else set())
-        trained = {pixels.tobytes() for pixels in found.pictures.pixels[found.train]}
+        trained = {pixels.tobytes() for pixels in found.images.pixels[found.train]}
         assert trained == {pixels.tobytes() for pixels in train.pixels}
 
 
@@ -251,12 +252,12 @@ def test_paths_with_nothing_usable_are_named(scenario: Make, tmp_path: Path) -> 
     for name, message in (
         ("missing.npz", "missing.npz does not exist: expected a folder"),
         ("notes.txt", "notes.txt is of no known format: expected a folder"),
-        ("empty", "empty has 0 pictures, and a client needs 4, one batch of 4: add pictures"),
+        ("empty", "empty has 0 images, and a client needs 4, one batch of 4: add images"),
     ):
         refused(tmp_path / name, scenario(PETS), message)
 
 
-@pytest.mark.parametrize("write", [npz_file, picture_folder, parquet_file])
+@pytest.mark.parametrize("write", [npz_file, image_folder, parquet_file])
 def test_what_may_not_be_read_is_said(
     write: Write, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +276,7 @@ def test_what_may_not_be_read_is_said(
 @pytest.mark.parametrize("write", FORMATS)
 def test_less_than_a_batch_is_refused(write: Write, scenario: Make, tmp_path: Path) -> None:
     where = write(tmp_path, made(7), ("cat", "dog", "ox"))
-    refused(where, scenario(PETS, batch_size=8), "has 7 pictures, and a client needs 8, one batch of 8: add")
+    refused(where, scenario(PETS, batch_size=8), "has 7 images, and a client needs 8, one batch of 8: add")
     tested = {**PETS, "client_test_fraction": 0.2}
     refused(where, scenario(tested, batch_size=7), "needs 9, one batch of 7 and its held-out part")
 
@@ -328,23 +329,23 @@ def test_more_than_the_machine_holds_is_refused(
 ) -> None:
     for module in (npz, expected):
         monkeypatch.setattr(module, "physical_memory", lambda: 500)
-    pictures = made()
-    folder = picture_folder(tmp_path, pictures, ("cat", "dog", "ox"))
-    refused(folder, scenario(PETS), "12 pictures, 720 B when decoded, and this machine has 500 B")
-    refused(compressed_file(tmp_path, pictures, ()), scenario(PETS), "pixels takes 720 B.*save it with numpy")
-    load_own(npz_file(tmp_path, pictures, ()), scenario(PETS), CLIENT)
+    images = made()
+    folder = image_folder(tmp_path, images, ("cat", "dog", "ox"))
+    refused(folder, scenario(PETS), "12 images, 720 B when decoded, and this machine has 500 B")
+    refused(compressed_file(tmp_path, images, ()), scenario(PETS), "pixels takes 720 B.*save it with numpy")
+    load_own(npz_file(tmp_path, images, ()), scenario(PETS), CLIENT)
 
 
 def test_damaged_files_are_refused(scenario: Make, tmp_path: Path) -> None:
-    pictures = made(400)
+    images = made(400)
     for write in (npz_file, compressed_file, parquet_file):
-        path = Path(write(tmp_path, pictures, ("cat", "dog", "ox")))
+        path = Path(write(tmp_path, images, ("cat", "dog", "ox")))
         whole = path.read_bytes()
         half = len(whole) // 2
         for wrong in (b"", b"not this", whole[:half]):
             path.write_bytes(wrong)
             refused(path, scenario(PETS), r"is no \.(npz|parquet) file, or damaged")
-    path = Path(compressed_file(tmp_path, pictures, ()))
+    path = Path(compressed_file(tmp_path, images, ()))
     whole = path.read_bytes()
     path.write_bytes(whole[:9000] + bytes(200) + whole[9200:])
     refused(path, scenario(PETS), r"is no \.npz file, or damaged")
@@ -357,69 +358,69 @@ def test_damaged_files_are_refused(scenario: Make, tmp_path: Path) -> None:
         ("cats/1.png", made(1).pixels[0], r"cats is named as no class .*; did you mean 'cat'"),
         ("1.png", made(1).pixels[0], r"1\.png is in no class"),
         ("cat/notes.txt", b"hello", r"notes\.txt is no \.png, \.jpg, \.jpeg file: take it out"),
-        ("cat/x.png", b"hello", r"x\.png can't be read as a picture .*: repair it or take it out"),
-        ("cat/x.png", b"", r"x\.png can't be read as a picture"),
-        ("dog/x.png", made(1, (3, 9, 4)).pixels[0], r"x\.png is 9x4 .*pictures are 5x4: resize it"),
+        ("cat/x.png", b"hello", r"x\.png can't be read as an image .*: repair it or take it out"),
+        ("cat/x.png", b"", r"x\.png can't be read as an image"),
+        ("dog/x.png", made(1, (3, 9, 4)).pixels[0], r"x\.png is 9x4 .*images are 5x4: resize it"),
         ("dog/x.png", made(1, (3, 10, 2)).pixels[0], r"x\.png is 10x2"),
     ],
 )
-def test_wrong_pictures_in_a_folder_are_refused(
+def test_wrong_images_in_a_folder_are_refused(
     file: str, content: Any, message: str, scenario: Make, tmp_path: Path
 ) -> None:
-    folder = Path(picture_folder(tmp_path, made(), ("cat", "dog", "ox")))
+    folder = Path(image_folder(tmp_path, made(), ("cat", "dog", "ox")))
     (folder / file).parent.mkdir(exist_ok=True)
     if isinstance(content, bytes):
         (folder / file).write_bytes(content)
     else:
-        as_picture(content).save(folder / file)
+        as_image(content).save(folder / file)
     refused(folder, scenario(PETS), message)
 
 
 def test_colour_and_depth_are_not_thrown_away(scenario: Make, tmp_path: Path) -> None:
     grey = scenario({**PETS, "input_shape": [1, 5, 4]})
-    folder = Path(picture_folder(tmp_path, made(), ("cat", "dog", "ox")))
-    refused(folder, grey, r"000000\.png is coloured, and the scenario's pictures are grey")
-    as_picture(np.zeros((1, 5, 4), np.uint16)).save(folder / "cat" / "000000.png")
+    folder = Path(image_folder(tmp_path, made(), ("cat", "dog", "ox")))
+    refused(folder, grey, r"000000\.png is coloured, and the scenario's images are grey")
+    as_image(np.zeros((1, 5, 4), np.uint16)).save(folder / "cat" / "000000.png")
     refused(folder, grey, r"000000\.png has more than 8 bits a channel")
     two = scenario({**PETS, "input_shape": [2, 5, 4]})
-    refused(folder, two, "pictures have 2 channels, and files hold 1 or 3|more than 8 bits")
+    refused(folder, two, "images have 2 channels, and files hold 1 or 3|more than 8 bits")
 
 
-def test_a_picture_is_turned_as_its_exif_tag_says(scenario: Make, tmp_path: Path) -> None:
-    """As ``datasets`` does, so that a device sees the pictures that a simulation saw."""
+def test_a_image_is_turned_as_its_exif_tag_says(scenario: Make, tmp_path: Path) -> None:
+    """As ``datasets`` does, so that a device sees the images that a simulation saw."""
     import PIL.Image
 
-    folder = Path(picture_folder(tmp_path, made(), ("cat", "dog", "ox")))
+    folder = Path(image_folder(tmp_path, made(), ("cat", "dog", "ox")))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     wide = made(1, (3, 4, 5)).pixels[0]
-    as_picture(wide).save(folder / "cat" / "000000.png", exif=exif)
+    as_image(wide).save(folder / "cat" / "000000.png", exif=exif)
     found = load_own(str(folder), scenario(PETS), CLIENT).client(CLIENT)
-    np.testing.assert_array_equal(found.pictures.pixels[0], np.rot90(wide, -1, (1, 2)))
+    np.testing.assert_array_equal(found.images.pixels[0], np.rot90(wide, -1, (1, 2)))
 
 
 def test_tables_that_cannot_be_told_are_refused(scenario: Make, tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "own.parquet"
-    pictures = pa.array([{"bytes": b"x", "path": "x"}] * 12, pa.struct({"bytes": pa.binary(), "path": "str"}))
-    nothing = pa.array([{"bytes": None, "path": "x"}] * 12, pictures.type)
+    images = pa.array([{"bytes": b"x", "path": "x"}] * 12, pa.struct({"bytes": pa.binary(), "path": "str"}))
+    nothing = pa.array([{"bytes": None, "path": "x"}] * 12, images.type)
     numbers = pa.array([0] * 12)
     for columns, given_keys, message in (
-        ({"a": pictures, "b": pictures, "y": numbers}, {}, "a, b all hold pictures: .*data.image_column"),
-        ({"y": numbers}, {}, "no column is marked as pictures"),
-        ({"a": pictures}, {}, "no column is marked as class labels: name the right one in data.label_column"),
-        ({"a": pictures, "y": numbers}, {"label_column": "z"}, "data.label_column is 'z': no such column"),
-        ({"a": pictures, "y": numbers}, {"image_column": "y"}, "column 'y' is int64, expected pictures"),
-        ({"a": pictures, "y": numbers}, {}, "picture 0 can't be read as a picture"),
-        ({"a": nothing, "y": numbers}, {}, "picture 0 has no bytes"),
-        ({"a": pictures, "y": pa.array([None, *[0] * 11])}, {}, "1 pictures have no label"),
-        ({"a": pictures, "y": pa.array([7] * 12)}, {}, "labels go from 7 to 7"),
+        ({"a": images, "b": images, "y": numbers}, {}, "a, b all hold images: .*data.image_column"),
+        ({"y": numbers}, {}, "no column is marked as images"),
+        ({"a": images}, {}, "no column is marked as class labels: name the right one in data.label_column"),
+        ({"a": images, "y": numbers}, {"label_column": "z"}, "data.label_column is 'z': no such column"),
+        ({"a": images, "y": numbers}, {"image_column": "y"}, "column 'y' is int64, expected images"),
+        ({"a": images, "y": numbers}, {}, "image 0 can't be read as an image"),
+        ({"a": nothing, "y": numbers}, {}, "image 0 has no bytes"),
+        ({"a": images, "y": pa.array([None, *[0] * 11])}, {}, "1 images have no label"),
+        ({"a": images, "y": pa.array([7] * 12)}, {}, "labels go from 7 to 7"),
         (
-            {"a": pictures, "y": pa.array([True] * 12)},
+            {"a": images, "y": pa.array([True] * 12)},
             {"label_column": "y"},
             "labels are bool, expected class",
         ),
-        ({"a": pictures, "y": pa.array(["cow"] * 12)}, {"label_column": "y"}, "label 'cow' is named as no"),
+        ({"a": images, "y": pa.array(["cow"] * 12)}, {"label_column": "y"}, "label 'cow' is named as no"),
     ):
         pq.write_table(pa.table(columns), path)
         refused(path, scenario({**PETS, **given_keys}), message)
@@ -441,7 +442,7 @@ def test_functions_that_fail_are_named(scenario: Make, tmp_path: Path) -> None:
     )
     for name, message in (
         ("fails", r"mine\.py:fails raised OSError: the camera is off"),
-        ("three", r"mine\.py:three returned tuple: expected Pictures or \(pixels, labels\)"),
+        ("three", r"mine\.py:three returned tuple: expected Images or \(pixels, labels\)"),
         ("ragged", r"mine\.py:ragged raised ValueError: .*shape"),
         ("floats", r"mine\.py:floats: pixels are float64"),
     ):
@@ -475,14 +476,14 @@ for where in sys.argv[1:]:
 """
 
 
-def test_a_device_needs_nothing_of_the_extras_but_for_picture_files(tmp_path: Path) -> None:
+def test_a_device_needs_nothing_of_the_extras_but_for_image_files(tmp_path: Path) -> None:
     names = ("cat", "dog", "ox")
-    wheres = [write(tmp_path, made(), names) for write in (function, npz_file, picture_folder, parquet_file)]
+    wheres = [write(tmp_path, made(), names) for write in (function, npz_file, image_folder, parquet_file)]
     command = [sys.executable, "-c", DEVICE, *wheres]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.splitlines() == [
         "9",
         "9",
-        'pictures need Pillow, which is not installed: pip install "fedprune[pictures]"',
-        '.parquet files need pyarrow, which is not installed: pip install "fedprune[pictures]"',
+        'images need Pillow, which is not installed: pip install "fedprune[images]"',
+        '.parquet files need pyarrow, which is not installed: pip install "fedprune[images]"',
     ]

@@ -33,7 +33,7 @@ def divide(clients: int, smallest: int = 1, seed: int = 0, labels: Any = LABELS,
 
 
 def counts(shares: Shares, labels: Any = LABELS) -> np.ndarray:
-    """Return how many pictures of each class each client has."""
+    """Return how many images of each class each client has."""
     return np.stack(
         [np.bincount(labels[shares.of(client)], minlength=CLASSES) for client in range(len(shares))]
     )
@@ -54,7 +54,7 @@ SPECS = st.one_of(
     st.floats(0, 0.6),
     st.data(),
 )
-def test_every_picture_given_out_is_held_by_one_client_for_one_purpose(
+def test_every_image_given_out_is_held_by_one_client_for_one_purpose(
     labels: list[int], clients: int, spec: dict[str, Any], fraction: float, data: st.DataObject
 ) -> None:
     present = [*labels, *range(4), *range(4), *range(4), *range(4)]  # no class too scarce for a scheme
@@ -117,7 +117,7 @@ def test_dirichlet_spread_of_a_class_is_that_of_the_distribution() -> None:
 @pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")  # of pyarrow, to datasets
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shard"])
 def test_division_is_what_the_partitioner_gives_as_tables(scheme: str) -> None:
-    """The same partitioner, over an ordinary table of the shuffled pictures, read one client at a time."""
+    """The same partitioner, over an ordinary table of the shuffled images, read one client at a time."""
     from datasets import Dataset
     from flwr_datasets import partitioner
 
@@ -133,10 +133,10 @@ def test_division_is_what_the_partitioner_gives_as_tables(scheme: str) -> None:
         "shard": lambda: partitioner.ShardPartitioner(23, num_shards_per_partition=2, **settings),
     }[scheme]()
     order = seeds.numpy_generator(3, "partition").permutation(len(LABELS))
-    theirs.dataset = Dataset.from_dict({"label": LABELS[order], "picture": order})
+    theirs.dataset = Dataset.from_dict({"label": LABELS[order], "image": order})
     shares = divide(23, 0, seed=3, scheme=scheme)
     for client in range(23):
-        assert shares.of(client).tolist() == sorted(theirs.load_partition(client)["picture"])
+        assert shares.of(client).tolist() == sorted(theirs.load_partition(client)["image"])
 
 
 def test_dirichlet_is_drawn_again_until_every_client_has_enough() -> None:
@@ -155,16 +155,16 @@ def test_pathological_gives_each_client_so_many_classes_in_equal_parts(
     assert all(table[client, client % CLASSES] for client in range(clients))
 
 
-def test_shard_clients_have_runs_of_pictures_sorted_by_class() -> None:
+def test_shard_clients_have_runs_of_images_sorted_by_class() -> None:
     shares = divide(100, scheme="shard", shards_per_client=2)
     assert shares.sizes.tolist() == [50] * 100
     table = counts(shares)
-    # A shard of 25 of about 500 pictures a class spans two classes at most.
+    # A shard of 25 of about 500 images a class spans two classes at most.
     assert (table > 0).sum(1).max() <= 4
     assert (table > 0).sum(1).mean() < 2.5
 
 
-def test_uneven_shards_leave_out_less_than_a_picture_a_shard() -> None:
+def test_uneven_shards_leave_out_less_than_a_image_a_shard() -> None:
     shares = divide(7, scheme="shard", shards_per_client=3)
     assert shares.sizes.tolist() == [3 * (len(LABELS) // 21)] * 7
 
@@ -176,14 +176,14 @@ def test_uneven_shards_leave_out_less_than_a_picture_a_shard() -> None:
         ({"scheme": "shard", "shards_per_client": 7}, len(LABELS) % 21),
     ],
 )
-def test_pictures_that_are_left_out_are_counted_in_one_warning(
+def test_images_that_are_left_out_are_counted_in_one_warning(
     spec: dict[str, Any], left_out: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.WARNING), warnings.catch_warnings(action="error"):
         divide(3, **spec)
-        divide(4, scheme="shard", shards_per_client=5)  # 5,000 pictures in 20 shards: nothing to warn of
+        divide(4, scheme="shard", shards_per_client=5)  # 5,000 images in 20 shards: nothing to warn of
     scheme = spec["scheme"]
-    assert caplog.messages == [f"the {scheme} partition leaves out {left_out} of 5000 pictures"]
+    assert caplog.messages == [f"the {scheme} partition leaves out {left_out} of 5000 images"]
     assert capfd.readouterr().err == ""
 
 
@@ -196,13 +196,13 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("clients", "smallest", "spec", "message"),
     [
-        (200, 32, {"scheme": "iid"}, "5000 training pictures can't give 200 clients 32 each.*batch_size"),
+        (200, 32, {"scheme": "iid"}, "5000 training images can't give 200 clients 32 each.*batch_size"),
         (100, 32, {"scheme": "dirichlet", "alpha": 0.05}, r"leaves client \d+ with \d+ .*needs 32.*alpha"),
         (
             20,
             1,
             {"scheme": "pathological", "classes_per_client": 11},
-            "5000 training pictures of 10 classes over 20 clients with classes_per_client 11: take a smaller",
+            "5000 training images of 10 classes over 20 clients with classes_per_client 11: take a smaller",
         ),
         (
             4000,
@@ -232,10 +232,10 @@ def test_impossible_divisions_say_what_to_change(
 
 
 def test_error_tells_how_many_clients_have_too_few() -> None:
-    """100 clients with a mean of 50 pictures: some, but not all, are below 30 in every draw."""
+    """100 clients with a mean of 50 images: some, but not all, are below 30 in every draw."""
     with pytest.raises(DataError) as raised:
         divide(100, 30, scheme="dirichlet", alpha=0.1)
-    found = re.search(r"leaves client (\d+) with (\d+) pictures.*\((\d+) of 100 clients", str(raised.value))
+    found = re.search(r"leaves client (\d+) with (\d+) images.*\((\d+) of 100 clients", str(raised.value))
     assert found
     client, size, lacking = map(int, found.groups())
     assert 0 <= client < 100

@@ -31,9 +31,9 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert source.test.pixels.shape == (300, 1, 8, 8)
     assert source.class_names == tuple("0123456789")
     ours = [
-        (label, *picture.ravel().tolist())
-        for pictures in (source.train, source.test)
-        for label, picture in zip(pictures.labels, pictures.pixels, strict=True)
+        (label, *image.ravel().tolist())
+        for images in (source.train, source.test)
+        for label, image in zip(images.labels, images.pixels, strict=True)
     ]
     theirs = [
         (label, *(round(v * 255 / 16) for v in image.ravel()))
@@ -55,7 +55,7 @@ def test_digits_are_split_alike_whatever_the_seed_and_chosen_by_it() -> None:
 
 
 def decoded_directly(split: str) -> list[tuple[int, bytes]]:
-    """Return label and RGB bytes of every picture, in the order of the file."""
+    """Return label and RGB bytes of every image, in the order of the file."""
     import PIL.Image
     import pyarrow.parquet as pq
 
@@ -64,12 +64,12 @@ def decoded_directly(split: str) -> list[tuple[int, bytes]]:
 
 
 @needs_cifar10
-def test_cifar10_pictures_are_those_of_a_direct_decoding() -> None:
+def test_cifar10_images_are_those_of_a_direct_decoding() -> None:
     source = SOURCES["cifar10"](Request("cifar10", path=CIFAR10, train_examples=100, test_examples=200))
     assert source.train.pixels.shape == (100, 3, 32, 32)
     assert source.test.pixels.shape == (200, 3, 32, 32)
     assert source.class_names[:2] == ("airplane", "automobile")
-    # PIL has pixels as (32, 32, 3); a chosen picture must be one of the file, with its label.
+    # PIL has pixels as (32, 32, 3); a chosen image must be one of the file, with its label.
     chosen = [
         (label, pixels.transpose(1, 2, 0).tobytes())
         for label, pixels in zip(source.test.labels.tolist(), source.test.pixels, strict=True)
@@ -99,41 +99,41 @@ def test_a_single_parquet_file_is_split_and_needs_no_known_name() -> None:
         hugging_face(Request("anything", path=file, train_examples=1, test_examples=1668))
 
 
-# --- folders of pictures and tables made here ---
+# --- folders of images and tables made here ---
 
 
-def picture(colour: bool = False, side: int = 8) -> np.ndarray:
+def image(colour: bool = False, side: int = 8) -> np.ndarray:
     return RNG.integers(0, 256, (side, side, 3) if colour else (side, side), dtype=np.uint8)
 
 
-def save(folder: Path, pictures: dict[str, list[np.ndarray]]) -> None:
+def save(folder: Path, images: dict[str, list[np.ndarray]]) -> None:
     import PIL.Image
 
-    for name, arrays in pictures.items():
+    for name, arrays in images.items():
         (folder / name).mkdir(parents=True)
         for number, array in enumerate(arrays):
             PIL.Image.fromarray(array).save(folder / name / f"{number}.png")
 
 
-def test_folder_of_pictures(tmp_path: Path) -> None:
-    train = {"cat": [picture() for _ in range(3)], "dog": [picture() for _ in range(2)]}
-    test = {"cat": [picture()], "dog": [picture()]}
+def test_folder_of_images(tmp_path: Path) -> None:
+    train = {"cat": [image() for _ in range(3)], "dog": [image() for _ in range(2)]}
+    test = {"cat": [image()], "dog": [image()]}
     save(tmp_path / "pets" / "train", train)
     save(tmp_path / "pets" / "test", test)
     source = hugging_face(Request("pets", path=tmp_path / "pets"))
     assert source.class_names == ("cat", "dog")
-    for pictures, expected in ((source.train, train), (source.test, test)):
+    for images, expected in ((source.train, train), (source.test, test)):
         ours = sorted(
             (source.class_names[label], pixels.tolist())
-            for label, pixels in zip(pictures.labels, pictures.pixels, strict=True)
+            for label, pixels in zip(images.labels, images.pixels, strict=True)
         )
         assert ours == sorted(
             (name, [array.tolist()]) for name, arrays in expected.items() for array in arrays
         )
 
 
-def test_grey_pictures_among_coloured_ones_become_coloured(tmp_path: Path) -> None:
-    grey, colour, test = picture(), picture(colour=True), picture()
+def test_grey_images_among_coloured_ones_become_coloured(tmp_path: Path) -> None:
+    grey, colour, test = image(), image(colour=True), image()
     save(tmp_path / "mixed" / "train", {"a": [grey, colour], "b": [grey]})
     save(tmp_path / "mixed" / "test", {"a": [test], "b": [test]})
     source = hugging_face(Request("mixed", path=tmp_path / "mixed"))
@@ -143,25 +143,25 @@ def test_grey_pictures_among_coloured_ones_become_coloured(tmp_path: Path) -> No
     np.testing.assert_array_equal(source.test.pixels[0], np.stack([test] * 3))
 
 
-def test_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
-    save(tmp_path / "sizes" / "train", {"a": [picture(), picture(side=9)], "b": [picture()]})
-    save(tmp_path / "sizes" / "test", {"a": [picture()], "b": [picture()]})
+def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "sizes" / "train", {"a": [image(), image(side=9)], "b": [image()]})
+    save(tmp_path / "sizes" / "test", {"a": [image()], "b": [image()]})
     with pytest.raises(DataError, match="9x9 and the first is 8x8: all must have one size; resize"):
         hugging_face(Request("sizes", path=tmp_path / "sizes"))
 
 
-def test_pictures_of_another_size_in_the_test_split_are_refused(tmp_path: Path) -> None:
-    save(tmp_path / "sizes" / "train", {"a": [picture()], "b": [picture()]})
-    save(tmp_path / "sizes" / "test", {"a": [picture(side=9)], "b": [picture(side=9)]})
+def test_images_of_another_size_in_the_test_split_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "sizes" / "train", {"a": [image()], "b": [image()]})
+    save(tmp_path / "sizes" / "test", {"a": [image(side=9)], "b": [image(side=9)]})
     with pytest.raises(DataError, match="8x8 and 9x9"):
         hugging_face(Request("sizes", path=tmp_path / "sizes"))
 
 
-def test_broken_picture_is_named(tmp_path: Path) -> None:
+def test_broken_image_is_named(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        save(tmp_path / "broken" / split, {"a": [picture()], "b": [picture()]})
-    (tmp_path / "broken" / "train" / "a" / "1.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"no picture.*1\.png"):
+        save(tmp_path / "broken" / split, {"a": [image()], "b": [image()]})
+    (tmp_path / "broken" / "train" / "a" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"no image.*1\.png"):
         hugging_face(Request("broken", path=tmp_path / "broken"))
 
 
@@ -170,15 +170,15 @@ def table(**columns: Any) -> Any:
     return datasets.Dataset.from_dict(columns)
 
 
-def pictures_column(count: int) -> list[Any]:
+def images_column(count: int) -> list[Any]:
     import PIL.Image
 
-    return [PIL.Image.fromarray(picture()) for _ in range(count)]
+    return [PIL.Image.fromarray(image()) for _ in range(count)]
 
 
 def test_columns_are_found_by_their_types_and_named_where_that_fails(tmp_path: Path) -> None:
     file = tmp_path / "table.parquet"
-    table(photo=pictures_column(12), kind=["b", "a", "c"] * 4, size=[1] * 12).to_parquet(str(file))
+    table(photo=images_column(12), kind=["b", "a", "c"] * 4, size=[1] * 12).to_parquet(str(file))
     with pytest.raises(DataError, match=r"no column is marked as class labels: .*data\.label_column.*kind"):
         hugging_face(Request("t", path=file))
     with pytest.raises(DataError, match="label_column is 'kidn': no such column; did you mean 'kind'"):
@@ -189,12 +189,12 @@ def test_columns_are_found_by_their_types_and_named_where_that_fails(tmp_path: P
     assert sorted(labels) == sorted(["b", "a", "c"] * 4)
 
 
-def test_a_column_that_holds_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_column_that_holds_no_images_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "table.parquet"
     table(photo=["x"] * 12, kind=[0, 1] * 6).to_parquet(str(file))
-    with pytest.raises(DataError, match="no column is marked as pictures"):
+    with pytest.raises(DataError, match="no column is marked as images"):
         hugging_face(Request("t", path=file, label_column="kind"))
-    with pytest.raises(DataError, match="column 'photo' holds something that is no picture"):
+    with pytest.raises(DataError, match="column 'photo' holds something that is no image"):
         hugging_face(Request("t", path=file, label_column="kind", image_column="photo"))
 
 
@@ -202,7 +202,7 @@ def test_saved_data_sets_and_validation_splits_are_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     label = datasets.ClassLabel(names=["x", "y"])
     splits = {
-        name: table(image=pictures_column(count), label=[0, 1] * (count // 2)).cast_column("label", label)
+        name: table(image=images_column(count), label=[0, 1] * (count // 2)).cast_column("label", label)
         for name, count in (("train", 6), ("validation", 4))
     }
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
@@ -211,9 +211,9 @@ def test_saved_data_sets_and_validation_splits_are_read(tmp_path: Path) -> None:
     assert source.test.labels.tolist() == [0, 1, 0, 1]
 
 
-def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    made = table(image=pictures_column(6), label=[0, 1, -1, 0, 1, -1])
+    made = table(image=images_column(6), label=[0, 1, -1, 0, 1, -1])
     made.cast_column("label", datasets.ClassLabel(names=["x", "y"])).to_parquet(str(tmp_path / "t.parquet"))
     with pytest.raises(DataError, match="have no label of the 2 classes"):
         hugging_face(Request("t", path=tmp_path / "t.parquet"))
@@ -271,8 +271,8 @@ def test_names_stand_for_built_in_ones_files_or_the_hub(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def made(request):\n    'Made.'\n    return request\n")
     assert find("digits") is SOURCES["digits"]
     assert find("cifar10", path=tmp_path) is SOURCES["cifar10"]
-    assert find("owner/pictures") is hugging_face
-    assert find("my-pictures", path=tmp_path) is hugging_face
+    assert find("owner/images") is hugging_face
+    assert find("my-images", path=tmp_path) is hugging_face
     assert find("./mine.py:made", directory=tmp_path)(Request("x")) == Request("x")
     with pytest.raises(PluginError, match="cifar10"):
         find("cifra10")

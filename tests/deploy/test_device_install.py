@@ -69,7 +69,7 @@ print(json.dumps([there, clients, strategies, fedprune.__file__]))
 
 
 def test_the_client_runs_there_on_data_of_its_own(device_python, deployment, plan, tmp_path):
-    """Three SuperNodes of that environment, each with pictures of its own, finish a run."""
+    """Three SuperNodes of that environment, each with images of its own, finish a run."""
     digits = np.random.default_rng(0)
     for number in range(3):
         labels = np.arange(60) % 10

@@ -130,7 +130,7 @@ def test_a_run_goes_on_when_its_server_was_killed(deployment, plan, tmp_path):
 
 
 FORGETFUL = """
-from fedprune.client import Client
+from fedprune.client.base import Client
 hold = Client._hold
 def hold_others(masks, state, encoded=None):
     hold(masks, state, encoded)

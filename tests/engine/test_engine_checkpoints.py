@@ -27,13 +27,13 @@ import fedprune
 from engine.test_engine_run import ROOT, assert_same_results
 from fedprune import registry
 from fedprune.cli import main
-from fedprune.columns import from_columns
 from fedprune.costs.ledger import RoundRecord
 from fedprune.engine import checkpoints
 from fedprune.engine.records import pack_state, unpack_state
 from fedprune.engine.simulation import remembered
 from fedprune.errors import RunError, UserError
 from fedprune.scenario import Scenario
+from fedprune.server.columns import from_columns
 
 ADAM = {"name": "flwr.serverapp.strategy.FedAdam", "eta": 0.02, "tau": 0.001}
 #: Options with which short runs come to where strategies, aggregators and clients remember something.
@@ -327,8 +327,8 @@ def test_an_aggregator_that_cannot_be_kept_says_how_to_run_without(tmp_path):
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A run folder after a run of round 0 alone, by hand, with its scenario beside it."""
-    from fedprune.check import resolve
     from fedprune.results.folder import RunFolder
+    from fedprune.scenario.check import resolve
 
     path = tmp_path / "plan.yaml"
     path.write_text(resolve(small()).to_yaml())

@@ -14,7 +14,7 @@ from engine.apps import make_broken, make_obedient, scaled_after_death
 from engine.conftest import WORKERS, echoes, message, metrics
 from fedprune.engine.grid import CHUNK_SECONDS, RayGrid, _Pace
 from fedprune.errors import RunError
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 
 BAD = {
     "raise": ({"act": "raise"}, "LookupError: no such thing", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.engine import flower_grid
 from fedprune.engine.flower_grid import FlowerGrid
-from fedprune.faults import Fault, fault_of
+from fedprune.protocol.faults import Fault, fault_of
 
 
 class Nodes(Grid):

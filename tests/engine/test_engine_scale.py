@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from inprocess import Federated, assemble, plan
 
-from fedprune.columns import from_columns, to_columns
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.engine import checkpoints
 from fedprune.engine.records import pack_state
 from fedprune.engine.simulation import remembered
+from fedprune.server.columns import from_columns, to_columns
 
 FEW, MANY, SAMPLED = 20, 1000, 5
 #: The round that is looked at; sampled clients of the few hold a mask by then, those of the many do not.
@@ -43,7 +43,7 @@ class Work:
 
 
 def work(strategy: dict[str, Any], registered: int, directory: Any) -> Work:
-    """Run a federation in which each client holds one picture, and return what its last round took."""
+    """Run a federation in which each client holds one image, and return what its last round took."""
     made = assemble(
         plan(
             strategy=strategy,

@@ -26,7 +26,7 @@ from fedprune.engine.records import (
     unpack_state,
 )
 from fedprune.engine.worker import Outcome, Task, Worker
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 from fedprune.wire import payload_bytes
 
 NODE = 7

@@ -18,7 +18,7 @@ from fedprune.cli import describe, print_summary
 from fedprune.engine import simulation
 from fedprune.engine.fault_injection import COUNTED_AS, damaged, injected
 from fedprune.engine.grid import CHUNK_SECONDS, RayGrid, _Pace
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
 from fedprune.scenario import Scenario
 from fedprune.wire.values import to_array
 

@@ -47,7 +47,7 @@ def test_logits_and_gradients(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_smallest_pictures_work_and_smaller_ones_are_refused(name: str) -> None:
+def test_smallest_images_work_and_smaller_ones_are_refused(name: str) -> None:
     side = SMALLEST_SIDE[name]
     model = MODELS[name]((1, side, side + 1), 3, width=0.1)
     assert model(torch.rand(2, 1, side, side + 1)).shape == (2, 3)
@@ -113,7 +113,7 @@ def test_initial_weights_are_he_normal_and_batch_norm_is_affine(name: str) -> No
             assert module.affine
 
 
-def test_pictures_of_eight_pixels_train_in_all_that_take_them() -> None:
+def test_images_of_eight_pixels_train_in_all_that_take_them() -> None:
     """Batch norm in training mode sees one pixel a channel in the last stages there."""
     for name in ("resnet18", "vgg11", "cnn", "mlp"):
         model = MODELS[name](DIGITS, 10, width=0.1).train()

@@ -50,7 +50,7 @@ def logits(model: bytes | Path, x: np.ndarray) -> np.ndarray:
     return runner.run(["logits"], {runner.get_inputs()[0].name: x})[0]
 
 
-def pictures(stored: StoredModel, count: int) -> torch.Tensor:
+def images(stored: StoredModel, count: int) -> torch.Tensor:
     return torch.randn(count, *stored.info.input_shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -137,7 +137,7 @@ def test_onnxruntime_computes_the_logits_of_pytorch(name, options, tmp_path):
     stored = stored_model(name, 0.2, **options)
     content = onnx_bytes(stored)
     for count in (1, 5):
-        x = pictures(stored, count)
+        x = images(stored, count)
         with torch.no_grad():
             expected = stored.module(x).numpy()
         assert np.abs(logits(content, x.numpy()) - expected).max() <= 1e-5

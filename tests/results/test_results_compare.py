@@ -121,7 +121,7 @@ def test_the_table_fits_a_terminal_of_100_columns(tmp_path, count):
     assert text.count("(1.00x)") >= 1
 
 
-def test_the_picture_shows_each_run_against_each_cost(pair):
+def test_the_figure_shows_each_run_against_each_cost(pair):
     figure = compare(pair).figure()
     assert [axes.get_xscale() for axes in figure.axes] == ["log"] * 3
     traffic, flops, memory = figure.axes
@@ -148,4 +148,4 @@ def test_files_that_cannot_be_written_are_refused(pair, tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         compare(pair).write_csv(tmp_path)
     with pytest.raises(UserError, match="tiff2"):
-        compare(pair).save_picture(tmp_path / "a.tiff2")
+        compare(pair).save_figure(tmp_path / "a.tiff2")

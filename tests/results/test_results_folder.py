@@ -262,7 +262,7 @@ def test_what_is_not_a_run_is_refused(tmp_path):
         load_run(tmp_path / "missing")
 
 
-def test_run_gives_scenario_model_pictures_and_a_table(tmp_path):
+def test_run_gives_scenario_model_figures_and_a_table(tmp_path):
     run = load_run(written_run(tmp_path / "run", dense={"bytes_up": 4000.0}))
     assert run.scenario == scenario()
     assert run.model()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

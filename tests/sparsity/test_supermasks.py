@@ -23,7 +23,7 @@ from fedprune.sparsity.supermasks import (
     normal_draws,
     threshold,
 )
-from fedprune.training import train
+from fedprune.training.loop import train
 
 # Draws ------------------------------------------------------------------------------------------
 

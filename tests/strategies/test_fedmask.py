@@ -12,9 +12,9 @@ from inprocess import assemble, federate, plan, same_state
 from masked import Watched, assert_order_does_not_matter, losing
 from supermasked import altered, learned, statistics
 
-from fedprune.client import Site
-from fedprune.evaluation import score
+from fedprune.client.site import Site
 from fedprune.sparsity.masks import Masks
+from fedprune.training.evaluation import score
 from fedprune.wire import (
     content_bytes,
     decode_masks,
@@ -122,7 +122,7 @@ def test_accuracies_are_those_of_each_clients_own_model(watched):
             data = made.data.client(entry.client)
             for kind, model in (("personal", entry.after), ("client", evaluated)):
                 set_state(module, model)
-                accuracy = score(module, data.pictures, data.test, info, batch_size=256).accuracy
+                accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
                 right[kind] += accuracy * len(data.test)
             examples += len(data.test)
         assert record.personal_accuracy == pytest.approx(right["personal"] / examples, abs=1e-9)

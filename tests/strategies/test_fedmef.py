@@ -17,9 +17,9 @@ from masked import (
     trained,
 )
 
-from fedprune.check import check
 from fedprune.costs.memory import step_memory
 from fedprune.errors import RunError, UserError
+from fedprune.scenario.check import check
 
 OPTIONS = {
     "name": "fedmef",

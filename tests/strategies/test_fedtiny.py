@@ -16,12 +16,12 @@ from inprocess import assemble, copied, federate, plan, same_state
 from torch.nn import functional
 
 import fedprune
-from fedprune.check import check
 from fedprune.clients import sparse
 from fedprune.costs.memory import forward_memory
 from fedprune.data import batches
 from fedprune.errors import RunError, UserError
-from fedprune.faults import CODES, Fault
+from fedprune.protocol.faults import CODES, Fault
+from fedprune.scenario.check import check
 from fedprune.sparsity.distributions import rescale
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable

@@ -14,14 +14,14 @@ from masked import assert_order_does_not_matter, losing
 from supermasked import altered, learned, statistics
 from torch import nn
 
-import fedprune.client
-from fedprune.aggregators import TrainReply
-from fedprune.client import Site
-from fedprune.evaluation import score
+import fedprune.client.base
+from fedprune.client.site import Site
+from fedprune.server.aggregation import TrainReply
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
 from fedprune.sparsity.supermasks import Supermask, initial_weights
 from fedprune.strategies.hidenseek import SignVote
+from fedprune.training.evaluation import score
 from fedprune.wire import Layout, SupermaskCodec, content_bytes, mask_bytes, set_state
 from fedprune.wire.bits import encode_vectors
 from fedprune.wire.supermasks import Grid
@@ -170,7 +170,7 @@ def test_magnitudes_never_change(options, monkeypatch):
 
     weights = Supermask.weights
     monkeypatch.setattr(Supermask, "weights", watched_weights)
-    monkeypatch.setattr(fedprune.client, "score", watched_score)
+    monkeypatch.setattr(fedprune.client.base, "score", watched_score)
     strategy.start(run.grid)
     assert checked["train"] > 4 * ROUNDS * 2 * 2  # clients, rounds, epochs, batches
     assert checked["score"] == 2 * 4 * ROUNDS  # Its own model and the global one.
@@ -379,7 +379,7 @@ def test_accuracies_are_those_of_the_models(made):
             data = made.data.client(entry.client)
             for kind, model in zip(kinds, (entry.after, state), strict=True):
                 set_state(module, model)
-                accuracy = score(module, data.pictures, data.test, info, batch_size=256).accuracy
+                accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
                 right[kind] += accuracy * len(data.test)
                 if kind == "personal_accuracy":
                     assert entry.reply.content["metrics"]["test-accuracy"] == accuracy

@@ -11,12 +11,12 @@ from inprocess import assemble, federate, plan, same_state
 from masked import Watched, assert_order_does_not_matter, assert_sound, losing, trained
 
 from fedprune import seeds
-from fedprune.client import Site
+from fedprune.client.site import Site
 from fedprune.data import batches
-from fedprune.evaluation import score
 from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.strategies.lotteryfl import LotteryFL
-from fedprune.training import train
+from fedprune.training.evaluation import score
+from fedprune.training.loop import train
 from fedprune.wire import StateCodec, get_state, mask_bytes, set_state
 
 OPTIONS = {"name": "lotteryfl", "density": 0.2, "prune_step": 0.5, "accuracy_threshold": 0.3}
@@ -92,7 +92,7 @@ def test_a_client_prunes_if_and_only_if_it_is_accurate_enough(watched):
     for entry in trained(made):
         set_state(module, sent_state(made, entry))
         data = made.data.client(entry.client)
-        accuracy = score(module, data.pictures, data.test, info, batch_size=256).accuracy
+        accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
         pruned.append(entry.masks != entry.sent)
         assert pruned[-1] == (accuracy >= 0.3 and entry.sent.density > 0.2001)
     assert any(pruned)
@@ -119,9 +119,7 @@ def test_it_prunes_the_smallest_and_trains_from_the_initial_weights(keen):
         generator = seeds.torch_generator(made.scenario.seed, "batches", entry.round, entry.client)
         data = made.data.client(entry.client)
         steps = [
-            step
-            for _ in range(2)
-            for step in batches(data.pictures, data.train, made.data.info, 16, generator)
+            step for _ in range(2) for step in batches(data.images, data.train, made.data.info, 16, generator)
         ]
         train(module, steps, optimizer, lr=0.05, masks=entry.masks)
         assert same_state(get_state(module), entry.state)
@@ -166,7 +164,7 @@ def test_clients_are_evaluated_on_their_own_models(watched):
             if (task.type, task.round) == ("evaluate", record.round):
                 set_state(module, apply_masks(state, own.get(task.client, Masks())))
                 data = made.data.client(task.client)
-                accuracy = score(module, data.pictures, data.test, info, batch_size=256).accuracy
+                accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
                 right, examples = right + accuracy * len(data.test), examples + len(data.test)
         assert record.client_accuracy == pytest.approx(right / examples, abs=1e-9)
 

@@ -17,7 +17,7 @@ from masked import Watched, assert_order_does_not_matter, assert_sound, average,
 from torch.nn import functional
 
 from fedprune import seeds
-from fedprune.client import Site
+from fedprune.client.site import Site
 from fedprune.costs.clock import task_seconds
 from fedprune.data import batches
 from fedprune.errors import RunError
@@ -71,7 +71,7 @@ def gradients_of(made, state, client, server_round):
     module.train()
     generator = seeds.torch_generator(made.scenario.seed, "growth", server_round, client)
     total = {}
-    for x, y in itertools.islice(batches(data.pictures, data.train, made.data.info, 16, generator), count):
+    for x, y in itertools.islice(batches(data.images, data.train, made.data.info, 16, generator), count):
         module.zero_grad()
         functional.cross_entropy(module(x), y).backward()
         for name, parameter in module.named_parameters():

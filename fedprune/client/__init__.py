@@ -1,0 +1,1 @@
+"""What every client shares on a device: messages in, local training, messages out."""

@@ -1,0 +1,390 @@
+"""What every way of training shares on a device: messages in, messages out, nothing lost between.
+
+A ``Site`` is what a process holds once: the scenario, the data it may read and a model. A
+``Client`` is one client at work in it, for one message. It agrees on the mask with the server,
+decodes what was sent, lets the subclass train, and replies with values and costs. A way of
+training is a subclass with one method, ``fit``; see ``fedprune.clients.sparse`` for the first.
+
+Nothing here knows whether the site is a device or a process that simulates a thousand of them.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedprune import __version__, seeds
+from fedprune.client.site import Site
+from fedprune.costs.fit import TrainingStep, last, micro_batch
+from fedprune.costs.memory import Overhead, forward_memory
+from fedprune.data import ClientData, batches
+from fedprune.errors import (
+    FedpruneError,
+    OverBudgetError,
+    TaskRefusedError,
+    WireError,
+)
+from fedprune.protocol.client_masks import with_own_masks
+from fedprune.protocol.faults import Fault
+from fedprune.protocol.messages import arrays_of, config_of, payload, text, whole
+from fedprune.protocol.training_step import proximal_mu, training_step
+from fedprune.scenario import Scenario
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.schedules import SCHEDULES
+from fedprune.training.evaluation import Score, score
+from fedprune.training.execution import LocalModel
+from fedprune.units import format_bytes
+from fedprune.wire import (
+    CODEC,
+    Codec,
+    encode_masks,
+    take_masks,
+)
+
+
+class UnknownMaskError(TaskRefusedError):
+    """The client does not hold the mask that the message names; the server must send it again."""
+
+    fault = Fault.UNKNOWN_MASK
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a message asks of a client, decoded: ``model`` holds ``values``, flat under ``masks``."""
+
+    round: int
+    config: ConfigRecord
+    masks: Masks
+    codec: Codec
+    values: Tensor
+    model: LocalModel
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of local training.
+
+    Parameters
+    ----------
+    values : Tensor
+        The trained state, float32, flat under ``masks``.
+    masks : Masks
+        The masks of ``values``; those of the order unless the client moved them, as it was asked to.
+    loss : float
+        Mean training loss over all examples seen.
+    examples_seen : int
+        Examples that went through forward and backward, repetitions included.
+    extra : RecordDict
+        What else the method replies.
+    flops : int
+        What the method computed besides training.
+    trained_under : Masks, optional
+        The masks that say what training cost, where these are not ``masks``.
+    """
+
+    values: Tensor
+    masks: Masks
+    loss: float
+    examples_seen: int
+    extra: RecordDict = field(default_factory=RecordDict)
+    flops: int = 0
+    trained_under: Masks | None = None
+
+
+class Client(ABC):
+    """One client at work on one message.
+
+    A message of type ``train`` is answered by ``train``, one of type ``query.facts`` by
+    ``query_facts``, and so on: a subclass answers a new message by having the method.
+    """
+
+    #: Whether this way of training can do with layers that hold their kept weights alone.
+    executes_sparse: ClassVar[bool] = False
+
+    def __init__(self, site: Site, number: int) -> None:
+        self.site = site
+        self.scenario = site.scenario
+        self.number = number
+        self.data: ClientData = site.data.client(number)
+        #: Examples that go through the model at once in a training step.
+        self.batch = self.whole_batch
+
+    @classmethod
+    def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
+        """Return what a training step needs besides a plain one, before any message: for predictions.
+
+        Parameters
+        ----------
+        proximal_mu : float
+            Weight of FedProx's term.
+        options : Mapping
+            Those of the strategy.
+        """
+        return Overhead()
+
+    @classmethod
+    def overhead_of(cls, scenario: Scenario, config: ConfigRecord, masks: Masks) -> Overhead:
+        """Return what a training step needs besides a plain one, as a message asks for it.
+
+        Server and client both predict by it whether a device has the memory.
+
+        Parameters
+        ----------
+        scenario : Scenario
+            What is run.
+        config : ConfigRecord
+            The message's.
+        masks : Masks
+            Under which the client trains.
+        """
+        return cls.overhead(proximal_mu(scenario, config), scenario.strategy.options)
+
+    @abstractmethod
+    def fit(self, order: Order) -> Fit:
+        """Train on this client's examples; ``order.model`` already holds the order's values."""
+
+    def handle(self, message: Message, state: RecordDict) -> RecordDict:
+        """Answer a message; ``state`` is what the client keeps between messages."""
+        category, _, action = message.metadata.message_type.partition(".")
+        answer = getattr(self, f"{category}_{action}" if action else category, None)
+        if answer is None:
+            raise FedpruneError(
+                f"a {type(self).__name__} client has no answer to {message.metadata.message_type!r} messages"
+            )
+        content: RecordDict = answer(message.content, state)
+        return content
+
+    def query_facts(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Say who this is: client number, examples, device. The node id says nothing of it."""
+        config = content.config_records.get("config", ConfigRecord())
+        check_codec(config)
+        profile = self.site.profile_of(self.number)
+        facts = ConfigRecord(
+            {
+                "client": self.number,
+                "examples": len(self.data.train),
+                "test-examples": len(self.data.test),
+                "device": profile.name,
+                "memory": profile.memory,
+                "compute": profile.compute,
+                "downlink": profile.downlink,
+                "uplink": profile.uplink,
+                "availability": profile.availability,
+                "dropout": profile.dropout,
+            }
+        )
+        for key in ("joules_per_flop", "joules_per_byte"):
+            if (value := getattr(profile, key)) is not None:
+                facts[key] = value
+        return RecordDict({"facts": facts})
+
+    def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Train from what was sent; reply the trained values, the loss and what it cost.
+
+        A client that holds out examples also replies its model's accuracy on them. That is a
+        measurement, as the server's evaluation is: no part of what training costs.
+        """
+        order = self._receive(content, state)
+        began = time.perf_counter()
+        step = training_step(type(self), self.scenario, self.site.cost, order.config, order.masks)
+        self.batch = self.fitting_batch(step, order.masks)
+        torch.manual_seed(seeds.derive(self.scenario.seed, "train", order.round, self.number))
+        fit = self.fit(order)
+        trained_under = fit.trained_under or fit.masks
+        memory = step.memory_of(trained_under.kept, self.batch)
+        self.refuse_over(memory.total, "what came of training")
+        flops = self.site.cost.training_flops(trained_under, fit.examples_seen) + fit.flops
+        seed = seeds.derive(self.scenario.seed, "wire", order.round, self.number)
+        metrics = MetricRecord(
+            {
+                "num-examples": len(self.data.train),
+                "loss": fit.loss,
+                "examples-seen": fit.examples_seen,
+                "flops": flops,
+                "peak-memory-bytes": memory.total,
+                "train-seconds": time.perf_counter() - began,
+            }
+        )
+        if len(self.data.test):
+            personal = self.personal_score(order, fit)
+            metrics.update({"test-examples": personal.examples, "test-accuracy": personal.accuracy})
+        arrays = self.reply_codec(order.config, fit.masks).encode(fit.values, seed=seed)
+        if fit.masks != order.masks:
+            arrays = with_own_masks(arrays, fit.masks, order.masks)
+            self._hold(fit.masks, state)
+        reply = RecordDict({"arrays": arrays, "metrics": metrics})
+        reply.update(fit.extra)
+        return reply
+
+    def personal_score(self, order: Order, fit: Fit) -> Score:
+        """Score the model that came of training, before wire rounding, on this client's held-out examples."""
+        model = self.model(fit.masks, self.reply_codec(order.config, fit.masks))
+        model.load(fit.values)
+        return self.held_out_score(model, self.scenario.evaluation.batch_size)
+
+    def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
+        """Evaluate what was sent on this client's held-out examples."""
+        order = self._receive(content, state)
+        began = time.perf_counter()
+        examples = len(self.data.test)
+        size = self.fitting_forward(order.masks, min(self.scenario.evaluation.batch_size, max(examples, 1)))
+        result = self.held_out_score(order.model, size)
+        memory = forward_memory(self.site.cost, order.masks, size)
+        metrics = MetricRecord(
+            {
+                "num-examples": examples,
+                "loss": result.loss,
+                "accuracy": result.accuracy,
+                "flops": self.site.cost.forward_flops(order.masks, examples),
+                "peak-memory-bytes": memory.total,
+                "train-seconds": time.perf_counter() - began,
+            }
+        )
+        return RecordDict({"metrics": metrics})
+
+    def held_out_score(self, model: LocalModel, batch_size: int) -> Score:
+        """Score a model as it stands on this client's held-out examples."""
+        data = self.data
+        return score(model.module, data.images, data.test, self.site.data.info, batch_size=batch_size)
+
+    # The device's memory -----------------------------------------------------------------
+
+    @property
+    def whole_batch(self) -> int:
+        """Examples in the largest batch of training."""
+        return min(self.scenario.clients.training.batch_size, len(self.data.train))
+
+    def fitting_batch(self, step: TrainingStep, masks: Masks) -> int:
+        """Return how many examples go through the model at once in a training step on this device.
+
+        The whole batch or, where ``clients.over_budget`` says so, the largest part of it that fits.
+
+        Raises
+        ------
+        OverBudgetError
+            Where the step does not fit the device's memory.
+        """
+        memory, batch = self.site.profile_of(self.number).memory, self.whole_batch
+        needed = step.memory_of(masks.kept, batch).total
+        if needed > memory and self.scenario.clients.over_budget == "shrink_batch":
+            shrunk = micro_batch(step, masks.kept, batch, memory)
+            if shrunk is not None:
+                return shrunk
+        self.refuse_over(needed, f"a training step on {batch} examples")
+        return batch
+
+    def fitting_forward(self, masks: Masks, batch: int) -> int:
+        """Return how many examples, at most ``batch``, go through the model at once without gradients.
+
+        Raises
+        ------
+        OverBudgetError
+            Where not even one fits the device's memory.
+        """
+        memory, cost = self.site.profile_of(self.number).memory, self.site.cost
+        found = last(lambda size: forward_memory(cost, masks, size).total <= memory, 1, batch)
+        if found is None:
+            self.refuse_over(forward_memory(cost, masks, 1).total, "a forward pass on one example")
+        assert found is not None
+        return found
+
+    def refuse_over(self, needed: int, what: str) -> None:
+        """Raise an ``OverBudgetError`` for a need above the device's memory, in bytes."""
+        profile = self.site.profile_of(self.number)
+        if needed > profile.memory:
+            raise OverBudgetError(
+                f"{what} needs {format_bytes(needed)}, {profile.name} has {format_bytes(profile.memory)}"
+            )
+
+    # Messages ----------------------------------------------------------------------------
+
+    def _receive(self, content: RecordDict, state: RecordDict) -> Order:
+        """Agree on the mask, decode the values and load them into the model."""
+        config, arrays = config_of(content), arrays_of(content)
+        check_codec(config)
+        masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
+        codec = self.codec_of(config, masks)
+        values = codec.decode(arrays)
+        model = self.model(masks, codec)
+        model.load(values)
+        return Order(whole(config, "round"), config, masks, codec, values, model)
+
+    def model(self, masks: Masks, codec: Codec) -> LocalModel:
+        """Return the model under masks, whose values travel by a codec, as this client executes it."""
+        found = self.site.sparse(masks) if self.executes_sparse else None
+        return found or LocalModel(self.site.module, codec, masks)
+
+    def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
+        """Return how the state travels that is sent with a config, under masks."""
+        return self.site.codec(masks)
+
+    def reply_codec(self, config: ConfigRecord, masks: Masks) -> Codec:
+        """Return how the trained state travels in the reply to a message with a config."""
+        return self.codec_of(config, masks)
+
+    def epochs(self, purpose: str, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the shuffled batches of a round's local epochs."""
+        training = self.scenario.clients.training
+        generator = seeds.torch_generator(self.scenario.seed, purpose, server_round, self.number)
+        for _ in range(training.epochs):
+            yield from batches(
+                self.data.images,
+                self.data.train,
+                self.site.data.info,
+                training.batch_size,
+                generator=generator,
+                augment=self.scenario.data.augment,
+            )
+
+    def learning_rate(self, server_round: int) -> float:
+        """Return the learning rate of a round by the schedule over rounds."""
+        training, rounds = self.scenario.clients.training, self.scenario.rounds
+        start = training.optimizer.lr
+        progress = (server_round - 1) / rounds  # Below 1, or a schedule that ends at 0 wastes a round.
+        return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
+
+    def _agree(self, version: str, sent: bytes | None, state: RecordDict) -> Masks:
+        """Return the masks of a version: those just sent, or those kept; never any others."""
+        if not version:
+            return Masks()
+        if sent is not None:
+            masks = self.site.masks(sent, version)
+            self._hold(masks, state, sent)
+            return masks
+        held = state.config_records.get("mask")
+        have = text(held, "version") if held is not None else "none"
+        if held is None or have != version:
+            raise UnknownMaskError(f"client {self.number} holds mask {have}, the message names {version}")
+        return self.site.masks(payload(held, "payload"), version)
+
+    @staticmethod
+    def _hold(masks: Masks, state: RecordDict, encoded: bytes | None = None) -> None:
+        """Keep masks for the next message: those last sent, or those made of them.
+
+        The server takes a client whose reply it has accepted to hold the latter. Where it does not
+        name these, or the reply got lost, it sends others or is asked for them.
+        """
+        encoded = encode_masks(masks) if encoded is None else encoded
+        state["mask"] = ConfigRecord({"version": masks.version, "payload": encoded})
+
+
+def check_codec(config: ConfigRecord) -> None:
+    """Refuse what a server of another version of fedprune sends.
+
+    Raises
+    ------
+    WireError
+        Where it speaks another codec than this client.
+    """
+    if config.get("codec") != CODEC:
+        raise WireError(
+            f"the server speaks codec {config.get('codec')!r}, this client {CODEC!r} (it is fedprune "
+            f"{__version__}): install the same version on both"
+        )

@@ -1,0 +1,150 @@
+"""What a process holds for the clients that run in it: the scenario, the data it may read and a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fedprune import models, registry
+from fedprune.costs.devices import DeviceProfile, client_profiles
+from fedprune.costs.flops import ModelCost
+from fedprune.data import LocalData
+from fedprune.protocol.supermasks import FrozenNetwork, Supermasks
+from fedprune.scenario import Scenario
+from fedprune.sparsity.masks import Masks
+from fedprune.training.execution import LocalModel, rule_of, sparse_model, why_not_sparse, without_values
+from fedprune.wire import (
+    Layout,
+    StateCodec,
+    decode_masks,
+    get_state,
+)
+
+if TYPE_CHECKING:
+    from fedprune.client.base import Client
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What a process holds for its clients: scenario, data, one model that each in turn fills."""
+
+    scenario: Scenario
+    data: LocalData
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    #: What the device of this process is, where a scenario does not say it.
+    profile: DeviceProfile | None = None
+
+    def profile_of(self, number: int) -> DeviceProfile:
+        """Return the device of a client."""
+        return self.profile or self.profiles[number]
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The dense model; its values are those of whichever client used it last."""
+        return self._build().to(self.device)
+
+    @cached_property
+    def sparse(self) -> Callable[[Masks], LocalModel | None]:
+        """The model with layers executed sparse, under masks; None where all of them stay dense."""
+        on_cpu = self.device.type == "cpu"
+        rule = rule_of(self.scenario.clients.training, self.cost) if on_cpu else None
+
+        @lru_cache(maxsize=4)
+        def make(masks: Masks) -> LocalModel | None:
+            if not (rule and masks):
+                return None
+            found = sparse_model(self._outline[0], masks, rule, self.data.info.input_shape)
+            return found if found is None or self._can_be_sparse else None
+
+        return make
+
+    @cached_property
+    def _can_be_sparse(self) -> bool:
+        """Whether the model computes the same where layers are executed sparse."""
+        fault = why_not_sparse(self._outline[0], self._build(), self.data.info.input_shape)
+        if fault:
+            _logger.warning("the model is executed dense, since it cannot work with sparse layers: %s", fault)
+        return fault is None
+
+    @cached_property
+    def initial(self) -> dict[str, Tensor]:
+        """The state of the model with its initial weights, which follow from the scenario's seed."""
+        return get_state(self._build())
+
+    def _build(self) -> nn.Module:
+        return models.build(
+            self.scenario.model.name,
+            self.data.info.input_shape,
+            self.data.info.classes,
+            seed=self.scenario.seed,
+            options=self.scenario.model.options,
+            directory=self.scenario.directory,
+        )
+
+    @cached_property
+    def _outline(self) -> tuple[nn.Module, ModelCost]:
+        """The model without values, and its costs: of one that is built for these and let go of."""
+        module = self._build()
+        return without_values(module), ModelCost.of(module, self.data.info.input_shape)
+
+    @property
+    def cost(self) -> ModelCost:
+        """The model's cost model."""
+        return self._outline[1]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the model's state looks like on the wire."""
+        return Layout.of(self._outline[0])
+
+    @cached_property
+    def profiles(self) -> list[DeviceProfile]:
+        """The device that the scenario gives each client, by client number."""
+        clients = self.scenario.clients
+        return client_profiles(clients.devices, clients.count, self.scenario.seed, clients.churn)
+
+    @cached_property
+    def client_class(self) -> type[Client]:
+        """The way of training that the scenario's strategy names; a look-up in all that is installed."""
+        directory = self.scenario.directory
+        strategy = registry.load("strategy", self.scenario.strategy.name, directory)
+        found: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), directory)
+        return found
+
+    @cached_property
+    def masks(self) -> Callable[[bytes, str], Masks]:
+        """Decode a mask payload; the clients of a site mostly hold the same few."""
+
+        @lru_cache(maxsize=8)
+        def decode(payload: bytes, version: str) -> Masks:
+            return decode_masks(payload, self.layout.shapes, version=version)
+
+        return decode
+
+    @cached_property
+    def codec(self) -> Callable[[Masks], StateCodec]:
+        """The codec of a mask."""
+
+        @lru_cache(maxsize=8)
+        def make(masks: Masks) -> StateCodec:
+            return StateCodec(self.layout, masks, self.scenario.wire.values)
+
+        return make
+
+    @cached_property
+    def frozen(self) -> Callable[[Masks, Supermasks], FrozenNetwork]:
+        """The frozen weights under masks, for clients that learn supermasks."""
+
+        @lru_cache(maxsize=8)
+        def make(masks: Masks, settings: Supermasks) -> FrozenNetwork:
+            return FrozenNetwork(self.module, self.initial, masks, settings)
+
+        return make

@@ -1,0 +1,1 @@
+"""What server and client say to each other: the one place that both sides import."""

@@ -1,0 +1,142 @@
+"""What a training message may ask a client to report besides, and how the report travels.
+
+Growth: the pruned weights of some layers with the largest gradients, as positions and values, eight
+bytes an entry. Layers are named by their place among the masks, which both sides hold. Importance: the
+mean squared gradient of every weight that has a mask, pruned or not, as float32: most are far below
+what float16 can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from torch import Tensor
+
+from fedprune.errors import WireError
+from fedprune.protocol.messages import whole
+from fedprune.sparsity.growth import check_report
+from fedprune.sparsity.masks import Masks
+from fedprune.wire.values import from_array, to_array
+
+Report = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class GrowthRequest:
+    """Which layers may grow how many weights, judged on how many batches."""
+
+    counts: Mapping[str, int]
+    batches: int
+
+    def config(self, masks: Masks) -> dict[str, int | list[int]]:
+        """Return the request as config values."""
+        return {**layer_counts("growth", self.counts, masks), "growth-batches": self.batches}
+
+    @classmethod
+    def of(cls, config: ConfigRecord, masks: Masks) -> GrowthRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        asked = read_layer_counts("growth", config, masks)
+        return None if asked is None else cls(asked, whole(config, "growth-batches", least=1))
+
+
+@dataclass(frozen=True)
+class ImportanceRequest:
+    """The mean squared gradient of every weight that has a mask, on how many batches."""
+
+    batches: int
+
+    def config(self) -> dict[str, bool | int]:
+        """Return the request as config values."""
+        return {"importance": True, "importance-batches": self.batches}
+
+    @classmethod
+    def of(cls, config: ConfigRecord) -> ImportanceRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        if not config.get("importance", False):
+            return None
+        return cls(whole(config, "importance-batches", least=1))
+
+
+def layer_counts(what: str, counts: Mapping[str, int], masks: Masks) -> dict[str, list[int]]:
+    """Return numbers of weights by layer as config values: places among the masks, and counts."""
+    places = {name: place for place, name in enumerate(sorted(masks))}
+    return {f"{what}-layers": [places[name] for name in counts], f"{what}-counts": list(counts.values())}
+
+
+def read_layer_counts(what: str, config: ConfigRecord, masks: Masks) -> dict[str, int] | None:
+    """Read numbers of weights by layer from a message's config; None where there are none."""
+    if f"{what}-layers" not in config:
+        return None
+    names = sorted(masks)
+    layers, counts = whole_numbers(config, f"{what}-layers"), whole_numbers(config, f"{what}-counts")
+    if len(layers) != len(counts) or any(place >= len(names) for place in layers):
+        raise WireError(f"{what} of layers {layers} by {counts} does not fit {len(names)} masks")
+    return {names[place]: count for place, count in zip(layers, counts, strict=True)}
+
+
+def whole_numbers(config: ConfigRecord, key: str) -> list[int]:
+    """Return a list of whole numbers from a message's config."""
+    values = config.get(key)
+    if not isinstance(values, list) or not all(isinstance(n, int) and n >= 0 for n in values):
+        raise WireError(f"{key!r} is {values!r}, expected a list of whole numbers")
+    return [int(n) for n in values]
+
+
+def growth_record(found: Sequence[tuple[Tensor, Tensor]]) -> ArrayRecord:
+    """Return (positions, values) of each layer as they travel: uint32 and float32, layer after layer."""
+    indices = np.concatenate([positions.cpu().numpy() for positions, _ in found]).astype("<u4")
+    values = np.concatenate([values.cpu().float().numpy() for _, values in found])
+    return ArrayRecord({"indices": to_array(indices), "values": to_array(values)})
+
+
+def read_growth(record: ArrayRecord | None, request: GrowthRequest, masks: Masks) -> Report:
+    """Return a client's report by layer.
+
+    Raises
+    ------
+    WireError
+        If it is missing, or not what was asked for.
+    """
+    if record is None or set(record) != {"indices", "values"}:
+        raise WireError("the reply has no growth report")
+    expected = {
+        name: min(count, masks[name].numel() - masks.kept[name]) for name, count in request.counts.items()
+    }
+    total = sum(expected.values())
+    indices = torch.from_numpy(from_array("growth", record["indices"], "<u4", (total,)).astype(np.int64))
+    values = torch.from_numpy(from_array("growth", record["values"], "<f4", (total,)).copy())
+    report, start = {}, 0
+    for name, count in expected.items():
+        part = indices[start : start + count], values[start : start + count]
+        check_report(name, *part, masks[name])
+        report[name] = part
+        start += count
+    return report
+
+
+def importance_record(found: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return every layer's importance as it travels: float32, layer after layer in the order of names."""
+    parts = [found[name].cpu().float().reshape(-1).numpy() for name in sorted(found)]
+    return ArrayRecord({"values": to_array(np.concatenate(parts))})
+
+
+def read_importance(record: ArrayRecord | None, masks: Masks) -> dict[str, Tensor]:
+    """Return a client's importance by layer, float32 of the masks' shapes.
+
+    Raises
+    ------
+    WireError
+        If it is missing, of another length, negative or not finite.
+    """
+    if record is None or set(record) != {"values"}:
+        raise WireError("the reply has no importance")
+    values = torch.from_numpy(from_array("importance", record["values"], "<f4", (masks.total,)).copy())
+    if not (torch.isfinite(values).all() and (values >= 0).all()):
+        raise WireError("importance has a value that is negative or not finite")
+    names = sorted(masks)
+    parts = torch.split(values, [masks[name].numel() for name in names])
+    return {name: part.reshape(masks[name].shape) for name, part in zip(names, parts, strict=True)}

@@ -1,0 +1,286 @@
+"""The figures of one run, drawn from the records of its rounds.
+
+Every function makes a `matplotlib.figure.Figure` of its own and touches no global state of
+matplotlib, so figures can be drawn in any thread and beside a notebook's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from itertools import accumulate, cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from fedprune.results.records import Record, class_totals
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_STEPS: dict[str, tuple[tuple[float, str], ...]] = {
+    "bytes": ((1.0, "B"), (2.0**10, "KiB"), (2.0**20, "MiB"), (2.0**30, "GiB"), (2.0**40, "TiB")),
+    "flops": ((1.0, "FLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP")),
+    "seconds": ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d")),
+}
+#: What became of a class's clients in a round, as `ClassRecord` counts it; no colours of classes.
+_ATTENDANCE = {
+    "ok": "#404040",
+    "late": "#8C6D31",
+    "failed": "#AD494A",
+    "surplus": "#8CA252",
+    "excluded": "#7B4173",
+    "offline": "#9C9EDE",
+}
+_MOST_MARKERS = 30
+_MOST_NAMES = 10
+_DPI = 144
+
+
+class RunFigure(Figure):
+    """A figure that a notebook shows by itself."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def scale(quantity: str, largest: float) -> tuple[float, str]:
+    """Return the largest unit of "bytes", "flops" or "seconds" not above ``largest``: factor and name."""
+    steps = _STEPS[quantity]
+    return max((step for step in steps if step[0] <= largest), default=steps[0])
+
+
+def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
+    """Write ``accuracy.png``, ``costs.png``, ``density.png`` into the folder; of several classes of devices
+    also ``classes.png``.
+    """
+    for name, figure_of in FIGURES.items():
+        if name != "classes" or len(class_totals(rounds)) > 1:
+            figure_of(rounds, title).savefig(directory / f"{name}.png", dpi=_DPI)
+
+
+def accuracy_figure(rounds: Sequence[Record], title: str) -> RunFigure:
+    """Draw accuracy against rounds: the global model's, and (dashed) that of the clients' own models.
+
+    The global model's is that on the server's test data and, where known, on the clients' data.
+    Rounds without evaluation are left out.
+    """
+    figure, axes = _new(title, "accuracy")
+    points, of_clients, personal = (
+        _known(rounds, column) for column in ("accuracy", "client_accuracy", "personal_accuracy")
+    )
+    axes.set_ylabel("accuracy (%)")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    _round_axis(axes, rounds)
+    if not points and not of_clients and not personal:
+        axes.set_ylim(0, 1)
+        axes.text(0.5, 0.5, "no round was evaluated", transform=axes.transAxes, ha="center")
+        return figure
+    for line, label, colour, style in (
+        (points, "global model, on the server's test data", COLOURS[0], "-"),
+        (of_clients, "global model, on the clients' held-out data", COLOURS[3], "-"),
+        (personal, "clients' own models, on their held-out data", COLOURS[4], "--"),
+    ):
+        if line:
+            _line(axes, *zip(*line, strict=True), label=label, color=colour, linestyle=style)
+    if points:
+        _mark(axes, max(points, key=lambda point: point[1]), "best", marker="o", mec=COLOURS[1])
+        _mark(axes, points[-1], "last", marker="s", mec=COLOURS[2])
+    values = [value for _, value in points + of_clients + personal]
+    space = max(0.02, 0.08 * (max(values) - min(values)))
+    axes.set_ylim(max(0.0, min(values) - space), min(1.0 + space / 2, max(values) + space))
+    _legend_below(figure, axes)
+    return figure
+
+
+def costs_figure(rounds: Sequence[Record], title: str) -> RunFigure:
+    """Draw what all clients together spent up to each round, and the largest peak memory in each."""
+    figure = RunFigure(figsize=(9.6, 7.2), layout="constrained")
+    figure.suptitle(f"{title}: costs")
+    panels = figure.subplots(2, 2)
+    traffic, flops, seconds, memory = panels.flat
+    numbers = [record["round"] for record in rounds]
+
+    down, up = _cumulative(rounds, "bytes_down"), _cumulative(rounds, "bytes_up")
+    _cost(traffic, numbers, {"server to clients": down, "clients to server": up}, "bytes", "traffic so far")
+    traffic.legend(frameon=False)
+    _cost(flops, numbers, {"": _cumulative(rounds, "flops")}, "flops", "computation so far")
+    _cost(seconds, numbers, {"": _cumulative(rounds, "device_seconds")}, "seconds", "device time so far")
+    peaks = [float(record["peak_memory_bytes"] or 0) for record in rounds]
+    _cost(memory, numbers, {"": peaks}, "bytes", "peak memory of the largest client")
+    titles = ("Traffic", "Computation", "Device time", "Peak memory")
+    for axes, panel_title in zip(panels.flat, titles, strict=True):
+        axes.set_title(panel_title)
+        _round_axis(axes, rounds)
+    return figure
+
+
+def density_figure(rounds: Sequence[Record], title: str) -> RunFigure:
+    """Draw the kept share of the prunable weights, of the model and of each pruned tensor.
+
+    The axis is logarithmic where a density falls below a tenth. Up to ten layers are named;
+    more are told apart by colour, from the first to the last.
+    """
+    figure, axes = _new(title, "density")
+    layers = list(dict.fromkeys(name for record in rounds for name in record.get("layer_densities") or {}))
+    colours = [colormaps["viridis"](place / max(1, len(layers) - 1) * 0.92) for place in range(len(layers))]
+    drawn: list[float] = []
+    for name, colour in zip(layers, colours, strict=True):
+        of_layer = ((r["round"], (r.get("layer_densities") or {}).get(name)) for r in rounds)
+        points = [(number, value) for number, value in of_layer if value is not None]
+        drawn += (value for _, value in points)
+        _line(axes, *zip(*points, strict=True), label=name, color=colour, linewidth=1.2)
+    whole = _known(rounds, "density")
+    if whole:
+        drawn += (value for _, value in whole)
+        _line(axes, *zip(*whole, strict=True), label="all prunable weights", color="black", linewidth=2.6)
+    _density_axis(axes, [value for value in drawn if value > 0] or [1.0])
+    _round_axis(axes, rounds)
+    if len(layers) <= _MOST_NAMES:
+        figure.legend(loc="outside right upper", frameon=False)
+    else:
+        axes.legend(handles=[axes.lines[-1]], loc="best")
+        bar = figure.colorbar(ScalarMappable(Normalize(1, len(layers)), colormaps["viridis"]), ax=axes)
+        bar.set_ticks([1, len(layers)])
+        bar.set_label(f"pruned layer, from {layers[0]} to {layers[-1]}", fontsize="small")
+    return figure
+
+
+def classes_figure(rounds: Sequence[Record], title: str) -> RunFigure:
+    """Draw, for each class of device, the global model's accuracy on its data and who took part.
+
+    Bars are shares of a class's clients, over the rounds of training.
+    """
+    totals = class_totals(rounds)
+    figure = RunFigure(figsize=(10.4, 4.8), layout="constrained")
+    figure.suptitle(f"{title}: classes of devices")
+    accuracy, attendance = figure.subplots(1, 2)
+    for name, colour in zip(totals, cycle(COLOURS), strict=False):
+        of_class = ((r["round"], (r.get("classes") or {}).get(name, {}).get("accuracy")) for r in rounds)
+        if points := [(number, value) for number, value in of_class if value is not None]:
+            _line(accuracy, *zip(*points, strict=True), label=name, color=colour)
+    accuracy.set_title("global model on the class's held-out data")
+    accuracy.set_ylabel("accuracy (%)")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    _round_axis(accuracy, rounds)
+    if accuracy.lines:
+        accuracy.legend(frameon=False)
+    else:
+        accuracy.text(0.5, 0.5, "clients did not evaluate", transform=accuracy.transAxes, ha="center")
+    training = sum(record["round"] > 0 for record in rounds)
+    left = dict.fromkeys(totals, 0.0)
+    for key, colour in _ATTENDANCE.items():
+        shares = [totals[name][key] / (totals[name]["clients"] * max(training, 1)) for name in totals]
+        if any(shares):
+            label = "took part" if key == "ok" else key
+            attendance.barh(list(totals), shares, left=list(left.values()), color=colour, label=label)
+            left = {name: left[name] + share for name, share in zip(totals, shares, strict=True)}
+    rest = [1 - share for share in left.values()]
+    attendance.barh(list(totals), rest, left=list(left.values()), color="#E8E8E8", label="not asked")
+    attendance.set_title("clients of the class, over the rounds")
+    attendance.set_xlim(0, 1)
+    attendance.set_xlabel("share (%)")
+    attendance.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+    attendance.invert_yaxis()
+    attendance.spines[["top", "right"]].set_visible(False)
+    figure.legend(*attendance.get_legend_handles_labels(), loc="outside lower right", ncols=7, frameon=False)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Record], str], RunFigure]] = {
+    "accuracy": accuracy_figure,
+    "costs": costs_figure,
+    "density": density_figure,
+    "classes": classes_figure,
+}
+
+
+def log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic with plain numbers, as many as there is room for."""
+    axes.set_xscale("log")
+    span = max(values, default=1.0) / min(values, default=1.0)
+    if values:
+        axes.set_xlim(min(values) / max(1.3, span**0.06), max(values) * max(1.3, span**0.06))
+    steps = (1.0, 2.0, 3.0, 5.0) if span < 10 else (1.0, 3.0) if span < 300 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _new(title: str, what: str) -> tuple[RunFigure, Axes]:
+    figure = RunFigure(figsize=(8.0, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(f"{title}: {what}")
+    return figure, axes
+
+
+def _known(rounds: Sequence[Record], column: str) -> list[tuple[int, float]]:
+    """Return (round, value) of every round that has a value in the column."""
+    return [(record["round"], record[column]) for record in rounds if record.get(column) is not None]
+
+
+def _cumulative(rounds: Sequence[Record], cost: str) -> list[float]:
+    return list(accumulate(float(record[cost] or 0) for record in rounds))
+
+
+def _line(axes: Axes, numbers: Iterable[float], values: Iterable[float], **style: Any) -> None:
+    """Draw a line, with a marker at each point where there are few."""
+    numbers = list(numbers)
+    axes.plot(
+        numbers, list(values), marker="o" if len(numbers) <= _MOST_MARKERS else None, markersize=3.5, **style
+    )
+
+
+def _mark(axes: Axes, point: tuple[int, float], name: str, **style: Any) -> None:
+    """Frame one point and say in the legend which it is."""
+    number, value = point
+    axes.plot(
+        number, value, ls="none", ms=9, mfc="none", label=f"{name}: {value:.2%} in round {number}", **style
+    )
+
+
+def _cost(axes: Axes, numbers: list[int], lines: dict[str, list[float]], quantity: str, label: str) -> None:
+    """Draw costs in the unit that suits the largest; linear, since they add up."""
+    values = [value for line in lines.values() for value in line]
+    factor, unit = scale(quantity, max(values))
+    for (name, line), colour in zip(lines.items(), COLOURS, strict=False):
+        _line(axes, numbers, [value / factor for value in line], label=name or None, color=colour)
+    axes.set_ylabel(f"{label} ({unit})")
+    axes.set_ylim(0, max(values) / factor * 1.08 or 1.0)
+
+
+def _round_axis(axes: Axes, rounds: Sequence[Record]) -> None:
+    """Label the rounds, at whole numbers; a single round gets room on both sides."""
+    numbers = [record["round"] for record in rounds]
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
+    if len(set(numbers)) == 1:
+        axes.set_xlim(numbers[0] - 1, numbers[0] + 1)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _density_axis(axes: Axes, drawn: Sequence[float]) -> None:
+    axes.set_ylabel("density: kept share of weights (%)")
+    if min(drawn) < 0.1:
+        axes.set_yscale("log")
+        axes.set_ylim(min(drawn) / 1.4, max(drawn) * 1.4)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g}"))
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 3 if len(labels) <= 3 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -1,0 +1,135 @@
+"""Whether what a scenario names exists and takes the options that it is given, before anything runs.
+
+`fedprune.scenario` validates what a scenario says by itself; this module looks up what it refers to: the
+strategy, the model, the data set and its path, the devices. It builds and downloads nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedprune import registry
+from fedprune.errors import PluginError, ScenarioError, UserError
+from fedprune.scenario import Scenario
+from fedprune.scenario.validation import explain
+from fedprune.scenario.yaml_file import KeyPath
+from fedprune.wording import did_you_mean, show
+
+_Mistake = tuple[KeyPath, str]
+_FROM = ": correct it (a relative path starts from the scenario's folder, or from the working directory)"
+
+
+def check(scenario: Scenario) -> None:
+    """Refuse a scenario that names something which does not exist or takes no such options.
+
+    Raises
+    ------
+    ScenarioError
+        One line for each mistake, with the file and line where known, the key, and what would be right.
+    """
+    mistakes = [mistake for look in (_model, _data, _devices, _strategy) for mistake in look(scenario)]
+    if mistakes:
+        raise ScenarioError("\n".join(scenario.complaint(*mistake) for mistake in mistakes))
+
+
+def resolve(scenario: Scenario) -> Scenario:
+    """Return the scenario with the strategy's defaults written out, once `check` has passed it."""
+    from fedprune.server.strategy import PruningStrategy
+
+    check(scenario)
+    strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+    if not issubclass(strategy, PruningStrategy):
+        return scenario
+    options = strategy.Options.model_validate(scenario.strategy.options).model_dump(mode="json")
+    return scenario.override(strategy={"name": scenario.strategy.name, **options})
+
+
+def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
+    try:
+        strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+    except PluginError as error:
+        yield ("strategy", "name"), str(error)
+        return
+    from fedprune.server.strategy import PruningStrategy
+
+    given = scenario.strategy.options
+    if not issubclass(strategy, PruningStrategy):
+        yield from _against_signature(strategy, given)
+        if scenario.clients.over_budget == "nest":
+            yield (
+                ("clients", "over_budget"),
+                f"{strategy.__name__} cannot average nested masks, each client's own: take a strategy of "
+                "fedprune, or exclude or shrink_batch",
+            )
+        return
+    try:
+        options = strategy.Options.model_validate(given)
+    except ValidationError as error:
+        for key, message in explain(error, strategy.Options):
+            yield ("strategy", *key), message
+        return
+    for name, message in strategy.mistakes(scenario, options):
+        yield ("strategy", name), message
+
+
+def _against_signature(strategy: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[_Mistake]:
+    """Find mistakes in the options of a stock Flower strategy, which are the arguments of its constructor."""
+    parameters = inspect.signature(strategy).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for key in given:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            yield ("strategy", key), f"no such option{hint} (known here: {', '.join(known)})"
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in given:
+            yield ("strategy", parameter.name), "this option is missing, and it has no default"
+
+
+def _model(scenario: Scenario) -> Iterator[_Mistake]:
+    from fedprune.models.options import checked
+
+    try:
+        factory = registry.load("model", scenario.model.name, scenario.directory)
+    except PluginError as error:
+        yield ("model", "name"), str(error)
+        return
+    options = scenario.model.options
+    try:
+        checked(factory, options, scenario.model.name)
+    except UserError as error:
+        # The message quotes the option; the line is then that of the option, else that of the model.
+        wrong = [key for key in options if repr(key) in str(error)]
+        yield ("model", *wrong[:1]), str(error)
+
+
+def _data(scenario: Scenario) -> Iterator[_Mistake]:
+    from fedprune.data import sources
+
+    data = scenario.data
+    if data.path is not None and not data.path.exists():
+        near = did_you_mean(data.path.name, (file.name for file in data.path.parent.glob("*")))
+        yield ("data", "path"), f"{data.path} does not exist{near or _FROM}"
+    try:
+        sources.find(data.name, data.path, scenario.directory)
+    except PluginError as error:
+        yield ("data", "name"), str(error)
+
+
+def _devices(scenario: Scenario) -> Iterator[_Mistake]:
+    from fedprune.costs.devices import profiles
+
+    known = profiles(scenario.clients.profiles)
+    for number, device in enumerate(scenario.clients.devices):
+        if device.profile is not None and device.profile not in known:
+            hint = did_you_mean(device.profile, known)
+            yield (
+                ("clients", "devices", number, "profile"),
+                f"no device profile {show(device.profile)}{hint} (known here: {', '.join(known)}; "
+                "or give memory, compute, downlink and uplink)",
+            )

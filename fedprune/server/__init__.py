@@ -1,0 +1,1 @@
+"""What strategies share on the server: their base class, rounds, messages, aggregation, budgets."""

@@ -1,0 +1,46 @@
+"""What a strategy is given: the scenario and everything around it that is not a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from fedprune.costs.ledger import Listener
+from fedprune.data import DataInfo, Images
+from fedprune.scenario import Scenario
+from fedprune.sparsity.masks import Masks
+from fedprune.training.evaluation import Score
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Federation:
+    """What a strategy is given: the scenario, a model, public data, and who evaluates.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What is run.
+    info : DataInfo
+        Shape, classes and normalisation of the data set.
+    module : nn.Module
+        The model with its initial weights, on the CPU.
+    images : Images
+        Where ``public`` points into.
+    public : np.ndarray
+        int64 indices of the server's public examples; empty when ``data.server_fraction`` is 0.
+    evaluate : Callable[[Mapping[str, Tensor], Masks], Score]
+        Scores a global state on the server's test data.
+    listeners : Sequence[Listener]
+        Who hears of tasks and rounds.
+    """
+
+    scenario: Scenario
+    info: DataInfo
+    module: nn.Module
+    images: Images
+    public: np.ndarray
+    evaluate: Callable[[Mapping[str, Tensor], Masks], Score]
+    listeners: Sequence[Listener] = ()

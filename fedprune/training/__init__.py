@@ -1,0 +1,1 @@
+"""Local training, evaluation and the execution of a model under masks: shared by clients and server."""
