@@ -27,7 +27,7 @@ from fedprune.results.figures import COLOURS
 from fedprune.results.measures import format_share
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.scenario.check import resolve
+from fedprune.server.check import resolve
 from fedprune.server.sizing import clients_of
 from fedprune.units import format_bytes, format_seconds
 

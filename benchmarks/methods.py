@@ -34,7 +34,7 @@ from fedprune.errors import UserError
 from fedprune.results.figures import log_axis
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.scenario.check import resolve
+from fedprune.server.check import resolve
 from fedprune.units import format_bytes, format_flops, format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,9 +1,14 @@
-"""fedprune: run federated pruning from one YAML file, and know what it costs every client."""
+"""fedprune: run federated pruning from one YAML file, and know what it costs every client.
+
+What a user runs (`run`, `resume`, `load_run`, `load_model`, `load_scenario`) and what the author of a
+plug-in subclasses or calls is importable from here. Everything else is internal and may change.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -13,19 +18,85 @@ _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
+if TYPE_CHECKING:
+    from fedprune.client.base import Client, Fit, Order
+    from fedprune.data.dataset import DataInfo, Images
+    from fedprune.data.sources import Request, Source
+    from fedprune.engine.simulation import resume, run
+    from fedprune.errors import FedpruneError, RunError, UserError, WireError
+    from fedprune.protocol.reports import GrowthRequest
+    from fedprune.results.modelfile import load_model
+    from fedprune.results.run import Run, load_run
+    from fedprune.scenario import Scenario, load_scenario
+    from fedprune.server.aggregation import Aggregator, OverlapMean, TrainReply, WeightedMean
+    from fedprune.server.strategy import PruningStrategy
+    from fedprune.sparsity.masks import Masks
+    from fedprune.sparsity.pruning import prunable, prune
+
+# Imported when first used: `fedprune --help` needs no PyTorch, a device nothing of the server.
 _EXPORTS = {
+    "Aggregator": "fedprune.server.aggregation",
+    "Client": "fedprune.client.base",
+    "DataInfo": "fedprune.data.dataset",
+    "FedpruneError": "fedprune.errors",
+    "Fit": "fedprune.client.base",
+    "GrowthRequest": "fedprune.protocol.reports",
+    "Images": "fedprune.data.dataset",
+    "Masks": "fedprune.sparsity.masks",
+    "Order": "fedprune.client.base",
+    "OverlapMean": "fedprune.server.aggregation",
+    "PruningStrategy": "fedprune.server.strategy",
+    "Request": "fedprune.data.sources",
+    "Run": "fedprune.results.run",
+    "RunError": "fedprune.errors",
     "Scenario": "fedprune.scenario",
-    "load_scenario": "fedprune.scenario",
+    "Source": "fedprune.data.sources",
+    "TrainReply": "fedprune.server.aggregation",
+    "UserError": "fedprune.errors",
+    "WeightedMean": "fedprune.server.aggregation",
+    "WireError": "fedprune.errors",
     "load_model": "fedprune.results.modelfile",
     "load_run": "fedprune.results.run",
+    "load_scenario": "fedprune.scenario",
+    "prunable": "fedprune.sparsity.pruning",
+    "prune": "fedprune.sparsity.pruning",
     "resume": "fedprune.engine.simulation",
     "run": "fedprune.engine.simulation",
 }
-__all__ = ["Scenario", "__version__", "load_model", "load_run", "load_scenario", "resume", "run"]
+__all__ = [
+    "Aggregator",
+    "Client",
+    "DataInfo",
+    "FedpruneError",
+    "Fit",
+    "GrowthRequest",
+    "Images",
+    "Masks",
+    "Order",
+    "OverlapMean",
+    "PruningStrategy",
+    "Request",
+    "Run",
+    "RunError",
+    "Scenario",
+    "Source",
+    "TrainReply",
+    "UserError",
+    "WeightedMean",
+    "WireError",
+    "__version__",
+    "load_model",
+    "load_run",
+    "load_scenario",
+    "prunable",
+    "prune",
+    "resume",
+    "run",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Import what the package exports when it is first used: `fedprune --help` needs no PyTorch."""
+    """Import what the package exports when it is first used."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)

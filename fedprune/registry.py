@@ -48,7 +48,7 @@ _KINDS = {
     "strategy": _Kind(
         "strategy", "fedprune.strategies", "fedprune.strategies", base="flwr.serverapp.strategy:Strategy"
     ),
-    "client": _Kind("client", "fedprune.clients", "fedprune.clients", base="fedprune.client.base:Client"),
+    "client": _Kind("client", "fedprune.clients", "fedprune.clients", base="fedprune.client:Client"),
     "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS"),
     "data": _Kind("data set", "fedprune.data", "fedprune.data.sources", table="SOURCES"),
     "criterion": _Kind("criterion", "fedprune.criteria", "fedprune.sparsity.criteria", table="CRITERIA"),
@@ -76,7 +76,7 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     -------
     Any
         The class or function: for a strategy a subclass of Flower's ``Strategy``, for a client one of
-        `fedprune.client.base.Client`, else a callable.
+        `fedprune.client.Client`, else a callable.
 
     Raises
     ------

@@ -23,7 +23,7 @@ from fedprune.errors import UserError
 from fedprune.protocol.run_config import scenario_of
 from fedprune.results.progress import Progress
 from fedprune.scenario import Scenario
-from fedprune.scenario.check import resolve
+from fedprune.server.check import resolve
 from fedprune.server.exchange import Exchange
 
 app = ServerApp()

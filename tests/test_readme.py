@@ -12,7 +12,7 @@ import fedprune
 from fedprune import registry
 from fedprune.errors import ScenarioError
 from fedprune.scenario import load_scenario
-from fedprune.scenario.check import check
+from fedprune.server.check import check
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

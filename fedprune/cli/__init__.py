@@ -209,7 +209,7 @@ def _endable(folder: Path) -> Iterator[_Ending]:
 @app.command()
 def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
     """Check SCENARIO, a YAML file, without running it, and say what it would run."""
-    from fedprune.scenario.check import check
+    from fedprune.server.check import check
 
     plan = _load(scenario, settings)
     check(plan)
@@ -285,7 +285,7 @@ def devices(
             raise UserError("name a SCENARIO: --set, --density and --batch say what of it is to fit")
         print_devices(list(profiles().values()), console)
         return
-    from fedprune.scenario.check import check
+    from fedprune.server.check import check
     from fedprune.server.sizing import clients_of, devices_of, execution_of, sizing
 
     plan = _load(scenario, settings)

@@ -1,1 +1,8 @@
-"""What every client shares on a device: messages in, local training, messages out."""
+"""What every client shares on a device: messages in, local training, messages out.
+
+The author of a client subclasses `Client` and writes ``fit``; the rest is internal.
+"""
+
+from fedprune.client.base import Client, Fit, Order
+
+__all__ = ["Client", "Fit", "Order"]

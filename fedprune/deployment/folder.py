@@ -20,7 +20,7 @@ from fedprune import data as datasets
 from fedprune.deployment.credentials import make_certificates, make_key_pair
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.scenario.check import check
+from fedprune.server.check import check
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _CONNECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

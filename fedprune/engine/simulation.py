@@ -32,7 +32,7 @@ from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_fo
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.scenario.check import resolve
+from fedprune.server.check import resolve
 from fedprune.server.columns import from_columns, to_columns
 from fedprune.server.federation import Federation
 from fedprune.server.strategy import PruningStrategy, build_strategy

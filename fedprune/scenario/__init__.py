@@ -3,7 +3,7 @@
 Everything that a run depends on is a field here, with its unit and its range; a wrong value is refused
 before anything runs, with the file, the line and what would be right. Files of devices are read with the
 scenario, which from then on holds what they say. Whether a named strategy, model, data set or device
-exists is not looked up here: `fedprune.scenario.check` does that.
+exists is not looked up here: `fedprune.server.check` does that.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
     Parameters
     ----------
     scenario
-        One that `fedprune.scenario.check.check` has passed.
+        One that `fedprune.server.check.check` has passed.
     density, batch
         In place of the scenario's.
 

@@ -365,10 +365,11 @@ class PruningStrategy(Strategy):
         criterion: str,
         distribution: str | Distribution,
         *,
+        density: float | None = None,
         iterations: int | None = None,
         draw: int | None = None,
     ) -> Masks:
-        """Return masks that prune what ``self.module`` holds to the target density.
+        """Return masks that prune what ``self.module`` holds, by default to the target density.
 
         Parameters
         ----------
@@ -376,6 +377,8 @@ class PruningStrategy(Strategy):
             Its name; one that needs data is given the server's public examples.
         distribution : str or Distribution
             Its name, or one made on the way.
+        density : float, optional
+            Kept share of the prunable weights, in (0, 1]; ``options.density`` where not given.
         iterations : int, optional
             Pruning steps; the criterion's own number where not given.
         draw : int, optional
@@ -392,12 +395,29 @@ class PruningStrategy(Strategy):
             prunable(self.module, self.options.keep),
             criterion=scored_by,
             distribution=shared_out,
-            density=self.options.density,
+            density=self.options.density if density is None else density,
             iterations=iterations,
             input_shape=self.federation.info.input_shape,
             batches=self.public_batches() if needs_data(scored_by) else (),
             generator=seeds.torch_generator(self.scenario.seed, "prune", *(() if draw is None else (draw,))),
         )
+
+    def prune_to(
+        self, density: float, criterion: str = "magnitude", distribution: str | Distribution = "uniform"
+    ) -> None:
+        """Prune the global model to a density: choose masks for the current weights and set them.
+
+        Parameters
+        ----------
+        density : float
+            Kept share of the prunable weights, in (0, 1].
+        criterion : str
+            Scores the weights; see `pruned`.
+        distribution : str or Distribution
+            Density of each layer; see `pruned`.
+        """
+        set_state(self.module, self.state)
+        self.set_masks(self.pruned(criterion, distribution, density=density))
 
     def public_batches(self) -> list[tuple[Tensor, Tensor]]:
         """Return the server's public examples in batches of the clients' size; [] without any."""

@@ -328,7 +328,7 @@ def test_an_aggregator_that_cannot_be_kept_says_how_to_run_without(tmp_path):
 def made(tmp_path: Path) -> Path:
     """A run folder after a run of round 0 alone, by hand, with its scenario beside it."""
     from fedprune.results.folder import RunFolder
-    from fedprune.scenario.check import resolve
+    from fedprune.server.check import resolve
 
     path = tmp_path / "plan.yaml"
     path.write_text(resolve(small()).to_yaml())

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from fedprune.costs.devices import DeviceProfile, client_profiles, profile, profiles
 from fedprune.errors import ScenarioError
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.scenario.check import check
 from fedprune.scenario.device_files import read_profiles, read_trace
+from fedprune.server.check import check
 
 MIB = 2**20
 OWN = """\

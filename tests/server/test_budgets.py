@@ -17,8 +17,8 @@ from fedprune.errors import RunError, ScenarioError, UserError
 from fedprune.models import build
 from fedprune.protocol.faults import Fault
 from fedprune.protocol.training_step import training_step
-from fedprune.scenario.check import check
 from fedprune.server.budgets import Verdict, nested
+from fedprune.server.check import check
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable

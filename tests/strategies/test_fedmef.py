@@ -19,7 +19,7 @@ from masked import (
 
 from fedprune.costs.memory import step_memory
 from fedprune.errors import RunError, UserError
-from fedprune.scenario.check import check
+from fedprune.server.check import check
 
 OPTIONS = {
     "name": "fedmef",

@@ -21,7 +21,7 @@ from fedprune.costs.memory import forward_memory
 from fedprune.data import batches
 from fedprune.errors import RunError, UserError
 from fedprune.protocol.faults import CODES, Fault
-from fedprune.scenario.check import check
+from fedprune.server.check import check
 from fedprune.sparsity.distributions import rescale
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable

@@ -8,7 +8,7 @@ import pytest
 
 from fedprune.errors import ScenarioError
 from fedprune.scenario import load_scenario
-from fedprune.scenario.check import check
+from fedprune.server.check import check
 
 SCENARIO = """\
 name: checked

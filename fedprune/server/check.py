@@ -13,10 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedprune import registry
+from fedprune.costs.devices import profiles
+from fedprune.data import sources
 from fedprune.errors import PluginError, ScenarioError, UserError
+from fedprune.models.options import checked
 from fedprune.scenario import Scenario
 from fedprune.scenario.validation import explain
 from fedprune.scenario.yaml_file import KeyPath
+from fedprune.server.strategy import PruningStrategy
 from fedprune.wording import did_you_mean, show
 
 _Mistake = tuple[KeyPath, str]
@@ -38,8 +42,6 @@ def check(scenario: Scenario) -> None:
 
 def resolve(scenario: Scenario) -> Scenario:
     """Return the scenario with the strategy's defaults written out, once `check` has passed it."""
-    from fedprune.server.strategy import PruningStrategy
-
     check(scenario)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not issubclass(strategy, PruningStrategy):
@@ -54,8 +56,6 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
     except PluginError as error:
         yield ("strategy", "name"), str(error)
         return
-    from fedprune.server.strategy import PruningStrategy
-
     given = scenario.strategy.options
     if not issubclass(strategy, PruningStrategy):
         yield from _against_signature(strategy, given)
@@ -92,8 +92,6 @@ def _against_signature(strategy: Callable[..., Any], given: Mapping[str, Any]) -
 
 
 def _model(scenario: Scenario) -> Iterator[_Mistake]:
-    from fedprune.models.options import checked
-
     try:
         factory = registry.load("model", scenario.model.name, scenario.directory)
     except PluginError as error:
@@ -109,8 +107,6 @@ def _model(scenario: Scenario) -> Iterator[_Mistake]:
 
 
 def _data(scenario: Scenario) -> Iterator[_Mistake]:
-    from fedprune.data import sources
-
     data = scenario.data
     if data.path is not None and not data.path.exists():
         near = did_you_mean(data.path.name, (file.name for file in data.path.parent.glob("*")))
@@ -122,8 +118,6 @@ def _data(scenario: Scenario) -> Iterator[_Mistake]:
 
 
 def _devices(scenario: Scenario) -> Iterator[_Mistake]:
-    from fedprune.costs.devices import profiles
-
     known = profiles(scenario.clients.profiles)
     for number, device in enumerate(scenario.clients.devices):
         if device.profile is not None and device.profile not in known:
