@@ -1,0 +1,143 @@
+"""The section ``data``: the data set, and how it is partitioned over the clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from fedprune.scenario.base import ChoiceSpec, Fraction, PluginName, Spec, absolute_path
+from fedprune.scenario.validation import refuse
+from fedprune.wording import show
+
+
+def _number_or_names(value: object) -> object:
+    """Refuse what is neither a number of classes nor their names in one sentence instead of one for each."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 2):
+        return value
+    if isinstance(value, list | tuple):
+        names = [name for name in value if isinstance(name, str) and name]
+        if len(set(names)) == len(value) >= 2:
+            return tuple(names)
+    raise ValueError(
+        f"{show(value)} is neither a number of classes, from 2 on, nor a list of two or more different "
+        'names: write for example 10 or ["cat", "dog"], names that look like numbers in quotes'
+    )
+
+
+ChannelsOrSide = Annotated[int, Field(ge=1)]
+
+Classes = Annotated[int, Field(ge=2)] | Annotated[tuple[str, ...], Field(min_length=2)]
+
+
+class PartitionSpec(ChoiceSpec):
+    """How the training images are split over the clients."""
+
+    chooser = "scheme"
+    keys_of: ClassVar = {
+        "iid": (),
+        "dirichlet": ("alpha",),
+        "pathological": ("classes_per_client",),
+        "shard": ("shards_per_client",),
+    }
+
+    scheme: Literal["iid", "dirichlet", "pathological", "shard"] = Field(
+        default="iid",
+        description="How labels are spread: iid (evenly), dirichlet (skewed by alpha), pathological (a few "
+        "classes a client) or shard (a few runs of images sorted by label).",
+    )
+    alpha: float = Field(
+        default=0.5,
+        gt=0,
+        description="Concentration of the Dirichlet distribution: the smaller, the more skewed.",
+    )
+    classes_per_client: int = Field(
+        default=2, ge=1, description="Classes that a client has under pathological."
+    )
+    shards_per_client: int = Field(default=2, ge=1, description="Shards that a client gets under shard.")
+
+
+class DataSpec(Spec):
+    """The data set, and who gets which part of it."""
+
+    name: PluginName = Field(
+        default="digits",
+        description="The data set: a built-in one such as digits or cifar10, a Hugging Face hub name, or "
+        "'package.module:Name' or 'file.py:Name'.",
+    )
+    path: Annotated[Path, AfterValidator(absolute_path)] | None = Field(
+        default=None,
+        strict=False,
+        description="Where the data set lies, a file or a folder; relative to the scenario's folder, or else "
+        "to the working directory.",
+    )
+    partition: PartitionSpec = Field(
+        default=PartitionSpec(), description="How the training images are split over the clients."
+    )
+    server_fraction: Fraction = Field(
+        default=0.0,
+        description="Share of the training images that the server keeps as public data, from 0 to below 1; "
+        "no client has them.",
+    )
+    client_test_fraction: Fraction = Field(
+        default=0.0, description="Share of each client's images that it tests on, from 0 to below 1."
+    )
+    train_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of training images to use, drawn at random; all where not given.",
+    )
+    test_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of test images to use, drawn at random; all where not given.",
+    )
+    image_column: str | None = Field(
+        default=None, description="Name of the column with the images; found by itself where not given."
+    )
+    label_column: str | None = Field(
+        default=None, description="Name of the column with the labels; found by itself where not given."
+    )
+    input_shape: tuple[ChannelsOrSide, ChannelsOrSide, ChannelsOrSide] | None = Field(
+        default=None,
+        strict=False,
+        description="Channels, height and width of an image, for devices with data of their own, which "
+        "can't see the data set; known for built-in data sets.",
+        examples=[[3, 32, 32]],
+    )
+    classes: Annotated[Classes | None, BeforeValidator(_number_or_names)] = Field(
+        default=None,
+        description="Number of classes, or their names in the order of their numbers, for devices with data "
+        "of their own; known for built-in data sets.",
+        examples=[10, ["cat", "dog"]],
+    )
+    augment: tuple[Literal["crop", "flip"], ...] = Field(
+        default=(),
+        strict=False,
+        description="Random changes of training images: crop (shifted) and flip (mirrored).",
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        strict=False,
+        description="Mean of each channel, of pixels from 0 to 1; the data set's own where not given.",
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        strict=False,
+        description="Standard deviation of each channel, of pixels from 0 to 1; the data set's own where not "
+        "given.",
+    )
+
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            given, missing = ("mean", "std") if self.std is None else ("std", "mean")
+            raise refuse(given, f"is given without {missing}: give both or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise refuse(
+                "std", f"has {len(self.std)} numbers, but mean has {len(self.mean)}: give one a channel"
+            )
+        return self

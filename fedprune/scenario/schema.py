@@ -1,0 +1,23 @@
+"""The JSON Schema of a scenario file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedprune import registry
+from fedprune.scenario.scenario import Scenario
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a scenario file for completion in an editor.
+
+    The names of the strategies, models and data sets that are installed are its examples.
+    """
+    schema = Scenario.model_json_schema()
+    for spec, kind in (("StrategySpec", "strategy"), ("ModelSpec", "model"), ("DataSpec", "data")):
+        schema["$defs"][spec]["properties"]["name"]["examples"] = registry.names(kind)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "fedprune scenario",
+    }
