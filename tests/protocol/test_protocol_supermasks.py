@@ -191,7 +191,7 @@ def digest(threads):
 
 @pytest.mark.slow
 def test_processes_with_other_threads_build_the_same_weights():
-    code = "import sys, test_supermask; print(test_supermask.digest(int(sys.argv[1])))"
+    code = f"import sys, {__name__} as test; print(test.digest(int(sys.argv[1])))"
     folder = os.path.dirname(__file__)
     running = [
         subprocess.Popen(
