@@ -1,11 +1,16 @@
 """FedDST (Bibikar et al., AAAI 2022): Federated Dynamic Sparse Training.
 
-Every few rounds each client swaps a share of its own weights as RigL does, some way into its local
-training, and sends values and mask. The server averages each weight over the clients that kept it and
-prunes every layer back to its number of weights.
+Every few rounds each client swaps a share of its own weights as RigL does, part of the way through its
+local training, and sends values and mask. The server averages each weight over the clients that kept it
+and prunes every layer back to its number of weights.
 
 As in the paper, a client trains on after its swap: a weight grows from 0, and one that is still 0 when
 the server prunes by magnitude would be the first to go.
+
+References
+----------
+- S. Bibikar, H. Vikalo, Z. Wang, X. Chen: Federated Dynamic Sparse Training: Computing Less, Communicating
+  Less, Yet Learning Better. AAAI 2022, arXiv 2112.09824.
 """
 
 from __future__ import annotations

@@ -4,8 +4,16 @@ Weights are frozen. Every client prunes them once to masks of its own, by the sc
 in the first round it takes part in. From then on it learns and exchanges a {0, 1} mask of what it kept. The
 server averages each entry over the clients that hold it, and sends a client those that it holds.
 
-Different from the paper: single weights are pruned, not filters; the frozen weights are random, not
-pretrained; what the server sends is the average rounded to ``vote_bits`` bits, by default to 0 or 1.
+Differences from the paper
+--------------------------
+- Single weights are pruned, not filters.
+- The frozen weights are random, not pretrained.
+- The server sends the average rounded to ``vote_bits`` bits, by default to 0 or 1.
+
+References
+----------
+- A. Li, J. Sun, X. Zeng, M. Zhang, H. Li, Y. Chen: FedMask: Joint Computation and Communication-Efficient
+  Personalized Federated Learning via Heterogeneous Masking. SenSys 2021.
 """
 
 from __future__ import annotations

@@ -1,24 +1,33 @@
 """FedMef (Huang et al., CVPR 2024): Towards Memory-efficient Federated Dynamic Pruning.
 
-FedTiny's adjustments (arXiv 2403.14737 builds on them) with two additions. Budget-aware extrusion: in
-the rounds before an adjustment clients drive the weights that it would drop, the smallest of the layers
-that it looks at, towards zero by strength * |w|^2 in the loss. Scaled activation pruning: of the
-activations that the backward pass needs clients keep the largest, and convolution filters are
-standardised over their kept weights so that activations centre around zero.
+FedMef makes FedTiny's adjustments, with two additions:
 
-As in the paper: the first mask is random; the same adjustment schedule for growth and extrusion; the
-learning rate of extrusion is beta = p(z) * (2 * sigmoid(|w_low|) - 1) * eta with REX's p over the budget,
-here for all weights; forward passes are exact, and gradients of weights come from pruned activations.
-The defaults of strength, rounds, distribution and activation density are ours.
+- *Budget-aware extrusion.* In the rounds before an adjustment clients drive the weights that it would drop,
+  the smallest of the layers that it looks at, towards zero by ``strength * |w|^2`` in the loss.
+- *Scaled activation pruning.* Of the activations that the backward pass needs, clients keep the largest.
+  Convolution filters are standardised over their kept weights so that activations centre around zero.
 
-Different from it: every round marks its smallest weights anew, on the model as it was sent. A filter's
-kept weights are kept at mean 0 by projection after each step and each change of masks (an average of
-centred filters is centred), and standardised once at the start; from then on its norm, trained with
-them, is the gain that the paper's normalised convolution has as a parameter of its own. A weight that
-grows starts at 0 less the mean of its filter. Batch norm is not taken out of a model behind its back: it
-stays, and the input that it saves stays dense, unless the model is built without
-(``model.batch_norm: false``, the paper's form, for the built-in models that have batch norm). Pooling
-keeps what it needs in full, ReLU one bit a value.
+As in the paper, the first mask is random, growth and extrusion follow the same adjustment schedule, and the
+learning rate of extrusion is ``beta = p(z) * (2 * sigmoid(|w_low|) - 1) * eta`` with REX's ``p`` over the
+budget. Forward passes are exact; gradients of weights come from pruned activations.
+
+Differences from the paper
+--------------------------
+- The extrusion's learning rate holds for all weights.
+- The defaults of strength, rounds, distribution and activation density are ours.
+- Every round marks its smallest weights anew, on the model as it was sent.
+- A filter's kept weights are kept at mean 0 by projection after each step and each change of masks (an
+  average of centred filters is centred), and standardised once at the start. From then on the filter's
+  norm, trained with them, is the gain that the paper's normalised convolution has as its own parameter.
+- A weight that grows starts at 0 less the mean of its filter.
+- Batch norm stays in the model, and the input that it saves stays dense, unless the model is built without
+  it (``model.batch_norm: false``, the paper's form, for the built-in models that have batch norm).
+- Pooling keeps what it needs in full, ReLU one bit a value.
+
+References
+----------
+- H. Huang, W. Zhuang, C. Chen, L. Lyu: FedMef: Towards Memory-efficient Federated Dynamic Pruning. CVPR 2024,
+  arXiv 2403.14737.
 """
 
 from __future__ import annotations

@@ -1,13 +1,22 @@
-"""FedPM (Isik et al., ICLR 2023, arXiv 2209.15472): Sparse Random Networks for Federated Learning.
+"""FedPM (Isik et al., ICLR 2023): Sparse Random Networks for Federated Learning.
 
 Weights are frozen. Clients learn with which probability each is used, and sample a {0, 1} mask in every
 forward pass; each sends one sampled mask. The server keeps a Beta posterior of every probability over
 the masks since the last reset, and sends its mean.
 
-As in the paper: scores are logits, the sampled mask passes its gradient straight through to the
-probability, every client's mask counts the same. Differences: what is sent is quantised to ``vote_bits``;
-the mean of the posterior is sent, as its authors describe, where their algorithm writes its mode; and
-the random network may be pruned at first (``density``), which the paper does not do.
+As in the paper, scores are logits, the sampled mask passes its gradient straight through to the
+probability, and every client's mask counts the same.
+
+Differences from the paper
+--------------------------
+- What the server sends is quantised to ``vote_bits`` bits.
+- The server sends the mean of the posterior, as the authors describe; their algorithm writes its mode.
+- The random network may be pruned at first (``density``), which the paper does not do.
+
+References
+----------
+- B. Isik, F. Pase, D. Gunduz, T. Weissman, M. Zorzi: Sparse Random Networks for Communication-Efficient
+  Federated Learning. ICLR 2023, arXiv 2209.15472.
 """
 
 from __future__ import annotations

@@ -1,9 +1,25 @@
 """FedTiny (Huang et al., ICDCS 2023): Distributed Pruning Towards Tiny Neural Networks.
 
-Two modules (arXiv 2212.01977). Adaptive batch-norm selection: of several coarsely pruned candidates,
-take the one with the smallest loss on the clients' data once its batch norms have the clients'
-statistics. Progressive pruning: every few rounds, in a few layers at a time, grow the pruned weights
-whose gradient is largest and drop as many of the smallest kept ones.
+FedTiny finds a sparse model on the devices themselves, within their memory, in two steps:
+
+- *Adaptive batch-norm selection.* Before round 1 the server trains the dense model on its public data and
+  prunes it to several candidates. Each client measures batch-norm statistics of one candidate at a time.
+  Under the pooled statistics the clients report the candidate's loss, and the smallest loss wins.
+- *Progressive pruning.* Every few rounds, in a few layers at a time, clients report the pruned weights with
+  the largest gradient. The server averages the reports, grows the weights with the largest gradient, and
+  drops as many of the smallest kept ones. Adjustments move weights within a layer, never between layers.
+
+Differences from the paper
+--------------------------
+- The clients' variances are pooled, between-client differences of means included; the paper averages them
+  (``pool_variance: false``).
+- Candidates may come from several criteria and distributions (``bases``); the paper varies the layer
+  densities of one (magnitude, uniform), which is the default.
+
+References
+----------
+- H. Huang, L. Zhang, C. Sun, R. Fang, X. Yuan, D. Wu: Distributed Pruning Towards Tiny Neural Networks in
+  Federated Learning. ICDCS 2023, arXiv 2212.01977.
 """
 
 from __future__ import annotations

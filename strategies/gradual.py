@@ -1,11 +1,20 @@
-"""Gradual magnitude pruning: Zhu and Gupta 2017; with regrowth GraNet, Liu et al., NeurIPS 2021.
+"""Gradual magnitude pruning (Zhu and Gupta 2017); with regrowth GraNet (Liu et al., NeurIPS 2021).
 
-From round ``start`` to round ``end`` the averaged model is pruned by magnitude, ever less, along a
-cubic curve. With ``regrow`` a further share of each layer is dropped and as many weights grow by
+From round ``start`` to round ``end`` the averaged model is pruned by magnitude along a cubic curve, quickly
+at first and ever less. With ``regrow`` a further share of each layer is dropped and as many weights grow by
 gradient; that share falls along a cosine.
 
-Unlike GraNet's, gradients are those of clients that trained under the masks before the pruning: what
-the same round prunes can't grow again in it, and nothing grows while nothing is pruned.
+Differences from the paper
+--------------------------
+- GraNet's gradients are those of clients that trained under the masks before the pruning: what a round
+  prunes can't grow again in it, and nothing grows while nothing is pruned.
+
+References
+----------
+- M. Zhu, S. Gupta: To prune, or not to prune: exploring the efficacy of pruning for model compression. 2017,
+  arXiv 1710.01878.
+- S. Liu, T. Chen, X. Chen, Z. Atashgahi, L. Yin, H. Kou, L. Shen, M. Pechenizkiy, Z. Wang, D. C. Mocanu:
+  Sparse Training via Boosting Pruning Plasticity with Neuroregeneration. NeurIPS 2021, arXiv 2106.10404.
 """
 
 from __future__ import annotations

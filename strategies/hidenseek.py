@@ -1,8 +1,20 @@
-"""HideNseek (Vallapuram et al. 2022, arXiv 2206.04385): server-side pruning and sign supermasks.
+"""HideNseek (Vallapuram et al. 2022): server-side pruning and sign supermasks.
 
 The server prunes a randomly initialised network once, without data, by synaptic flow (SynFlow, Tanaka et
-al., NeurIPS 2020). What is kept is frozen, and both sides draw it from a seed. Clients learn its signs
-alone; each sends one bit a weight, the server takes the weighted vote and sends one bit a weight.
+al., NeurIPS 2020). What is kept is frozen, and both sides draw it from a seed. Clients learn the signs
+alone: each sends one bit a weight, the server takes the vote, weighted by examples, and sends one bit a
+weight back. A tie leaves a sign as it was.
+
+With ``train_dense`` batch norm, biases and the last layer are trained and sent as usual; with
+``aggregate: mean`` the server sends the vote itself in ``vote_bits`` bits. By default neither is on, and
+clients learn signs alone, as in the paper.
+
+References
+----------
+- A. K. Vallapuram, P. Zhou, Y. D. Kwon, L. H. Lee, H. Xu, P. Hui: HideNseek: Federated Lottery Ticket via
+  Server-side Pruning and Sign Supermask. 2022, arXiv 2206.04385.
+- H. Tanaka, D. Kunin, D. L. K. Yamins, S. Ganguli: Pruning neural networks without any data by iteratively
+  conserving synaptic flow. NeurIPS 2020, arXiv 2006.05467.
 """
 
 from __future__ import annotations

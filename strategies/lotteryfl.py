@@ -1,11 +1,16 @@
-"""LotteryFL (Li et al., 2020, arXiv 2008.03371): every client finds a lottery ticket of its own.
+"""LotteryFL (Li et al. 2020): every client finds a lottery ticket of its own.
 
-Personalised: a client whose model is accurate enough on its held-out examples prunes it by magnitude
-and rewinds it to the initial weights, before it trains. It is sent, and replies, the weights under its
-own mask alone; the server averages each weight over the clients that kept it.
+LotteryFL is personalised. A client whose model is accurate enough on its held-out examples prunes it by
+magnitude and rewinds it to the initial weights, before it trains. It receives and returns the weights under
+its own mask alone; the server averages each weight over the clients that kept it.
 
-The density that the server reports is that of the weights which any client keeps; what a client is at
-stands in its own mask (``tickets``). ``evaluation.clients`` measures the personal models.
+The density that the server reports is that of the weights which any client keeps; each client's own density
+is that of its own mask (``tickets``). ``personal_accuracy`` measures the clients' own models.
+
+References
+----------
+- A. Li, J. Sun, B. Wang, L. Duan, S. Li, Y. Chen, H. Li: LotteryFL: Personalized and Communication-Efficient
+  Federated Learning with Lottery Ticket Hypothesis on Non-IID Datasets. 2020, arXiv 2008.03371.
 """
 
 from __future__ import annotations

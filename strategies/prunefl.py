@@ -1,13 +1,22 @@
 """PruneFL (Jiang et al., TNNLS 2022): Model Pruning Enables Efficient Federated Learning on Edge Devices.
 
-An initial pruning on one client, or on the server's data; then, every few rounds, the clients report
+An initial pruning happens on one client, or on the server's data. Then, every few rounds, the clients report
 the mean squared gradient of every weight, and the server keeps the weights that promise the most
 descent per second of a round. The model may shrink and grow.
 
-Differences from the paper: gradients are squared batch by batch on ``importance_batches`` batches after
-local training, not summed up over all steps since the last adjustment; the initial pruning is one step
-from the initial weights; the model never exceeds ``density``; every layer keeps at least one weight;
-what is never pruned counts as time but not as descent.
+Differences from the paper
+--------------------------
+- Gradients are squared batch by batch on ``importance_batches`` batches after local training, not summed up
+  over all steps since the last adjustment.
+- The initial pruning is one step from the initial weights.
+- The model never exceeds ``density``, and every layer keeps at least one weight.
+- Weights that are never pruned count as time but not as descent.
+
+References
+----------
+- Y. Jiang, S. Wang, V. Valls, B. J. Ko, W.-H. Lee, K. K. Leung, L. Tassiulas: Model Pruning Enables Efficient
+  Federated Learning on Edge Devices. IEEE Transactions on Neural Networks and Learning Systems, 2022,
+  arXiv 1909.12326.
 """
 
 from __future__ import annotations

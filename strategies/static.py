@@ -1,8 +1,15 @@
 """Static pruning: prune once on the server, then train under that mask.
 
-Any criterion and any distribution. The SynFlow and SNIP baselines of the federated pruning papers
+Any criterion and any distribution will do. The SynFlow and SNIP baselines of the federated pruning papers
 are settings of it: ``criterion: synflow, distribution: global`` (Tanaka et al., NeurIPS 2020) and
 ``criterion: snip, distribution: global`` (Lee et al., ICLR 2019).
+
+References
+----------
+- H. Tanaka, D. Kunin, D. L. K. Yamins, S. Ganguli: Pruning neural networks without any data by iteratively
+  conserving synaptic flow. NeurIPS 2020, arXiv 2006.05467.
+- N. Lee, T. Ajanthan, P. H. S. Torr: SNIP: Single-shot Network Pruning based on Connection Sensitivity.
+  ICLR 2019, arXiv 1810.02340.
 """
 
 from __future__ import annotations
