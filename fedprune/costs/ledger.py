@@ -16,14 +16,45 @@ from typing import Protocol, TypedDict
 class TaskRecord:
     """One message to one client and its reply: a line of ``clients.jsonl``.
 
-    ``client`` is None, and ``device`` "unknown", for a node that was refused before it said who it is.
+    A task that the server did not wait for counts as far as it had come.
 
-    ``status`` is "ok", "failed", or "surplus" for a good reply that was not needed; ``fault`` is the kind
-    of what failed, see `fedprune.errors.Fault`, and ``reason`` says it in one line. Bytes are serialized
-    message content; ``device_seconds`` is virtual, ``wall_seconds`` is measured. ``joules`` is None where the
-    device's energy is unknown. ``measured_seconds`` and ``measured_memory_bytes`` are what a real device
-    took to compute, and the most memory that its process held, the interpreter and libraries included; None
-    in a simulation. A task that the server did not wait for counts as far as it had come.
+    Attributes
+    ----------
+    round
+        The round, from 1; 0 for what came before training.
+    type
+        The message's type: ``train``, ``evaluate``, or ``query.`` and what was asked.
+    client
+        The client's number, from 0; null for a node that was refused before it gave one.
+    device
+        The name of its device's profile; "unknown" for such a node.
+    examples
+        Examples that the client trained or was tested on, as its reply says; 0 without a reply.
+    bytes_down, bytes_up
+        Bytes of the message and of the reply, as serialized.
+    mask_bytes_down, mask_bytes_up
+        Of these, the bytes of masks.
+    flops
+        Floating-point operations, by the cost model.
+    peak_memory_bytes
+        Peak memory, by the cost model.
+    device_seconds
+        Virtual time: transfer and computing at the rates of the device's profile.
+    joules
+        Energy; null where the device's energy is unknown.
+    wall_seconds
+        Seconds on the server's clock from the message to its reply.
+    measured_seconds
+        Seconds that a real device computed; null in a simulation.
+    measured_memory_bytes
+        The most memory that a real device's process held, interpreter and libraries included; null in a
+        simulation.
+    status
+        ``ok``, ``failed``, or ``surplus`` for a good reply that was not needed.
+    fault
+        The kind of fault of a failed task, see `fedprune.protocol.faults.Fault`; null for others.
+    reason
+        The fault in one line; null for others.
     """
 
     round: int
@@ -52,12 +83,38 @@ MOST_CLASSES = 20
 
 
 class ClassRecord(TypedDict):
-    """One round of the clients that have one kind of device.
+    """One round of the clients that have one kind of device: a value of ``classes`` in ``rounds.jsonl``.
 
-    ``clients`` are all of them; those ``asked`` to train in this round gave a reply that counted (``ok``),
-    came after the deadline (``late``), were not needed (``surplus``) or ``failed`` otherwise; ``excluded``
-    were those without the memory, ``offline`` those that were not there. ``accuracy`` is the global
-    model's on what they hold out, None where it was not measured. The costs are those of all their tasks.
+    Attributes
+    ----------
+    clients
+        All clients of the class.
+    asked
+        Clients that were asked to train in this round.
+    ok
+        Of those asked, clients whose reply counted.
+    late
+        Of those asked, clients whose reply came after the deadline.
+    surplus
+        Of those asked, clients whose reply was not needed.
+    failed
+        Of those asked, clients that failed otherwise.
+    excluded
+        Clients without the memory to train.
+    offline
+        Clients that were not there.
+    accuracy
+        The global model's on what the class's clients hold out, in [0, 1]; null where not measured.
+    bytes_down, bytes_up
+        Bytes to and from the class's clients, of all their tasks.
+    flops
+        Floating-point operations of all their tasks.
+    peak_memory_bytes
+        The largest peak memory of their tasks.
+    device_seconds
+        Virtual time of the slowest of them.
+    joules
+        Energy of all their tasks; null where that of any is unknown.
     """
 
     clients: int
@@ -81,18 +138,52 @@ class ClassRecord(TypedDict):
 class RoundRecord:
     """One round: a line of ``rounds.jsonl``.
 
-    ``accuracy`` and ``loss`` are those of the global model on the server's test data, None in
-    a round without evaluation. ``train_loss`` is the clients' mean, weighted by examples.
-    ``client_accuracy`` is the global model's on what the round's clients hold out;
-    ``personal_accuracy`` is that of the model of each of them after its local training, on what it
-    holds out itself. Both are weighted by examples, and None where nothing is held out; the former
-    also where it is not asked for.
-    ``device_seconds`` is the round's virtual time: that of its slowest client.
-    ``layer_densities`` is the kept share per pruned tensor. ``faults`` counts the failed tasks by kind.
-    ``joules`` is None where that of any task is unknown. ``clients_surplus`` counts good replies that
-    were not needed, ``clients_excluded`` the clients without the memory, ``clients_offline`` those that
-    were not there. ``classes`` has the same for each class of device, see `ClassRecord`; it is empty
-    where there are more than `MOST_CLASSES`.
+    Attributes
+    ----------
+    round
+        The round, from 1; 0 is what came before training.
+    accuracy
+        The global model's on the server's test data, in [0, 1]; null in a round without evaluation.
+    loss
+        Its mean cross entropy there; null in a round without evaluation.
+    train_loss
+        The clients' mean training loss, weighted by examples.
+    client_accuracy
+        The global model's on what the round's clients hold out, weighted by examples; null where it was
+        not asked for or nothing is held out.
+    personal_accuracy
+        That of each client's own model after its local training, on what the client holds out, weighted by
+        examples; null where nothing is held out.
+    density
+        Kept share of the prunable weights, in (0, 1].
+    layer_densities
+        The same for each pruned tensor, by its name.
+    bytes_down, bytes_up
+        Bytes of all messages to clients and of all replies, as serialized.
+    flops
+        Floating-point operations of all clients, by the cost model.
+    peak_memory_bytes
+        The largest peak memory of a client, by the cost model.
+    device_seconds
+        The round's virtual time: that of its slowest client in each exchange, or the deadline.
+    joules
+        Energy of all clients; null where that of any task is unknown.
+    wall_seconds
+        Seconds on the clock.
+    clients_ok
+        Tasks whose reply counted.
+    clients_failed
+        Tasks that failed.
+    clients_surplus
+        Good replies that were not needed.
+    clients_excluded
+        Clients without the memory to train.
+    clients_offline
+        Clients that were not there.
+    faults
+        Failed tasks by kind of fault, see `fedprune.protocol.faults.Fault`.
+    classes
+        The same by class of device, see `ClassRecord`; empty where there are more than `MOST_CLASSES`.
     """
 
     round: int
