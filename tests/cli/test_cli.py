@@ -14,7 +14,9 @@ import yaml
 from results.made_runs import write_run
 
 import fedprune
-from fedprune.cli import main, parse_settings
+from fedprune.cli import main
+from fedprune.cli.arguments import parse_settings
+from fedprune.cli.ending import Ending
 from fedprune.errors import RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,14 +153,23 @@ def test_schema_is_json_schema(capsys):
 def test_list_names_what_there_is_with_a_line_each(capsys):
     assert main(["list"]) == 0
     everything = capsys.readouterr().out
-    for text in ("models:\n", "  resnet18  ", "criteria:\n", "  magnitude  ", "devices:\n", "raspberry-pi-4"):
+    for text in (
+        "clients:\n",
+        "  supermask  ",
+        "models:\n",
+        "  resnet18  ",
+        "criteria:\n",
+        "  magnitude  ",
+        "devices:\n",
+        "raspberry-pi-4",
+    ):
         assert text in everything, text
     assert main(["list", "models"]) == 0
     models = capsys.readouterr().out
     assert models in everything
     assert "magnitude" not in models
     assert main(["list", "colours"]) == 2
-    assert "strategies, models" in capsys.readouterr().err
+    assert "strategies, clients, models" in capsys.readouterr().err
 
 
 def cells(text: str) -> dict[str, list[str]]:
@@ -243,9 +254,7 @@ def test_compare_prints_and_writes(tmp_path, capsys):
 
 def test_a_signal_that_nobody_heard_ends_the_run_with_its_next_task():
     """An exception is dropped where it is raised in a finalizer: the run goes on until it is asked again."""
-    from fedprune.cli import _Ending
-
-    ending = _Ending()
+    ending = Ending()
     ending.on_task(None)
     with pytest.raises(KeyboardInterrupt):
         ending(15, None)

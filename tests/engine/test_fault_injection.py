@@ -14,7 +14,8 @@ from rich.console import Console
 
 from engine.apps import make_obedient
 from engine.conftest import echoes, message
-from fedprune.cli import describe, print_summary
+from fedprune.cli.run import print_summary
+from fedprune.cli.validate import describe
 from fedprune.engine import simulation
 from fedprune.engine.fault_injection import COUNTED_AS, damaged, injected
 from fedprune.engine.grid import CHUNK_SECONDS, RayGrid, _Pace

@@ -1,0 +1,67 @@
+"""`fedprune validate`, and what a scenario would run in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedprune.cli.arguments import ScenarioPath, Settings, load
+from fedprune.errors import UserError
+
+if TYPE_CHECKING:
+    from fedprune.scenario import FaultsSpec, Scenario
+
+
+def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
+    """Check SCENARIO, a YAML file, without running it, and say what it would run."""
+    from fedprune.server.check import check
+
+    plan = load(scenario, settings)
+    check(plan)
+    print(f"ok: {scenario}: {describe(plan)}")
+    for warning in _too_small(plan):
+        print(f"but: {warning}")
+
+
+def _too_small(plan: Scenario) -> Iterator[str]:
+    """Yield a sentence where clients have too little memory, as far as the scenario alone tells."""
+    from fedprune.server.sizing import clients_of, sizing
+
+    try:
+        asked = sizing(plan)
+    except UserError:  # Without the data set, its shape is not known.
+        return
+    peak = asked.step.memory(asked.density, asked.batch).total
+    devices = clients_of(plan)
+    if small := sum(device.memory < peak for device in devices):
+        yield (
+            f"a training step at density {asked.density:g} in batches of {asked.batch} is too much for the "
+            f"memory of {small} of {len(devices)} clients; clients.over_budget is {plan.clients.over_budget} "
+            "(see `fedprune devices`)"
+        )
+
+
+def describe(plan: Scenario) -> str:
+    """Return one paragraph on what a scenario would run."""
+    clients, training, data = plan.clients, plan.clients.training, plan.data
+    options = ", ".join(f"{key} {value}" for key, value in plan.strategy.options.items())
+    kinds = dict.fromkeys(
+        device.profile or device.name or "a device of its own" for device in clients.devices
+    )
+    devices = f"the {len(kinds)} devices of the trace" if clients.trace else " and ".join(kinds)
+    passes = "pass" if training.epochs == 1 else "passes"
+    return (
+        f"{plan.strategy.name}{f' ({options})' if options else ''} trains {plan.model.name} on {data.name}, "
+        f"split {data.partition.scheme} over {clients.count} clients, for {plan.rounds} rounds with "
+        f"{clients.per_round} clients each; a client makes {training.epochs} {passes} in batches of "
+        f"{training.batch_size} with {training.optimizer.name} (lr {training.optimizer.lr:g})"
+        f"{f', on {devices}' if devices else ''}. Seed {plan.seed}; values travel as {plan.wire.values}."
+        f"{_faults(plan.faults)}"
+    )
+
+
+def _faults(spec: FaultsSpec) -> str:
+    """Return a sentence on the faults that a scenario injects, or nothing where there are none."""
+    shares = [f"{name} {share:g}" for name, share in spec.shares.items() if share]
+    single = [f"{each.fault} for client {each.client} in round {each.round}" for each in spec.at]
+    return f" Faults injected into training tasks: {', '.join(shares + single)}." if spec.any else ""
