@@ -46,7 +46,7 @@ from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import Images, Request, Source
 from fedprune.engine import simulation
 from fedprune.scenario import Scenario
-from fedprune.server.exchange import Exchange
+from fedprune.server.roll_call import RollCall
 from fedprune.server.strategy import PruningStrategy
 
 #: (registered, sampled a round); the first is what the others are compared with.
@@ -147,7 +147,7 @@ class Startup:
         for owner, name, part in (
             (simulation.datasets, "load", "data"),
             (RayGrid, "__init__", "Ray"),
-            (Exchange, "meet", "clients"),
+            (RollCall, "open", "clients"),
             (simulation.SpreadEvaluation, "__call__", "evaluation"),
         ):
             setattr(owner, name, self._timed(getattr(owner, name), part))

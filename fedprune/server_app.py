@@ -24,7 +24,7 @@ from fedprune.protocol.run_config import scenario_of
 from fedprune.results.progress import Progress
 from fedprune.scenario import Scenario
 from fedprune.server.check import resolve
-from fedprune.server.exchange import Exchange
+from fedprune.server.roll_call import RollCall
 
 app = ServerApp()
 
@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     data = datasets.load(scenario)
     heard: list[Listener] = []
     strategy = make_strategy(scenario, data, score_locally(scenario, data), heard)
-    _be_patient(strategy.exchange, scenario, config)
+    _be_patient(strategy.roll_call, scenario, config)
     out = Path(str(config.get("out", "") or f"runs/{scenario.name}"))
     with ExitStack() as stack:
         folder, checkpoint = opened(
@@ -57,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
             strategy.start(FlowerGrid(grid))
 
 
-def _be_patient(exchange: Exchange, scenario: Scenario, config: UserConfig) -> None:
+def _be_patient(roll_call: RollCall, scenario: Scenario, config: UserConfig) -> None:
     """Say for how many devices a run waits, and for how long."""
     wanted, wait = config.get("min-clients", 0), config.get("wait", scenario.engine.timeout)
     count = scenario.clients.count
@@ -65,4 +65,4 @@ def _be_patient(exchange: Exchange, scenario: Scenario, config: UserConfig) -> N
         raise UserError(f"run config 'min-clients' is {wanted!r}: give 1 to {count}, or 0 for all clients")
     if not isinstance(wait, int | float) or not wait > 0:
         raise UserError(f"run config 'wait' is {wait!r}: give seconds above 0")
-    exchange.start_with, exchange.patience = wanted or count, float(wait)
+    roll_call.start_with, roll_call.patience = wanted or count, float(wait)

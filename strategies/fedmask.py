@@ -26,15 +26,15 @@ from pydantic import Field
 from fedprune import seeds
 from fedprune.protocol.client_masks import OneShotRequest
 from fedprune.protocol.supermasks import LearningOptions, Supermasks
-from fedprune.server.personalised import PersonalStrategy
+from fedprune.server.personalised import PersonalisedStrategy
 
 
-class FedMask(PersonalStrategy):
+class FedMask(PersonalisedStrategy):
     """FedMask (Li et al., SenSys 2021): personal {0, 1} masks of frozen weights, overlaps are averaged."""
 
     client = "supermask"
 
-    class Options(LearningOptions, PersonalStrategy.Options):
+    class Options(LearningOptions, PersonalisedStrategy.Options):
         """How much a client keeps, and how it learns its mask."""
 
         density: float = Field(0.5, gt=0, le=1, description="Share of each layer that a client keeps.")
@@ -50,7 +50,7 @@ class FedMask(PersonalStrategy):
         """Start with every client at the whole network."""
         self.draw()
         self.freeze(self.whole)
-        self.tickets = self.new_tickets()
+        self.personal_masks = self.new_personal_masks()
 
     def mask_request(self, server_round: int) -> OneShotRequest:
         """Let a client prune that has not yet."""

@@ -80,9 +80,9 @@ class FedMef(PruningStrategy):
     options: Options
 
     @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
+    def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
         """Find extrusion that is longer than what lies between adjustments."""
-        yield from super().mistakes(scenario, options)
+        yield from super().validation_errors(scenario, options)
         if options.extrusion_rounds > options.adjust_every:
             yield (
                 "extrusion_rounds",

@@ -63,14 +63,14 @@ class BetaPosterior(WeightedMean):
             self._ones, self._masks = 0.0, 0
         return super().begin(server_round, state, messages)
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the masks seen so far; nothing where the next round forgets them."""
         return {"ones": self._ones, "masks": self._masks} if self.reset_every > 1 else {}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the masks back."""
-        if memory:
-            self._ones, self._masks = memory["ones"], memory["masks"]
+        if state:
+            self._ones, self._masks = state["ones"], state["masks"]
 
     def add(self, reply: TrainReply) -> None:
         """Count the ones of a mask."""

@@ -40,9 +40,9 @@ from fedprune.protocol import batch_norm
 from fedprune.protocol.messages import metrics_of, real
 from fedprune.protocol.reports import GrowthRequest
 from fedprune.scenario import Scenario
-from fedprune.server.exchange import listed
+from fedprune.server.option_checks import plugin_errors
 from fedprune.server.progressive import Adjustments
-from fedprune.server.strategy import PruningStrategy, plugin_mistakes
+from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.distributions import Distribution, Shapes, rescale
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
@@ -102,12 +102,12 @@ class FedTiny(PruningStrategy):
     options: Options
 
     @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
+    def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
         """Find bases that do not exist or lack data."""
-        yield from super().mistakes(scenario, options)
+        yield from super().validation_errors(scenario, options)
         for pair in options.bases:
             for kind, name in zip(("criterion", "distribution"), pair, strict=True):
-                yield from plugin_mistakes(scenario, "bases", kind, name)
+                yield from plugin_errors(scenario, "bases", kind, name)
 
     # Selection ---------------------------------------------------------------------------
 
@@ -125,8 +125,7 @@ class FedTiny(PruningStrategy):
             if loss < smallest:
                 smallest, best = loss, (self.state, masks)
         if smallest == math.inf:
-            reasons = listed(self.exchange.failures)
-            raise RunError(f"selection: no client told the loss of any candidate: {reasons}")
+            raise RunError(f"selection: no client told the loss of any candidate: {self.accounts.reasons}")
         self.state, masks = best
         self.set_masks(masks)
 
@@ -177,27 +176,21 @@ class FedTiny(PruningStrategy):
     def ask_statistics(self, grid: Grid) -> dict[int, batch_norm.Vector]:
         """Send the current candidate; return the batch-norm statistics of each client that answers."""
 
-        def read(reply: Message) -> tuple[int, batch_norm.Vector]:
-            record = reply.content.array_records.get("statistics")
-            return self.exchange.number_of(reply), batch_norm.read_statistics(record, self.module)
+        def read(reply: Message) -> batch_norm.Vector:
+            return batch_norm.read_statistics(reply.content.array_records.get("statistics"), self.module)
 
         content = self.state_contents(0, {"examples": self.options.calibration_examples})
-        asked = (
-            self.exchange.message(number, content(number), "query.bn_statistics", 0)
-            for number in sorted(self.clients)
-        )
-        return dict(self.exchange.accept(0, self.exchange.send(grid, asked), read))
+        return self.ask(grid, sorted(self.clients), "query.bn_statistics", content, read)
 
     def ask_losses(self, grid: Grid, numbers: Iterable[int], statistics: ArrayRecord) -> dict[int, float]:
         """Return the loss of the candidate that clients hold, under these statistics, by client."""
 
-        def read(reply: Message) -> tuple[int, float]:
-            return self.exchange.number_of(reply), real(metrics_of(reply.content), "loss")
+        def read(reply: Message) -> float:
+            return real(metrics_of(reply.content), "loss")
 
         config = ConfigRecord({"round": 0, "mask-version": self.masks.version, "codec": CODEC})
         content = RecordDict({"statistics": statistics, "config": config})
-        asked = (self.exchange.message(number, content, "query.loss", 0) for number in numbers)
-        return dict(self.exchange.accept(0, self.exchange.send(grid, asked), read))
+        return self.ask(grid, numbers, "query.loss", lambda number: content, read)
 
     # Progressive pruning -----------------------------------------------------------------
 

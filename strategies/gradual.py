@@ -58,9 +58,9 @@ class Gradual(PruningStrategy):
     options: Options
 
     @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
+    def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
         """Find a schedule that does not fit the rounds."""
-        yield from super().mistakes(scenario, options)
+        yield from super().validation_errors(scenario, options)
         end = last_round(options, scenario.rounds)
         if end < options.start:
             yield (

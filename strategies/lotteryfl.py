@@ -5,7 +5,7 @@ magnitude and rewinds it to the initial weights, before it trains. It receives a
 its own mask alone; the server averages each weight over the clients that kept it.
 
 The density that the server reports is that of the weights which any client keeps; each client's own density
-is that of its own mask (``tickets``). ``personal_accuracy`` measures the clients' own models.
+is that of its own mask (``personal_masks``). ``personal_accuracy`` measures the clients' own models.
 
 References
 ----------
@@ -22,13 +22,13 @@ from pydantic import Field
 
 from fedprune.protocol.client_masks import TicketRequest
 from fedprune.scenario import Scenario
-from fedprune.server.personalised import PersonalStrategy
+from fedprune.server.personalised import PersonalisedStrategy
 
 
-class LotteryFL(PersonalStrategy):
+class LotteryFL(PersonalisedStrategy):
     """LotteryFL (Li et al., 2020): each client prunes its own model and rewinds; overlaps are averaged."""
 
-    class Options(PersonalStrategy.Options):
+    class Options(PersonalisedStrategy.Options):
         """When and how much a client prunes."""
 
         density: float = Field(gt=0, le=1, description="Kept share at which a client stops pruning.")
@@ -42,9 +42,9 @@ class LotteryFL(PersonalStrategy):
     options: Options
 
     @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
+    def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
         """Find that clients hold out nothing to measure their accuracy on."""
-        yield from super().mistakes(scenario, options)
+        yield from super().validation_errors(scenario, options)
         if scenario.data.client_test_fraction == 0:
             yield (
                 "accuracy_threshold",
@@ -56,7 +56,7 @@ class LotteryFL(PersonalStrategy):
     def prepare(self, grid: Grid) -> None:
         """Start with every client at the whole model."""
         self.set_masks(self.whole)
-        self.tickets = self.new_tickets()
+        self.personal_masks = self.new_personal_masks()
 
     def mask_request(self, server_round: int) -> TicketRequest:
         """Let every client prune whose accuracy is high enough."""

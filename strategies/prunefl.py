@@ -35,7 +35,6 @@ from fedprune.errors import RunError
 from fedprune.protocol.reports import ImportanceRequest, read_importance
 from fedprune.scenario import Scenario
 from fedprune.server.aggregation import TrainReply
-from fedprune.server.exchange import listed
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.distributions import total_kept
 from fedprune.sparsity.growth import mean_squared_gradient
@@ -72,9 +71,9 @@ class PruneFL(PruningStrategy):
     options: Options
 
     @classmethod
-    def mistakes(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
+    def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
         """Find that the server has no data to prune on."""
-        yield from super().mistakes(scenario, options)
+        yield from super().validation_errors(scenario, options)
         if options.initial == "server" and scenario.data.server_fraction == 0:
             yield "initial", "the server has no public data: set data.server_fraction, or 'client'"
 
@@ -98,12 +97,12 @@ class PruneFL(PruningStrategy):
         request = ImportanceRequest(self.options.importance_batches)
         content = self.state_contents(0, request.config())
         for number in sorted(self.clients, key=lambda n: (-self.clients[n].profile.compute, n)):
-            message = self.exchange.message(number, content(number), "query.importance", 0)
-            found = list(self.exchange.accept(0, self.exchange.send(grid, [message]), self.read_report))
-            if found:
-                return found[0]
-        reasons = listed(self.exchange.failures)
-        raise RunError(f"initial pruning: no client measured the importance of weights: {reasons}")
+            found = self.ask(grid, [number], "query.importance", content, self.read_report)
+            if number in found:
+                return found[number]
+        raise RunError(
+            f"initial pruning: no client measured the importance of weights: {self.accounts.reasons}"
+        )
 
     # Adjustment --------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def learned(made):
         if (payload := take_masks(answer)) is not None:
             masks = decode_masks(payload, strategy.layout.shapes, sent)
             known[masks.version] = masks
-        down, up = strategy.frozen(sent).downlink, strategy.frozen(masks).uplink
+        down, up = strategy.model.frozen(sent).downlink, strategy.model.frozen(masks).uplink
         weight = reply.content["metrics"]["num-examples"]
         entry = Learned(
             server_round,

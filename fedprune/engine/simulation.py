@@ -35,6 +35,7 @@ from fedprune.scenario import Scenario, load_scenario
 from fedprune.server.check import resolve
 from fedprune.server.columns import from_columns, to_columns
 from fedprune.server.federation import Federation
+from fedprune.server.snapshot import restore, snapshot
 from fedprune.server.strategy import PruningStrategy, build_strategy
 from fedprune.sparsity.masks import Masks
 from fedprune.training.evaluation import Score, chunks, combine, score
@@ -189,7 +190,7 @@ def remember(
 
 def remembered(strategy: PruningStrategy, states: Mapping[int, bytes]) -> dict[str, Any]:
     """Return what a checkpoint holds: the strategy's part, and what each client keeps, by node id."""
-    return {"strategy": strategy.snapshot(), "clients": to_columns(states)}
+    return {"strategy": snapshot(strategy), "clients": to_columns(states)}
 
 
 def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
@@ -198,7 +199,7 @@ def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
     checkpoint = checkpoints.newest(directory, strategy.scenario)
     if checkpoint is not None:
         try:
-            strategy.restore(checkpoint.content["strategy"])
+            restore(strategy, checkpoint.content["strategy"])
         except Exception as error:  # Whatever a strategy of a user's raises that is no longer what it was.
             raise UserError(
                 f"{checkpoint.path}: does not fit the strategy as it is now: {one_line(error)}"
@@ -248,7 +249,7 @@ def finished(folder: RunFolder, strategy: PruningStrategy, data: FederatedData) 
             state=strategy.state,
             masks=strategy.masks,
             info=data.info,
-            dense=strategy.dense_totals,
+            dense=strategy.dense.totals,
         )
 
     try:

@@ -90,7 +90,7 @@ class LearningOptions(Learning):
                 return {**given, "keep": [*keep, "last"]}
         return given
 
-    def mistakes(self, scenario: Scenario) -> Iterator[tuple[str, str]]:
+    def validation_errors(self, scenario: Scenario) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for what a network with frozen weights can't be trained with."""
         if getattr(self, "pretrain_epochs", 0) > 0:
             yield "pretrain_epochs", "weights stay as the seed draws them: set 0"

@@ -89,15 +89,15 @@ class Aggregator(Protocol):
     def finish(self) -> State:
         """Return the new global state, float32; called after at least one reply."""
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what is kept from one round to the next, for a checkpoint; by default nothing.
 
-        See `PruningStrategy.memory`.
+        See `PruningStrategy.state_dict`.
         """
         return {}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take back what ``memory`` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
         return
 
 
@@ -252,7 +252,7 @@ class FlowerAggregator(Aggregator):
         self._replies = []
         return result
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the strategy, pickled: whatever it keeps, such as moments, stands in its attributes.
 
         Nothing else works for every stock strategy: none says what it keeps.
@@ -270,9 +270,9 @@ class FlowerAggregator(Aggregator):
                 f"{name} cannot be kept in a checkpoint: {error}; engine.checkpoint_every: 0 runs without"
             ) from error
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the strategy back."""
-        self.strategy = pickle.loads(memory["strategy"])
+        self.strategy = pickle.loads(state["strategy"])
 
     @contextmanager
     def _working(self, purpose: str) -> Iterator[None]:

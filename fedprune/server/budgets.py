@@ -20,7 +20,7 @@ from fedprune.costs.memory import optimizer_slots
 from fedprune.errors import UserError
 from fedprune.protocol.training_step import TrainingAlgorithm, proximal_mu, training_step
 from fedprune.scenario import Scenario
-from fedprune.server.exchange import Facts
+from fedprune.server.client_registry import ClientInfo
 from fedprune.sparsity.masks import Masks, keep_highest
 from fedprune.units import floor_to, format_bytes
 from fedprune.wire import decode_masks, encode_masks
@@ -72,13 +72,13 @@ class Budgets:
         return self._scenario.clients.over_budget
 
     def judge(
-        self, clients: Sequence[Facts], config: ConfigRecord, masks_for: Callable[[int], Masks]
+        self, clients: Sequence[ClientInfo], config: ConfigRecord, masks_for: Callable[[int], Masks]
     ) -> Verdict:
         """Return who can train a round, and how much of the masks.
 
         Parameters
         ----------
-        clients : Sequence of Facts
+        clients : Sequence of ClientInfo
             All clients, whether they are there or not.
         config : ConfigRecord
             What the round's messages ask for.
@@ -147,13 +147,13 @@ class Budgets:
         return masks or (self._whole if self.policy == "nest" else masks)
 
     def refuse_hopeless(
-        self, clients: Sequence[Facts], config: ConfigRecord, options: Mapping[str, Any]
+        self, clients: Sequence[ClientInfo], config: ConfigRecord, options: Mapping[str, Any]
     ) -> None:
         """Refuse, before anything is computed, a run in which no mask would fit a client.
 
         Parameters
         ----------
-        clients : Sequence of Facts
+        clients : Sequence of ClientInfo
             All of them.
         config : ConfigRecord
             What every training message says.
@@ -183,21 +183,19 @@ class Budgets:
         if hopeless:
             raise UserError(self._refusal(hopeless, len(clients), step, Masks()))
 
-    def memory(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> list[dict[str, Any]]:
         """Return the nested masks in use, for a checkpoint: they were chosen by an earlier state."""
         return [
             {"of": of, "kept": kept, "masks": encode_masks(masks)}
             for (of, kept), masks in self._nested.items()
         ]
 
-    def recall(self, memory: Sequence[Mapping[str, Any]], shapes: Mapping[str, torch.Size]) -> None:
-        """Take back what ``memory`` returned, for a model whose tensors have these shapes."""
-        self._nested = {
-            (entry["of"], entry["kept"]): decode_masks(entry["masks"], shapes) for entry in memory
-        }
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]], shapes: Mapping[str, torch.Size]) -> None:
+        """Restore what ``state_dict`` returned, for a model whose tensors have these shapes."""
+        self._nested = {(entry["of"], entry["kept"]): decode_masks(entry["masks"], shapes) for entry in state}
 
     def _all_fit(
-        self, clients: Sequence[Facts], config: ConfigRecord, masks_for: Callable[[int], Masks]
+        self, clients: Sequence[ClientInfo], config: ConfigRecord, masks_for: Callable[[int], Masks]
     ) -> bool:
         """Return whether the smallest device has the memory for the largest batch on a dense model.
 
@@ -223,7 +221,7 @@ class Budgets:
             return kept if micro_batch(step, kept, batch, memory) else None
         return nested_counts(step, kept, batch, memory) if self.policy == "nest" else None
 
-    def _refusal(self, excluded: Sequence[Facts], count: int, step: TrainingStep, masks: Masks) -> str:
+    def _refusal(self, excluded: Sequence[ClientInfo], count: int, step: TrainingStep, masks: Masks) -> str:
         """Return who cannot train, what a step needs, and what would do."""
         least = min(excluded, key=lambda facts: facts.profile.memory)
         batch = min(self._scenario.clients.training.batch_size, least.examples)

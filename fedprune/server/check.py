@@ -72,7 +72,7 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
         for key, message in explain(error, strategy.Options):
             yield ("strategy", *key), message
         return
-    for name, message in strategy.mistakes(scenario, options):
+    for name, message in strategy.validation_errors(scenario, options):
         yield ("strategy", name), message
 
 

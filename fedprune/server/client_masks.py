@@ -11,7 +11,7 @@ from fedprune.sparsity.masks import Masks
 from fedprune.wire import decode_masks, encode_masks
 
 
-class Tickets:
+class PersonalMasks:
     """The masks that clients have made their own, and which weights any of them keeps.
 
     Held are a few bits a weight for each client that has masks of its own, and a count a weight.
@@ -44,13 +44,13 @@ class Tickets:
                 holders += masks[name].int() - before[name].int()
             self._own[number] = encode_masks(masks)
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the clients' own masks, for a checkpoint."""
         return {str(number): payload for number, payload in self._own.items()}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take back what ``memory`` returned."""
-        for number, payload in memory.items():
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for number, payload in state.items():
             self.note(int(number), decode_masks(payload, self._shapes))
 
     def union(self) -> Masks:

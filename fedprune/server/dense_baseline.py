@@ -22,7 +22,7 @@ from fedprune.sparsity.masks import Masks
 from fedprune.wire import CODEC, Layout, StateCodec, content_bytes
 
 
-class DenseTwin:
+class DenseBaseline:
     """The ledger of a dense FedAvg run in which the same clients do the same work.
 
     Parameters
@@ -37,9 +37,20 @@ class DenseTwin:
 
     def __init__(self, scenario: Scenario, layout: Layout, cost: ModelCost) -> None:
         self.tally = Tally()
+        #: Its totals up to the last round that ended.
+        self.totals = self.tally.totals()
         self._scenario = scenario
         self._cost = cost
         self._codec = StateCodec(layout, Masks(), scenario.wire.values)
+
+    def end_round(self) -> None:
+        """Note the totals as a round ends."""
+        self.totals = self.tally.totals()
+
+    def restore(self, tally: Tally) -> None:
+        """Go on from the tally of a checkpoint."""
+        self.tally = tally
+        self.end_round()
 
     def add(
         self, task: TaskRecord, profile: DeviceProfile, examples: int, reply: Message, end: float | None

@@ -1,4 +1,4 @@
-"""How a round's clients fared, by class of device: who took part, who could not, and what it cost them."""
+"""How a round's clients fared, by device class: who took part, who could not, and what it cost them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedprune.costs.ledger import MOST_CLASSES, ClassRecord, Tally, TaskRecord
 from fedprune.protocol.faults import Fault
 
 
-class Attendance:
-    """The attendance of one round.
+class Participation:
+    """The participation of one round's clients.
 
     Parameters
     ----------

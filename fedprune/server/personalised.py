@@ -1,4 +1,4 @@
-"""``PersonalStrategy``: what methods share whose every client prunes masks of its own."""
+"""``PersonalisedStrategy``: what methods share whose every client prunes masks of its own."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedprune.server.aggregation import OverlapMean, TrainReply
-from fedprune.server.client_masks import Tickets
+from fedprune.server.client_masks import PersonalMasks
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import all_kept, prunable
 
 
-class PersonalStrategy(PruningStrategy):
+class PersonalisedStrategy(PruningStrategy):
     """Every client starts from the whole model and prunes it to masks of its own; overlaps are averaged.
 
     A subclass starts with ``self.set_masks(self.whole)`` or ``self.freeze(self.whole)`` and
-    ``self.tickets = self.new_tickets()``, and says in ``mask_request`` how a client may prune. The global
-    model has every weight that any client keeps.
+    ``self.personal_masks = self.new_personal_masks()``, and says in ``mask_request`` how a client may
+    prune. The global model has every weight that any client keeps.
     """
 
     mean = OverlapMean
-    tickets: Tickets
+    personal_masks: PersonalMasks
 
     @property
     def whole(self) -> Masks:
         """The masks that keep every prunable weight."""
         return all_kept(self.module, prunable(self.module, self.options.keep))
 
-    def new_tickets(self) -> Tickets:
+    def new_personal_masks(self) -> PersonalMasks:
         """Return the clients' masks at the start."""
-        return Tickets(self.whole, len(self.clients))
+        return PersonalMasks(self.whole, len(self.clients))
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the clients' own masks."""
-        return self.tickets.memory()
+        return self.personal_masks.state_dict()
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take them back."""
-        self.tickets = self.new_tickets()
-        self.tickets.recall(memory)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.personal_masks = self.new_personal_masks()
+        self.personal_masks.load_state_dict(state)
 
     def masks_for(self, number: int) -> Masks:
         """Return the client's own masks."""
-        return self.tickets.of(number)
+        return self.personal_masks.of(number)
 
     def observe(self, server_round: int, reply: TrainReply) -> None:
         """Keep the masks that a client has pruned.
@@ -54,10 +54,10 @@ class PersonalStrategy(PruningStrategy):
         if part is not None:
             before = self.masks_for(reply.client)
             own = Masks({name: mask & ~(part[name] & ~own[name]) for name, mask in before.items()})
-        self.tickets.note(reply.client, own)
+        self.personal_masks.note(reply.client, own)
 
     def update_masks(self, server_round: int) -> None:
         """The global model has every weight that any client keeps."""
-        masks = self.tickets.union()
+        masks = self.personal_masks.union()
         if masks != self.masks:
             self.set_masks(masks)

@@ -175,6 +175,14 @@ def all_kept(module: nn.Module, names: Sequence[str]) -> Masks:
     return Masks({name: torch.ones(module.get_parameter(name).shape, dtype=torch.bool) for name in names})
 
 
+def prunable_masks(module: nn.Module, keep: Sequence[str]) -> Masks:
+    """Return the masks that keep every weight which may be pruned; empty ones where none may."""
+    try:
+        return all_kept(module, prunable(module, keep))
+    except UserError:
+        return Masks()
+
+
 def prune_further(
     state: Mapping[str, Tensor], masks: Masks, distribution: Distribution, density: float
 ) -> Masks:

@@ -45,10 +45,10 @@ class Asked:
         )
         self.kind = kind
         self.strategy = self.made.strategy
-        self.strategy.exchange.meet(self.made.grid)
+        self.strategy.roll_call.open(self.made.grid)
         self.strategy.prepare(self.made.grid)
         self.masks = self.strategy.masks
-        self.network = self.strategy.frozen(self.masks)
+        self.network = self.strategy.model.frozen(self.masks)
         down = self.network.downlink
         draw = torch.Generator().manual_seed(4)
         flat = down.flatten(self.strategy.state)
@@ -195,7 +195,7 @@ def test_a_client_prunes_once_by_the_scores_it_has_learned():
     scores, *_ = written_out(asked, {n: 0.01 * (2 * v - 1) for n, v in asked.numbers().items()})
     reply = asked.answer().content["arrays"]
     masks = decode_masks(take_masks(reply), asked.strategy.layout.shapes, asked.masks)
-    up = asked.strategy.frozen(masks).uplink
+    up = asked.strategy.model.frozen(masks).uplink
     numbers = up.numbers(up.decode(reply))
     for name, mask in masks.items():
         assert abs(int(mask.sum()) - 0.4 * mask.numel()) <= 1

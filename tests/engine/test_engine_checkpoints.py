@@ -34,6 +34,7 @@ from fedprune.engine.simulation import remembered
 from fedprune.errors import RunError, UserError
 from fedprune.scenario import Scenario
 from fedprune.server.columns import from_columns
+from fedprune.server.snapshot import restore, snapshot
 
 ADAM = {"name": "flwr.serverapp.strategy.FedAdam", "eta": 0.02, "tau": 0.001}
 #: Options with which short runs come to where strategies, aggregators and clients remember something.
@@ -293,7 +294,7 @@ def test_a_strategy_goes_on_bit_for_bit_and_no_message_is_sent_again(tmp_path, n
     rest = assemble(scenario)
     checkpoint = checkpoints.newest(tmp_path, scenario)
     assert checkpoint is not None
-    rest.strategy.restore(checkpoint.content["strategy"])
+    restore(rest.strategy, checkpoint.content["strategy"])
     for node, state in from_columns(checkpoint.content["clients"]).items():
         rest.grid.contexts[node].state = unpack_state(state)
     rest.strategy.start(rest.grid)
@@ -304,7 +305,7 @@ def test_a_strategy_goes_on_bit_for_bit_and_no_message_is_sent_again(tmp_path, n
     assert [comparable(task) for task in rest.tasks] == [comparable(task) for task in tasks]
     assert same_state(rest.strategy.state, whole.strategy.state)
     assert rest.strategy.masks == whole.strategy.masks
-    assert rest.strategy.dense_totals == whole.strategy.dense_totals
+    assert rest.strategy.dense.totals == whole.strategy.dense.totals
     states = [
         [pack_state(context.state) for context in made.grid.contexts.values()] for made in (rest, whole)
     ]
@@ -321,7 +322,7 @@ def test_an_aggregator_that_cannot_be_kept_says_how_to_run_without(tmp_path):
     )
     made = assemble(small(tmp_path, strategy={"name": "./mine.py:Mine"}))
     with pytest.raises(RunError, match=r"Mine cannot be kept in a checkpoint: .*engine\.checkpoint_every: 0"):
-        made.strategy.snapshot()
+        snapshot(made.strategy)
 
 
 @pytest.fixture

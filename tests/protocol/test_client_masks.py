@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedprune.errors import WireError
 from fedprune.protocol.client_masks import AdjustRequest, OneShotRequest, TicketRequest
-from fedprune.server.client_masks import Tickets
+from fedprune.server.client_masks import PersonalMasks
 from fedprune.sparsity.masks import Masks
 
 SENT = Masks({"a": torch.arange(20).reshape(4, 5) % 2 == 0, "b": torch.arange(10) < 6})
@@ -99,15 +99,15 @@ def test_one_shot_masks_are_nested_and_of_just_the_right_size():
         request.check(changed(b=[0, 1, 6]), SENT)
 
 
-def test_tickets_are_each_clients_own_and_their_union_what_any_keeps():
-    tickets = Tickets(SENT, 3)
+def test_personal_masks_are_each_clients_own_and_their_union_what_any_keeps():
+    mine = PersonalMasks(SENT, 3)
     own = {0: changed(a=[0, 2]), 2: changed(a=[0, 4], b=[1])}
     for number, masks in own.items():
-        tickets.note(number, masks)
-    assert [tickets.of(number) for number in range(3)] == [own[0], SENT, own[2]]
-    assert tickets.union() == SENT  # Client 1 has all of it.
+        mine.note(number, masks)
+    assert [mine.of(number) for number in range(3)] == [own[0], SENT, own[2]]
+    assert mine.union() == SENT  # Client 1 has all of it.
     own |= {1: changed(a=[0, 6], b=[1, 2]), 2: changed(a=[0, 2, 4], b=[1])}
     for number in (1, 2, 2):
-        tickets.note(number, own[number])
-    assert tickets.union() == changed(a=[0])
-    assert [tickets.of(number) for number in range(3)] == [own[0], own[1], own[2]]
+        mine.note(number, own[number])
+    assert mine.union() == changed(a=[0])
+    assert [mine.of(number) for number in range(3)] == [own[0], own[1], own[2]]

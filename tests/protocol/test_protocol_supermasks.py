@@ -78,7 +78,7 @@ STRATEGIES = [(HideNseek, {"density": 0.1}), (FedPM, {}), (FedMask, {})]
 @pytest.mark.parametrize(("strategy", "options"), STRATEGIES, ids=["hidenseek", "fedpm", "fedmask"])
 def test_what_frozen_weights_cannot_have_is_found_before_a_run(strategy, options):
     def found(scenario, **more):
-        return [key for key, _ in strategy.mistakes(scenario, strategy.Options(**options, **more))]
+        return [key for key, _ in strategy.validation_errors(scenario, strategy.Options(**options, **more))]
 
     public = plan(data__server_fraction=0.2)
     assert found(public) == []

@@ -240,7 +240,7 @@ def test_each_weight_is_averaged_over_those_that_held_it():
         replies.append((reply.weight, reply.codec.masks[name], reply.codec.unflatten(reply.values)[name]))
     total = sum(torch.where(mask, weight * value.double(), 0.0) for weight, mask, value in replies)
     held = sum(torch.where(mask, weight, 0).double() for weight, mask, _ in replies)
-    before = strategy.initial[name].double() * strategy.masks[name]
+    before = strategy.model.initial[name].double() * strategy.masks[name]
     expected = torch.where(held > 0, total / held, before).float()
     assert torch.equal(strategy.state[name], expected)
     assert {int(mask.sum()) for _, mask, _ in replies} != {int(strategy.masks[name].sum())}
@@ -328,7 +328,7 @@ def test_a_strategy_may_not_sample_who_is_not_there():
     scenario = small_plan("exclude")
     made = assemble(scenario)
     made.strategy.sample = lambda server_round: [0, 3]
-    with pytest.raises(RunError, match=r"sample\(1\) gave \[0, 3\]: expected clients of self.able"):
+    with pytest.raises(RunError, match=r"sample\(1\) gave \[0, 3\]: expected clients of self.eligible"):
         made.strategy.start(made.grid)
 
 

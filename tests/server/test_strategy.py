@@ -415,11 +415,11 @@ def test_without_an_answer_there_is_no_run():
         return Message(Error(ErrorCode.UNKNOWN, f"node {message.metadata.dst_node_id % 2}"), reply_to=message)
 
     made = assemble(plan(), tamper=tamper)
-    expected = "no node says who it is: 2 x node [01]; 2 x node [01]"
+    expected = "no node says which client it is: 2 x node [01]; 2 x node [01]"
     with pytest.raises(RunError, match=expected):
         made.strategy.start(made.grid)
     lost = assemble(plan(), tamper=lambda message, reply: None)
-    with pytest.raises(RunError, match="no node says who it is: 4 x no reply within"):
+    with pytest.raises(RunError, match="no node says which client it is: 4 x no reply within"):
         lost.strategy.start(lost.grid)
     alone = assemble(plan(engine__timeout=0.1), numbers=[])
     with pytest.raises(RunError, match=r"no node has been there for 0\.1 s"):
@@ -611,7 +611,7 @@ def history_of(made, number):
 
 def test_a_client_that_joins_late_is_met_and_takes_part():
     made = assemble(plan(rounds=3, clients__per_round=4, strategy=STATIC), numbers=[0, 1, 2])
-    made.strategy.exchange.start_with = 3
+    made.strategy.roll_call.start_with = 3
     changing(made, 1, lambda contexts: contexts.update({103: node(made, 3)}))
     made.strategy.start(made.grid)
     assert [record.clients_ok for record in made.rounds] == [3, 3, 5, 4]
@@ -660,6 +660,6 @@ def test_a_node_that_is_lost_when_it_is_met_is_asked_again():
 def test_a_round_waits_for_a_node():
     made = assemble(plan(rounds=2))
     changing(made, 1, lambda contexts: contexts.clear())
-    made.strategy.exchange.patience = 0.3
+    made.strategy.roll_call.patience = 0.3
     with pytest.raises(RunError, match=r"no node has been there for 0\.3 s"):
         made.strategy.start(made.grid)

@@ -88,7 +88,7 @@ def test_the_late_count_for_nothing_in_the_model(unhurried):
 
 def test_a_round_in_which_all_are_late_leaves_the_model_as_it_is():
     made = federate(federation(**{"clients.deadline": 1e-6}))
-    assert same_state(made.strategy.state, made.strategy.initial)
+    assert same_state(made.strategy.state, made.strategy.model.initial)
     assert [record.clients_ok for record in made.rounds[1:]] == [0, 0]
     assert made.rounds[-1].accuracy is not None
     assert made.rounds[-1].train_loss is None
@@ -100,7 +100,7 @@ def test_a_round_in_which_nobody_is_there_leaves_the_model_as_it_is(aggregator):
     made = federate(
         federation(**{"clients.devices": everyone}, strategy={"name": "fedavg", "aggregator": aggregator})
     )
-    assert same_state(made.strategy.state, made.strategy.initial)
+    assert same_state(made.strategy.state, made.strategy.model.initial)
     assert [(r.clients_ok, r.clients_offline, r.bytes_down) for r in made.rounds[1:]] == [(0, 4, 0)] * 2
 
 
@@ -220,7 +220,7 @@ def test_built_in_chances_count_under_churn_alone():
 def test_dense_training_costs_what_dense_training_costs(changes):
     """What was asked of clients that were late, not needed or gone counts on both sides."""
     made = federate(federation(**changes, rounds=4))
-    dense = made.strategy.dense_totals
+    dense = made.strategy.dense.totals
     for key in ("bytes_down", "bytes_up", "flops", "device_seconds"):
         assert sum(getattr(record, key) for record in made.rounds) == pytest.approx(dense[key], rel=1e-3), key
 
@@ -264,7 +264,7 @@ def test_a_class_has_the_accuracy_on_its_own_data():
         scores = [
             dict(reply.content.metric_records["metrics"])
             for message, reply in evaluated
-            if made.strategy.exchange.number_of(reply) in members
+            if made.strategy.registry.number_of(reply) in members
         ]
         examples = sum(score["num-examples"] for score in scores)
         right = sum(score["num-examples"] * score["accuracy"] for score in scores)

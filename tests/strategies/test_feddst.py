@@ -168,7 +168,7 @@ def test_a_mask_that_is_not_allowed_is_refused(server_round, forge, expected, wa
 def test_options_that_do_not_fit_are_found():
     def found(**options):
         made = FedDST.Options(density=0.1, **options)
-        return [key for key, _ in FedDST.mistakes(plan(), made)]
+        return [key for key, _ in FedDST.validation_errors(plan(), made)]
 
     assert found() == []
     assert found(distribution="none") == ["distribution"]

@@ -59,7 +59,7 @@ def test_a_client_prunes_each_layer_once_and_stays(watched):
 
 def test_every_entry_is_the_average_over_who_holds_it(watched):
     made, entries = watched.made, learned(watched.made)
-    factors = made.strategy.frozen(watched.masks[0]).factors
+    factors = made.strategy.model.frozen(watched.masks[0]).factors
     for number in range(1, ROUNDS + 1):
         replies = [entry for entry in entries if entry.round == number]
         for name, before in made.states[number - 1].items():
@@ -91,7 +91,7 @@ def test_a_client_is_sent_the_rounded_average_of_what_it_holds(watched):
         state, levels = states[entry.round - 1], torch.linspace(0, 1, 16)
         for name, numbers in entry.downlink.numbers(entry.given).items():
             held = entry.sent[name]
-            factor = watched.made.strategy.frozen(watched.masks[0]).factors[name][held]
+            factor = watched.made.strategy.model.frozen(watched.masks[0]).factors[name][held]
             average = state[name][held] / factor
             nearest = levels[(average[:, None] - levels).abs().argmin(dim=1)]
             halfway = ((15 * average) % 1 - 0.5).abs() < 1e-4  # These go up.
@@ -117,7 +117,7 @@ def test_accuracies_are_those_of_each_clients_own_model(watched):
         examples = 0
         for entry in (entry for entry in entries if entry.round == record.round):
             own[entry.client] = entry.masks
-            down = made.strategy.frozen(entry.masks).downlink
+            down = made.strategy.model.frozen(entry.masks).downlink
             evaluated = down.unflatten(down.decode(down.encode(down.flatten(state))))
             data = made.data.client(entry.client)
             for kind, model in (("personal", entry.after), ("client", evaluated)):
@@ -208,7 +208,7 @@ def test_the_rest_is_trained_where_that_is_asked_for():
     run = federate(scenario({**OPTIONS, "train_dense": True, "keep": ["first"]}, rounds=2))
     assert list(run.strategy.masks) == ["block2.conv.weight", "hidden.linear.weight"]
     entry = learned(run)[0]
-    still = run.strategy.frozen(run.strategy.masks).state["block1.conv.weight"]
+    still = run.strategy.model.frozen(run.strategy.masks).state["block1.conv.weight"]
     assert torch.equal(run.strategy.state["block1.conv.weight"], still)
     for name in ("head.weight", "head.bias", "hidden.linear.bias", "block1.norm.weight"):
         assert (entry.after[name] != entry.before[name]).any()

@@ -69,7 +69,7 @@ def test_the_state_is_the_posteriors_mean(made):
 
 
 def test_weights_are_those_that_were_drawn_times_a_chance(made):
-    frozen = made.strategy.frozen(made.strategy.masks)
+    frozen = made.strategy.model.frozen(made.strategy.masks)
     assert made.strategy.masks.density == 1
     for entry in learned(made):
         for name in entry.masks:
@@ -158,7 +158,7 @@ def test_a_network_that_is_pruned_first():
     assert masks.density == pytest.approx(0.2, abs=1e-3)
     assert list(masks) == ["block2.conv.weight", "hidden.linear.weight"]
     entry = learned(run)[0]
-    still = run.strategy.frozen(masks).state["block1.conv.weight"]
+    still = run.strategy.model.frozen(masks).state["block1.conv.weight"]
     assert torch.equal(entry.after["block1.conv.weight"], still)
     for name in ("head.weight", "head.bias", "block1.norm.bias"):
         assert (entry.after[name] != entry.before[name]).any()

@@ -50,7 +50,7 @@ def tasks_of(made, kind):
 def prepared(**options):
     """A federation that has met its clients and chosen its masks, and not trained."""
     made = assemble(plan(**{"strategy": TINY, "clients__per_round": 4, **options.pop("plan", {})}), **options)
-    made.strategy.exchange.meet(made.grid)
+    made.strategy.roll_call.open(made.grid)
     made.strategy.prepare(made.grid)
     return made
 
@@ -134,7 +134,7 @@ def test_the_candidate_of_smallest_loss_on_the_pooled_clients_is_taken(seed, poo
     dense, pool, losses = made.strategy.state, made.strategy.candidates(), []
     measure = made.strategy.loss_of_candidate
     made.strategy.loss_of_candidate = lambda grid: losses.append(measure(grid)) or losses[-1]
-    made.strategy.exchange.meet(made.grid)
+    made.strategy.roll_call.open(made.grid)
     made.strategy.prepare(made.grid)
     expected = direct_candidates(made, dense, pool, pool_variance)
     assert losses == pytest.approx([loss for loss, _ in expected], rel=1e-4)
@@ -296,7 +296,7 @@ def test_a_client_that_drops_out_in_between_counts_in_neither_sum():
     losses = []
     measure = made.strategy.loss_of_candidate
     made.strategy.loss_of_candidate = lambda grid: losses.append(measure(grid)) or losses[-1]
-    made.strategy.exchange.meet(made.grid)
+    made.strategy.roll_call.open(made.grid)
     made.strategy.prepare(made.grid)
     by_hand = hand_losses(made)
     assert losses == pytest.approx(list(by_hand.values()))

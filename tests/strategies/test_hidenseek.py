@@ -55,7 +55,7 @@ def made():
 def prepared(scenario):
     """A federation before its first round."""
     made = assemble(scenario)
-    made.strategy.exchange.meet(made.grid)
+    made.strategy.roll_call.open(made.grid)
     made.strategy.prepare(made.grid)
     return made
 
@@ -151,7 +151,7 @@ def test_magnitudes_never_change(options, monkeypatch):
     def check(where, found):
         first = next(iter(strategy.layout.shapes))
         assert first not in strategy.masks
-        expected = strategy.frozen(strategy.masks).state
+        expected = strategy.model.frozen(strategy.masks).state
         for name in strategy.masks:
             assert torch.equal(found[name].detach().abs(), expected[name].abs()), (where, name)
         if where == "score":
@@ -299,7 +299,7 @@ def test_the_mean_is_sent_in_so_many_bits():
     first, second = ([e for e in learned(run) if e.round == number] for number in (1, 2))
     mean, is_sign = weighted(first), first[0].uplink.is_number
     torch.testing.assert_close(
-        run.strategy.frozen(run.strategy.masks).uplink.flatten(run.states[1]).double(),
+        run.strategy.model.frozen(run.strategy.masks).uplink.flatten(run.states[1]).double(),
         mean,
         rtol=0,
         atol=1e-6,

@@ -171,5 +171,5 @@ def test_clients_are_evaluated_on_their_own_models(watched):
 
 def test_it_needs_held_out_examples():
     options = LotteryFL.Options(density=0.5)
-    assert [key for key, _ in LotteryFL.mistakes(plan(), options)] == ["accuracy_threshold"]
-    assert list(LotteryFL.mistakes(plan(data__client_test_fraction=0.2), options)) == []
+    assert [key for key, _ in LotteryFL.validation_errors(plan(), options)] == ["accuracy_threshold"]
+    assert list(LotteryFL.validation_errors(plan(data__client_test_fraction=0.2), options)) == []

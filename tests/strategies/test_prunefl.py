@@ -310,5 +310,5 @@ def test_a_report_that_is_not_right_is_as_if_the_reply_were_absent():
 
 def test_it_needs_public_data_to_prune_on_the_server():
     options = PruneFL.Options(density=0.5, initial="server")
-    assert [k for k, _ in PruneFL.mistakes(plan(data__server_fraction=0.0), options)] == ["initial"]
-    assert list(PruneFL.mistakes(plan(), options)) == []
+    assert [k for k, _ in PruneFL.validation_errors(plan(data__server_fraction=0.0), options)] == ["initial"]
+    assert list(PruneFL.validation_errors(plan(), options)) == []

@@ -1,0 +1,78 @@
+"""Whether a strategy's options fit the scenario, before anything runs: the checks of every strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from flwr.serverapp.strategy import Strategy
+
+from fedprune import registry
+from fedprune.errors import PluginError
+from fedprune.protocol.supermasks import LearningOptions
+from fedprune.scenario import Scenario
+from fedprune.server.aggregation import Aggregator, FlowerAggregator, OverlapMean, WeightedMean
+from fedprune.server.aggregator_choice import stock_aggregator
+from fedprune.sparsity.criteria import needs_data
+
+if TYPE_CHECKING:
+    from fedprune.server.strategy import PruningStrategy
+
+
+def plugin_errors(scenario: Scenario, option: str, kind: str, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong) for a criterion or distribution that an option names."""
+    try:
+        found = registry.load(kind, name, scenario.directory)
+    except PluginError as error:
+        yield option, str(error)
+        return
+    if kind == "criterion" and needs_data(found) and scenario.data.server_fraction == 0:
+        yield (
+            option,
+            f"{name} needs data on the server: set data.server_fraction, or take a criterion without data "
+            "(random, magnitude, synflow)",
+        )
+
+
+def option_errors(
+    scenario: Scenario,
+    options: PruningStrategy.Options,
+    strategy: type[PruningStrategy],
+    *,
+    base: type[Strategy],
+) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong) for the options of any strategy; ``base`` is `PruningStrategy`."""
+    for kind in ("criterion", "distribution"):
+        if (name := getattr(options, kind, None)) is not None:
+            yield from plugin_errors(scenario, kind, kind, name)
+    if options.pretrain_epochs > 0 and scenario.data.server_fraction == 0:
+        yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
+    try:
+        stock = stock_aggregator(scenario, options.aggregator, not_a=base)
+        if stock is not None:
+            FlowerAggregator(*stock, (), scenario.seed)
+    except PluginError as error:
+        yield "aggregator", str(error)
+    if isinstance(options, LearningOptions):
+        yield from options.validation_errors(scenario)
+    yield from _averaging_errors(scenario, options, strategy.mean, strategy.__name__)
+
+
+def _averaging_errors(
+    scenario: Scenario, options: PruningStrategy.Options, mean: type[Aggregator], strategy: str
+) -> Iterator[tuple[str, str]]:
+    """Find that another aggregator, or nested masks, do not go with how a strategy averages."""
+    if options.aggregator is not None and mean is not WeightedMean:
+        yield "aggregator", f"{strategy} has an average of its own over the weights that clients keep"
+    if scenario.clients.over_budget != "nest":
+        return
+    over = "set clients.over_budget to exclude or shrink_batch"
+    if options.aggregator is not None:
+        yield "aggregator", f"it cannot average nested masks, of which each client has its own: {over}"
+    elif isinstance(options, LearningOptions):
+        yield (
+            "name",
+            f"the scale of frozen weights is that of the whole mask, not of a nested one: {over}",
+        )
+    elif not issubclass(mean, WeightedMean | OverlapMean):
+        yield "name", f"{strategy} has an average of its own, which knows no nested masks: {over}"

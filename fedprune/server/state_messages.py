@@ -1,0 +1,71 @@
+"""The global state as message content: values, and masks for the clients that do not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from fedprune.protocol.supermasks import Supermasks
+from fedprune.server.exchange import Exchange
+from fedprune.server.global_model import GlobalModel
+from fedprune.sparsity.masks import Masks
+from fedprune.wire import CODEC
+
+
+def state_contents(
+    model: GlobalModel,
+    exchange: Exchange,
+    masks_for: Callable[[int], Masks],
+    *,
+    server_round: int,
+    config: Mapping[str, Any],
+    settings: Supermasks | None,
+    arrays: ArrayRecord | None = None,
+) -> Callable[[int], RecordDict]:
+    """Return a function from client number to content: the global state, and masks where needed.
+
+    All clients under the global masks share one record of values (two, where some need the
+    masks), so that the engine carries it once.
+
+    Parameters
+    ----------
+    model : GlobalModel
+        Whose state is sent.
+    exchange : Exchange
+        Which knows the masks that clients hold.
+    masks_for : Callable[[int], Masks]
+        The masks under which a client, by number, is sent values.
+    server_round : int
+        The round.
+    config : Mapping[str, Any]
+        What the messages say besides round, masks and codec.
+    settings : Supermasks, optional
+        How clients learn supermasks, where they do.
+    arrays : ArrayRecord, optional
+        The state under the global masks, where it is encoded already.
+    """
+    shared_masks = model.masks
+    shared_arrays = model.encode(server_round) if arrays is None else arrays
+
+    def content_of(masks: Masks, values: ArrayRecord, holds: bool) -> RecordDict:
+        own: dict[str, Any] = {"round": server_round, "mask-version": masks.version, "codec": CODEC}
+        if settings is not None:
+            own |= settings.config()
+        with_all = values if holds else exchange.with_masks(values, masks)
+        return RecordDict({"arrays": with_all, "config": ConfigRecord({**config, **own})})
+
+    @lru_cache(maxsize=2)
+    def shared(holds: bool) -> RecordDict:
+        return content_of(shared_masks, shared_arrays, holds)
+
+    def content(number: int) -> RecordDict:
+        masks = masks_for(number)
+        holds = exchange.holds(number, masks)
+        if masks == shared_masks:
+            return shared(holds)
+        return content_of(masks, model.encode(server_round, model.codec_of(masks)), holds)
+
+    return content
