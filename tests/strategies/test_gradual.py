@@ -132,9 +132,8 @@ def test_from_the_first_round_at_density_one():
 
 def test_options_that_do_not_fit_are_found():
     def found(**options):
-        return [
-            k for k, _ in Gradual.validation_errors(plan(rounds=8), Gradual.Options(**{"density": 0.1, **options}))
-        ]
+        given = Gradual.Options(**{"density": 0.1, **options})
+        return [key for key, _ in Gradual.validation_errors(plan(rounds=8), given)]
 
     assert found() == found(start=6) == found(end=8) == []
     assert found(end=9) == ["end"]
