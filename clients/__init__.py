@@ -1,1 +1,1 @@
-"""Client side: one file a way of training."""
+"""Client training algorithms, one file each."""

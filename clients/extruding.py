@@ -15,7 +15,7 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
-from fedprune.client.base import Fit, Order
+from fedprune.client.base import ClientTask, FitResult
 from fedprune.client.extrusion import Extrusion
 from fedprune.clients.sparse import Sparse
 from fedprune.costs.memory import Overhead
@@ -52,21 +52,21 @@ class Extruding(Sparse):
             buffers=sparse.buffers + positions,
         )
 
-    def fit(self, order: Order) -> Fit:
+    def fit(self, task: ClientTask) -> FitResult:
         """Train as the sparse client does, with pruned activations."""
-        with sparse_activations(real(order.config, "activation-density")):
-            return super().fit(order)
+        with sparse_activations(real(task.config, "activation-density")):
+            return super().fit(task)
 
     def train_on(
         self,
-        order: Order,
+        task: ClientTask,
         model: LocalModel,
         steps: Iterable[tuple[Tensor, Tensor]],
         prepare: Prepare | None = None,
     ) -> Trained:
         """Take a step on each batch, each with what the message asks for."""
         module, masks, extrusion = model.module, model.masks, None
-        if request := ExtrusionRequest.of(order.config, masks):
+        if request := ExtrusionRequest.of(task.config, masks):
             examples = self.scenario.clients.training.epochs * len(self.data.train)
             extrusion = Extrusion(module, request, masks, examples)
             steps = extrusion.counted(steps)
@@ -77,7 +77,7 @@ class Extruding(Sparse):
         def register(optimizer: torch.optim.Optimizer) -> None:
             if extrusion is not None:
                 extrusion.register(optimizer)
-            if order.config.get("standardise", False):
+            if task.config.get("standardise", False):
                 optimizer.register_step_post_hook(recentre)
 
-        return super().train_on(order, model, steps, register)
+        return super().train_on(task, model, steps, register)

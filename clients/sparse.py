@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedprune import seeds
-from fedprune.client.base import Client, Fit, Order, UnknownMaskError
+from fedprune.client.base import Client, ClientTask, FitResult, UnknownMaskError
 from fedprune.costs.fit import TrainingStep
 from fedprune.costs.memory import Overhead, forward_memory
 from fedprune.data import batches, parts
@@ -62,26 +62,26 @@ class Sparse(Client):
         state.pop("candidate", None)
         return super().train(content, state)
 
-    def fit(self, order: Order) -> Fit:
+    def fit(self, task: ClientTask) -> FitResult:
         """Train for ``clients.training.epochs`` epochs; see McMahan et al. 2017, algorithm 1."""
-        if adjust := AdjustRequest.of(order.config):
-            return self.fit_and_adjust(order, adjust)
-        if ticket := TicketRequest.of(order.config):
-            return self.fit_ticket(order, ticket)
-        fit = self.fit_in(order, order.model)
-        if growth := GrowthRequest.of(order.config, order.masks):
-            return self.with_growth(fit, order, growth)
-        if importance := ImportanceRequest.of(order.config):
-            return self.with_importance(fit, order, importance)
+        if adjust := AdjustRequest.of(task.config):
+            return self.fit_and_adjust(task, adjust)
+        if ticket := TicketRequest.of(task.config):
+            return self.fit_ticket(task, ticket)
+        fit = self.fit_in(task, task.model)
+        if growth := GrowthRequest.of(task.config, task.masks):
+            return self.with_growth(fit, task, growth)
+        if importance := ImportanceRequest.of(task.config):
+            return self.with_importance(fit, task, importance)
         return fit
 
-    def fit_in(self, order: Order, model: LocalModel) -> Fit:
+    def fit_in(self, task: ClientTask, model: LocalModel) -> FitResult:
         """Train a model for a round's local epochs, from the values that it holds."""
-        return self.fitted(model, [self.train_on(order, model, self.epochs("batches", order.round))])
+        return self.fitted(model, [self.train_on(task, model, self.epochs("batches", task.round))])
 
     def train_on(
         self,
-        order: Order,
+        task: ClientTask,
         model: LocalModel,
         steps: Iterable[tuple[Tensor, Tensor]],
         prepare: Prepare | None = None,
@@ -91,86 +91,86 @@ class Sparse(Client):
             model.module,
             steps,
             self.scenario.clients.training.optimizer,
-            lr=self.learning_rate(order.round),
+            lr=self.learning_rate(task.round),
             masks=model.held,
-            proximal_mu=proximal_mu(self.scenario, order.config),
+            proximal_mu=proximal_mu(self.scenario, task.config),
             prepare=prepare,
             micro_batch=self.batch,
         )
 
-    def fitted(self, model: LocalModel, trained: Sequence[Trained]) -> Fit:
+    def fitted(self, model: LocalModel, trained: Sequence[Trained]) -> FitResult:
         """Return what is in a model after training in one or several parts."""
         seen = sum(part.examples_seen for part in trained)
         loss = sum(part.loss * part.examples_seen for part in trained)
-        return Fit(
+        return FitResult(
             values=model.values(),
             masks=model.masks,
             loss=loss / max(seen, 1) if len(trained) > 1 else trained[0].loss,
             examples_seen=seen,
         )
 
-    def fit_and_adjust(self, order: Order, request: AdjustRequest) -> Fit:
+    def fit_and_adjust(self, task: ClientTask, request: AdjustRequest) -> FitResult:
         """Train, swap a share of each layer's weights as RigL does, and train on under the new masks.
 
         A weight that grew starts at 0, where pruned weights are. The optimizer, and FedProx's term,
         start anew at the swap. Of the layers' dense gradients one is held at a time, of a layer that is
         executed sparse a part of it.
         """
-        model = order.model
-        steps = self.epochs("batches", order.round)
+        model = task.model
+        steps = self.epochs("batches", task.round)
         before = request.after * self.scenario.clients.training.epochs * len(self.data.train)
-        first = self.train_on(order, model, up_to(steps, before))
-        picked = self.growth_parts(order.round, request.batches)
+        first = self.train_on(task, model, up_to(steps, before))
+        picked = self.growth_parts(task.round, request.batches)
         examples = sum(len(y) for _, y in picked)
-        swapped, kept = {}, order.masks.kept
-        for name, mask in order.masks.items():
+        swapped, kept = {}, task.masks.kept
+        for name, mask in task.masks.items():
             count = math.floor(request.share * kept[name])
             largest = partial(largest_gradients, model.module, name, picked)
             swapped[name] = regrow(model.kept(name), mask, count, largest)
         masks, values = Masks(swapped), model.values()
         codec = self.site.codec(masks)
         grown = self.model(masks, codec)
-        grown.load(codec.taken_over(values, self.site.codec(order.masks)))
-        second = self.train_on(order, grown, steps)
+        grown.load(codec.taken_over(values, self.site.codec(task.masks)))
+        second = self.train_on(task, grown, steps)
         return replace(
             self.fitted(grown, [first, second]),
-            flops=self.gradient_flops(order.masks, list(masks), examples),
+            flops=self.gradient_flops(task.masks, list(masks), examples),
         )
 
-    def fit_ticket(self, order: Order, request: TicketRequest) -> Fit:
+    def fit_ticket(self, task: ClientTask, request: TicketRequest) -> FitResult:
         """Prune and rewind where the model is accurate enough on the held-out examples; then train.
 
         Pruning is by magnitude over the whole model; rewound is everything, to the initial state.
         """
-        model, masks = order.model, order.masks
-        size = self.fitting_forward(order.masks, self.whole_batch)
+        model, masks = task.model, task.masks
+        size = self.fitting_forward(task.masks, self.whole_batch)
         accuracy = self.held_out_score(model, size).accuracy
         density = request.next_density(masks)
         if accuracy >= request.accuracy and density < masks.density:
-            masks = prune_further(order.codec.unflatten(order.values), masks, global_, density)
-        if masks != order.masks:
+            masks = prune_further(task.codec.unflatten(task.values), masks, global_, density)
+        if masks != task.masks:
             codec = self.site.codec(masks)
             model = self.model(masks, codec)
             model.load(codec.flatten(self.site.initial))
-        fit = self.fit_in(order, model)
-        return replace(fit, flops=self.site.cost.forward_flops(order.masks, len(self.data.test)))
+        fit = self.fit_in(task, model)
+        return replace(fit, flops=self.site.cost.forward_flops(task.masks, len(self.data.test)))
 
-    def with_importance(self, fit: Fit, order: Order, request: ImportanceRequest) -> Fit:
+    def with_importance(self, fit: FitResult, task: ClientTask, request: ImportanceRequest) -> FitResult:
         """Add the importance of every weight that has a mask, after training."""
-        found, flops = self.importance(order, request)
+        found, flops = self.importance(task, request)
         return replace(
             fit,
             extra=RecordDict({"importance": importance_record(found)}),
             flops=flops,
         )
 
-    def importance(self, order: Order, request: ImportanceRequest) -> tuple[dict[str, Tensor], int]:
+    def importance(self, task: ClientTask, request: ImportanceRequest) -> tuple[dict[str, Tensor], int]:
         """Return the mean squared gradient of every weight that has a mask, and the FLOPs it took.
 
         One layer's gradient is held at a time, besides the result.
         """
-        module, masks = order.model.module, order.masks
-        picked = [parts(x, y, self.batch) for x, y in self.growth_batches(order.round, request.batches)]
+        module, masks = task.model.module, task.masks
+        picked = [parts(x, y, self.batch) for x, y in self.growth_batches(task.round, request.batches)]
         found = {name: mean_squared_gradient(module, name, picked).cpu() for name in masks}
         examples = sum(len(y) for batch in picked for _, y in batch)
         return found, self.gradient_flops(masks, list(masks), examples)
@@ -183,14 +183,14 @@ class Sparse(Client):
 
     def query_importance(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Answer with the importance of every weight that has a mask, on the model as it was sent."""
-        order = self._receive(content, state)
+        task = self._receive(content, state)
         began = time.perf_counter()
-        torch.manual_seed(seeds.derive(self.scenario.seed, "importance", order.round, self.number))
-        request = ImportanceRequest(whole(order.config, "importance-batches", least=1))
-        step = TrainingStep(self.site.cost, overhead=Overhead(buffers=buffers(order.config, order.masks)))
-        self.batch = self.fitting_batch(step, order.masks)
-        found, flops = self.importance(order, request)
-        memory = step.memory_of(order.masks.kept, self.batch)
+        torch.manual_seed(seeds.derive(self.scenario.seed, "importance", task.round, self.number))
+        request = ImportanceRequest(whole(task.config, "importance-batches", least=1))
+        step = TrainingStep(self.site.cost, overhead=Overhead(buffers=buffers(task.config, task.masks)))
+        self.batch = self.fitting_batch(step, task.masks)
+        found, flops = self.importance(task, request)
+        memory = step.memory_of(task.masks.kept, self.batch)
         metrics = MetricRecord(
             {
                 "num-examples": len(self.data.train),
@@ -201,22 +201,22 @@ class Sparse(Client):
         )
         return RecordDict({"importance": importance_record(found), "metrics": metrics})
 
-    def with_growth(self, fit: Fit, order: Order, request: GrowthRequest) -> Fit:
+    def with_growth(self, fit: FitResult, task: ClientTask, request: GrowthRequest) -> FitResult:
         """Add the largest gradients of pruned weights, layer by layer, after training.
 
         At any time one layer's gradient is held, of one that is executed sparse a part of it, besides the
         entries that are replied.
         """
-        picked = self.growth_parts(order.round, request.batches)
+        picked = self.growth_parts(task.round, request.batches)
         examples = sum(len(y) for _, y in picked)
         found = [
-            largest_gradients(order.model.module, name, picked, order.masks[name], count)
+            largest_gradients(task.model.module, name, picked, task.masks[name], count)
             for name, count in request.counts.items()
         ]
         return replace(
             fit,
             extra=RecordDict({"growth": growth_record(found)}),
-            flops=self.gradient_flops(order.masks, list(request.counts), examples),
+            flops=self.gradient_flops(task.masks, list(request.counts), examples),
         )
 
     def growth_batches(self, server_round: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -238,15 +238,15 @@ class Sparse(Client):
         Forward passes only. The candidate is kept until the next message that trains.
         """
         state.pop("candidate", None)
-        order = self._receive(content, state)
+        task = self._receive(content, state)
         began = time.perf_counter()
         torch.manual_seed(seeds.derive(self.scenario.seed, "statistics", self.number))
-        indices = self.calibration_examples(whole(order.config, "examples", least=1))
-        at_once = self.forward_batch(order.masks, min(self.whole_batch, len(indices)))
+        indices = self.calibration_examples(whole(task.config, "examples", least=1))
+        at_once = self.forward_batch(task.masks, min(self.whole_batch, len(indices)))
         pieces = even_parts(indices, at_once)
         longest = len(pieces[0])  # May be one more than was asked for.
         self.refuse_over(
-            forward_memory(self.site.cost, order.masks, longest).total, f"{longest} examples forward"
+            forward_memory(self.site.cost, task.masks, longest).total, f"{longest} examples forward"
         )
         images, site = self.data.images, self.site
         inputs = (
@@ -254,10 +254,10 @@ class Sparse(Client):
             for piece in pieces
             for x, _ in batches(images, piece, site.data.info, len(piece))
         )
-        statistics = collect_statistics(order.model.module, inputs)
+        statistics = collect_statistics(task.model.module, inputs)
         values = {key: array for key, array in arrays_of(content).items() if key != MASK}
         state["candidate"] = ArrayRecord(values)
-        metrics = self._forward_metrics(order, len(indices), len(pieces[0]), began)
+        metrics = self._forward_metrics(task, len(indices), len(pieces[0]), began)
         return RecordDict({"statistics": statistics_record(statistics), "metrics": metrics})
 
     def query_loss(self, content: RecordDict, state: RecordDict) -> RecordDict:
@@ -266,14 +266,14 @@ class Sparse(Client):
         candidate = state.array_records.get("candidate")
         if candidate is None:
             raise UnknownMaskError(f"client {self.number} holds no candidate, the message names {version}")
-        order = self._receive(RecordDict({"arrays": candidate, "config": config_of(content)}), state)
+        task = self._receive(RecordDict({"arrays": candidate, "config": config_of(content)}), state)
         began = time.perf_counter()
-        put_statistics(order.model.module, content.array_records.get("statistics"))
+        put_statistics(task.model.module, content.array_records.get("statistics"))
         # In batches of training's size: a forward pass then needs less memory than a training step.
-        examples, size = len(self.data.train), self.fitting_forward(order.masks, self.whole_batch)
-        module, data = order.model.module, self.data
+        examples, size = len(self.data.train), self.fitting_forward(task.masks, self.whole_batch)
+        module, data = task.model.module, self.data
         result = score(module, data.images, data.train, self.site.data.info, batch_size=size)
-        metrics = self._forward_metrics(order, examples, size, began)
+        metrics = self._forward_metrics(task, examples, size, began)
         metrics["loss"] = result.loss
         return RecordDict({"metrics": metrics})
 
@@ -295,12 +295,12 @@ class Sparse(Client):
         self.refuse_over(forward_memory(self.site.cost, masks, batch).total, f"{batch} examples forward")
         return batch
 
-    def _forward_metrics(self, order: Order, examples: int, batch: int, began: float) -> MetricRecord:
+    def _forward_metrics(self, task: ClientTask, examples: int, batch: int, began: float) -> MetricRecord:
         return MetricRecord(
             {
                 "num-examples": examples,
-                "flops": self.site.cost.forward_flops(order.masks, examples),
-                "peak-memory-bytes": forward_memory(self.site.cost, order.masks, batch).total,
+                "flops": self.site.cost.forward_flops(task.masks, examples),
+                "peak-memory-bytes": forward_memory(self.site.cost, task.masks, batch).total,
                 "train-seconds": time.perf_counter() - began,
             }
         )

@@ -1,6 +1,6 @@
 """The supermask client: it learns signs, or a {0, 1} mask, of weights that stay as they were drawn.
 
-One way of training for HideNseek (arXiv 2206.04385), FedMask (Li et al., SenSys 2021) and FedPM (Isik
+One training algorithm for HideNseek (arXiv 2206.04385), FedMask (Li et al., SenSys 2021) and FedPM (Isik
 et al., ICLR 2023): they differ in what a score stands for and in what the server makes of the replies.
 The frozen weights come from a seed; a reply holds one bit for each kept weight.
 """
@@ -15,7 +15,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedprune.client.base import Client, Fit, Order
+from fedprune.client.base import Client, ClientTask, FitResult
 from fedprune.costs.memory import Overhead
 from fedprune.errors import WireError
 from fedprune.protocol.client_masks import OneShotRequest
@@ -57,70 +57,70 @@ class SupermaskClient(Client):
             state["scores"] = self.kept
         return reply
 
-    def fit(self, order: Order) -> Fit:
+    def fit(self, task: ClientTask) -> FitResult:
         """Train the scores for ``clients.training.epochs`` epochs, on the weights as they were drawn.
 
         What that needs on a device besides the optimizer's state is in `slots`.
         """
-        settings = Supermasks.of(order.config)
-        frozen = self.site.frozen(order.masks, settings)
-        module, learning, training = order.model.module, settings.learning, self.scenario.clients.training
+        settings = Supermasks.of(task.config)
+        frozen = self.site.frozen(task.masks, settings)
+        module, learning, training = task.model.module, settings.learning, self.scenario.clients.training
         with frozen_but(module, frozen.trained):
             supermask = Supermask(
                 module,
-                order.masks,
-                {name: factor[order.masks[name]] for name, factor in frozen.factors.items()},
-                self.first_scores(order, settings),
+                task.masks,
+                {name: factor[task.masks[name]] for name, factor in frozen.factors.items()},
+                self.first_scores(task, settings),
                 kind=settings.mask,
                 straight_through=learning.straight_through,
             )
-            rate = self.learning_rate(order.round)
+            rate = self.learning_rate(task.round)
             factor = (learning.score_lr or training.optimizer.lr) / training.optimizer.lr
             trained = train(
                 supermask,
-                self.epochs("batches", order.round),
+                self.epochs("batches", task.round),
                 training.optimizer,
                 lr=rate,
                 masks=Masks(),
                 prepare=partial(set_score_rate, supermask, rate * factor),
                 micro_batch=self.batch,
             )
-        masks = order.masks
-        if one_shot := OneShotRequest.of(order.config):
-            masks = one_shot.masks(supermask.scores, order.masks)
+        masks = task.masks
+        if one_shot := OneShotRequest.of(task.config):
+            masks = one_shot.masks(supermask.scores, task.masks)
         if learning.keep_scores:
-            left = [s[masks[name][order.masks[name]]] for name, s in supermask.scores.items()]
+            left = [s[masks[name][task.masks[name]]] for name, s in supermask.scores.items()]
             flat = torch.cat(left).numpy()
             self.kept = ConfigRecord({"version": masks.version, "values": flat.tobytes()})
         learned = {name: weight.cpu() for name, weight in supermask.weights().items()}
-        values = self.reply_codec(order.config, masks).flatten({**get_state(module), **learned})
+        values = self.reply_codec(task.config, masks).flatten({**get_state(module), **learned})
         size = min(training.batch_size, self.batch)
         steps = training.epochs * -(-trained.examples_seen // (training.epochs * size))
-        return Fit(
+        return FitResult(
             values=values,
             masks=masks,
             loss=trained.loss,
             examples_seen=trained.examples_seen,
-            flops=2 * steps * sum(order.masks.kept.values()),  # A product forward, and one backward.
-            trained_under=order.masks,
+            flops=2 * steps * sum(task.masks.kept.values()),  # A product forward, and one backward.
+            trained_under=task.masks,
         )
 
-    def first_scores(self, order: Order, settings: Supermasks) -> dict[str, Tensor]:
+    def first_scores(self, task: ClientTask, settings: Supermasks) -> dict[str, Tensor]:
         """Return the scores to start from, by name, of shape (kept,): those of the numbers sent.
 
         Kept scores stay, and where they stand for something else than what was sent they change sign.
         """
-        assert isinstance(order.codec, SupermaskCodec)
-        numbers = order.codec.numbers(order.values)
+        assert isinstance(task.codec, SupermaskCodec)
+        numbers = task.codec.numbers(task.values)
         bits = settings.learning.vote_bits
         sent = {
             name: scores_of(numbers[name], settings.mask, settings.learning.score_scale, bits)
-            for name in order.masks
+            for name in task.masks
         }
-        if self.kept is None or self.kept.get("version") != order.masks.version:
+        if self.kept is None or self.kept.get("version") != task.masks.version:
             return sent
         flat = torch.frombuffer(bytearray(payload(self.kept, "values")), dtype=torch.float32)
-        if len(flat) != sum(order.masks.kept.values()):
+        if len(flat) != sum(task.masks.kept.values()):
             raise WireError(f"client {self.number} kept {len(flat)} scores for another number of weights")
         parts = flat.split([len(scores) for scores in sent.values()])
         return {

@@ -19,7 +19,7 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
-    from fedprune.client.base import Client, Fit, Order
+    from fedprune.client.base import Client, ClientTask, FitResult
     from fedprune.data.dataset import DataInfo, Images
     from fedprune.data.sources import Request, Source
     from fedprune.engine.simulation import resume, run
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Aggregator": "fedprune.server.aggregation",
     "Client": "fedprune.client.base",
+    "ClientTask": "fedprune.client.base",
     "DataInfo": "fedprune.data.dataset",
     "FedpruneError": "fedprune.errors",
-    "Fit": "fedprune.client.base",
+    "FitResult": "fedprune.client.base",
     "GrowthRequest": "fedprune.protocol.reports",
     "Images": "fedprune.data.dataset",
     "Masks": "fedprune.sparsity.masks",
-    "Order": "fedprune.client.base",
     "OverlapMean": "fedprune.server.aggregation",
     "PruningStrategy": "fedprune.server.strategy",
     "Request": "fedprune.data.sources",
@@ -66,13 +66,13 @@ _EXPORTS = {
 __all__ = [
     "Aggregator",
     "Client",
+    "ClientTask",
     "DataInfo",
     "FedpruneError",
-    "Fit",
+    "FitResult",
     "GrowthRequest",
     "Images",
     "Masks",
-    "Order",
     "OverlapMean",
     "PruningStrategy",
     "Request",

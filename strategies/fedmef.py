@@ -32,10 +32,9 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from pydantic import Field
 
@@ -127,17 +126,14 @@ class FedMef(PruningStrategy):
             else None
         )
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def train_config(self, server_round: int) -> dict[str, Any]:
         """Tell clients how to train: what they keep of activations, and what they extrude."""
-        own: dict[str, Any] = {
+        extrusion = self.extrusion(server_round)
+        return {
             "activation-density": self.options.activation_density,
             "standardise": self.options.standardise,
+            **(extrusion.config(self.masks) if extrusion else {}),
         }
-        if extrusion := self.extrusion(server_round):
-            own |= extrusion.config(self.masks)
-        return super().configure_train(server_round, arrays, ConfigRecord({**config, **own}), grid)
 
     def update_masks(self, server_round: int) -> None:
         """Swap what the clients voted for, and centre each filter on what it now keeps."""

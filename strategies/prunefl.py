@@ -21,11 +21,11 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from pydantic import Field
 from torch import Tensor
@@ -111,16 +111,13 @@ class PruneFL(PruningStrategy):
         last = self.options.stop_adjusting_at
         return server_round % self.options.adjust_every == 0 and (last is None or server_round <= last)
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def train_config(self, server_round: int) -> Mapping[str, Any]:
         """Ask for importance, in a round with an adjustment."""
         self.total: dict[str, Tensor] = {}
         self.weight = 0
-        if self.due(server_round):
-            request = ImportanceRequest(self.options.importance_batches)
-            config = ConfigRecord({**config, **request.config()})
-        return super().configure_train(server_round, arrays, config, grid)
+        if not self.due(server_round):
+            return {}
+        return ImportanceRequest(self.options.importance_batches).config()
 
     def read(self, server_round: int, reply: Message) -> dict[str, Tensor] | None:
         """Return a client's importance by layer."""

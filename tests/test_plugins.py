@@ -56,17 +56,17 @@ class Combing(PruningStrategy):
 '''
 
 CLIENT = '''
-"""A way of training of a user's own: no training at all, but every kept value grows by one."""
+"""A client training algorithm of a user's own: no training at all, but every kept value grows by one."""
 
-from fedprune.client.base import Client, Fit
+from fedprune.client.base import Client, FitResult
 
 
 class Counting(Client):
     """Adds 1 to every value."""
 
-    def fit(self, order):
+    def fit(self, task):
         examples = len(self.data.train)
-        return Fit(values=order.values + 1, masks=order.masks, loss=0.5, examples_seen=examples)
+        return FitResult(values=task.values + 1, masks=task.masks, loss=0.5, examples_seen=examples)
 '''
 
 MODEL = '''

@@ -3,6 +3,6 @@
 The author of a client subclasses `Client` and writes ``fit``; the rest is internal.
 """
 
-from fedprune.client.base import Client, Fit, Order
+from fedprune.client.base import Client, ClientTask, FitResult
 
-__all__ = ["Client", "Fit", "Order"]
+__all__ = ["Client", "ClientTask", "FitResult"]

@@ -1,4 +1,4 @@
-"""What every way of training shares on a device: messages in, messages out, nothing lost between.
+"""What every client training algorithm shares: messages in, local training, messages out.
 
 A ``Site`` is what a process holds once: the scenario, the data it may read and a model. A
 ``Client`` is one client at work in it, for one message. It agrees on the mask with the server,
@@ -56,7 +56,7 @@ class UnknownMaskError(TaskRefusedError):
 
 
 @dataclass(frozen=True)
-class Order:
+class ClientTask:
     """What a message asks of a client, decoded: ``model`` holds ``values``, flat under ``masks``."""
 
     round: int
@@ -68,15 +68,15 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What came of local training.
+class FitResult:
+    """The result of local training.
 
     Parameters
     ----------
     values : Tensor
         The trained state, float32, flat under ``masks``.
     masks : Masks
-        The masks of ``values``; those of the order unless the client moved them, as it was asked to.
+        The masks of ``values``; those of the task unless the client moved them, as it was asked to.
     loss : float
         Mean training loss over all examples seen.
     examples_seen : int
@@ -105,7 +105,7 @@ class Client(ABC):
     ``query_facts``, and so on: a subclass answers a new message by having the method.
     """
 
-    #: Whether this way of training can do with layers that hold their kept weights alone.
+    #: Whether this algorithm works with layers that hold their kept weights alone.
     executes_sparse: ClassVar[bool] = False
 
     def __init__(self, site: Site, number: int) -> None:
@@ -147,8 +147,8 @@ class Client(ABC):
         return cls.overhead(proximal_mu(scenario, config), scenario.strategy.options)
 
     @abstractmethod
-    def fit(self, order: Order) -> Fit:
-        """Train on this client's examples; ``order.model`` already holds the order's values."""
+    def fit(self, task: ClientTask) -> FitResult:
+        """Train on this client's examples; ``task.model`` already holds the values that were sent."""
 
     def handle(self, message: Message, state: RecordDict) -> RecordDict:
         """Answer a message; ``state`` is what the client keeps between messages."""
@@ -162,7 +162,7 @@ class Client(ABC):
         return content
 
     def query_facts(self, content: RecordDict, state: RecordDict) -> RecordDict:
-        """Say who this is: client number, examples, device. The node id says nothing of it."""
+        """Tell the server this client's number, examples and device. The node id says nothing of it."""
         config = content.config_records.get("config", ConfigRecord())
         check_codec(config)
         profile = self.site.profile_of(self.number)
@@ -191,17 +191,17 @@ class Client(ABC):
         A client that holds out examples also replies its model's accuracy on them. That is a
         measurement, as the server's evaluation is: no part of what training costs.
         """
-        order = self._receive(content, state)
+        task = self._receive(content, state)
         began = time.perf_counter()
-        step = training_step(type(self), self.scenario, self.site.cost, order.config, order.masks)
-        self.batch = self.fitting_batch(step, order.masks)
-        torch.manual_seed(seeds.derive(self.scenario.seed, "train", order.round, self.number))
-        fit = self.fit(order)
+        step = training_step(type(self), self.scenario, self.site.cost, task.config, task.masks)
+        self.batch = self.fitting_batch(step, task.masks)
+        torch.manual_seed(seeds.derive(self.scenario.seed, "train", task.round, self.number))
+        fit = self.fit(task)
         trained_under = fit.trained_under or fit.masks
         memory = step.memory_of(trained_under.kept, self.batch)
         self.refuse_over(memory.total, "what came of training")
         flops = self.site.cost.training_flops(trained_under, fit.examples_seen) + fit.flops
-        seed = seeds.derive(self.scenario.seed, "wire", order.round, self.number)
+        seed = seeds.derive(self.scenario.seed, "wire", task.round, self.number)
         metrics = MetricRecord(
             {
                 "num-examples": len(self.data.train),
@@ -213,36 +213,36 @@ class Client(ABC):
             }
         )
         if len(self.data.test):
-            personal = self.personal_score(order, fit)
+            personal = self.personal_score(task, fit)
             metrics.update({"test-examples": personal.examples, "test-accuracy": personal.accuracy})
-        arrays = self.reply_codec(order.config, fit.masks).encode(fit.values, seed=seed)
-        if fit.masks != order.masks:
-            arrays = with_own_masks(arrays, fit.masks, order.masks)
+        arrays = self.reply_codec(task.config, fit.masks).encode(fit.values, seed=seed)
+        if fit.masks != task.masks:
+            arrays = with_own_masks(arrays, fit.masks, task.masks)
             self._hold(fit.masks, state)
         reply = RecordDict({"arrays": arrays, "metrics": metrics})
         reply.update(fit.extra)
         return reply
 
-    def personal_score(self, order: Order, fit: Fit) -> Score:
-        """Score the model that came of training, before wire rounding, on this client's held-out examples."""
-        model = self.model(fit.masks, self.reply_codec(order.config, fit.masks))
+    def personal_score(self, task: ClientTask, fit: FitResult) -> Score:
+        """Score the trained model, before wire rounding, on this client's held-out examples."""
+        model = self.model(fit.masks, self.reply_codec(task.config, fit.masks))
         model.load(fit.values)
         return self.held_out_score(model, self.scenario.evaluation.batch_size)
 
     def evaluate(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Evaluate what was sent on this client's held-out examples."""
-        order = self._receive(content, state)
+        task = self._receive(content, state)
         began = time.perf_counter()
         examples = len(self.data.test)
-        size = self.fitting_forward(order.masks, min(self.scenario.evaluation.batch_size, max(examples, 1)))
-        result = self.held_out_score(order.model, size)
-        memory = forward_memory(self.site.cost, order.masks, size)
+        size = self.fitting_forward(task.masks, min(self.scenario.evaluation.batch_size, max(examples, 1)))
+        result = self.held_out_score(task.model, size)
+        memory = forward_memory(self.site.cost, task.masks, size)
         metrics = MetricRecord(
             {
                 "num-examples": examples,
                 "loss": result.loss,
                 "accuracy": result.accuracy,
-                "flops": self.site.cost.forward_flops(order.masks, examples),
+                "flops": self.site.cost.forward_flops(task.masks, examples),
                 "peak-memory-bytes": memory.total,
                 "train-seconds": time.perf_counter() - began,
             }
@@ -305,7 +305,7 @@ class Client(ABC):
 
     # Messages ----------------------------------------------------------------------------
 
-    def _receive(self, content: RecordDict, state: RecordDict) -> Order:
+    def _receive(self, content: RecordDict, state: RecordDict) -> ClientTask:
         """Agree on the mask, decode the values and load them into the model."""
         config, arrays = config_of(content), arrays_of(content)
         check_codec(config)
@@ -314,7 +314,7 @@ class Client(ABC):
         values = codec.decode(arrays)
         model = self.model(masks, codec)
         model.load(values)
-        return Order(whole(config, "round"), config, masks, codec, values, model)
+        return ClientTask(whole(config, "round"), config, masks, codec, values, model)
 
     def model(self, masks: Masks, codec: Codec) -> LocalModel:
         """Return the model under masks, whose values travel by a codec, as this client executes it."""

@@ -27,8 +27,8 @@ def smallest_kept(weight: Tensor, mask: Tensor, count: int) -> Tensor:
     Of equal ones the first; all kept weights, where there are not so many.
     """
     kept = mask.reshape(-1).nonzero().reshape(-1)
-    order = weight.detach().reshape(-1)[kept].abs().argsort(stable=True)[:count]
-    return kept[order].sort().values
+    task = weight.detach().reshape(-1)[kept].abs().argsort(stable=True)[:count]
+    return kept[task].sort().values
 
 
 def budget_factor(progress: float, size: float) -> float:

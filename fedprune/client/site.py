@@ -113,7 +113,7 @@ class Site:
 
     @cached_property
     def client_class(self) -> type[Client]:
-        """The way of training that the scenario's strategy names; a look-up in all that is installed."""
+        """The training algorithm that the scenario's strategy names; found once, as the look-up is slow."""
         directory = self.scenario.directory
         strategy = registry.load("strategy", self.scenario.strategy.name, directory)
         found: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), directory)

@@ -32,7 +32,7 @@ class TrainingStep:
     slots
         Values that the optimizer keeps per weight, see `optimizer_slots`.
     overhead
-        What the way of training keeps besides.
+        What the training algorithm keeps besides.
     """
 
     cost: ModelCost

@@ -1,8 +1,8 @@
 """The ledger: what every message and every round cost, as plain records.
 
 A strategy writes one ``TaskRecord`` for each message that it sent to a client and one
-``RoundRecord`` for each round. What becomes of them (files, a progress bar, a table) is for
-whoever listens; the fields are those of ``clients.jsonl`` and ``rounds.jsonl``.
+``RoundRecord`` for each round. Listeners turn them into files, a progress bar or a table; the
+fields are those of ``clients.jsonl`` and ``rounds.jsonl``.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class RoundRecord:
 
 
 class Listener(Protocol):
-    """Who hears of tasks and rounds as they end."""
+    """Is told of every task and round as it ends."""
 
     def on_task(self, task: TaskRecord) -> None:
         """Hear of one ended task."""

@@ -195,7 +195,7 @@ def forward_memory(cost: ModelCost, masks: Masks, batch: int, *, buffers: int = 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a way of training keeps for a step besides weights, gradients and the optimizer's state.
+    """What a training algorithm keeps for a step besides weights, gradients and the optimizer's state.
 
     Parameters
     ----------

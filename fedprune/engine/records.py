@@ -103,7 +103,7 @@ def shapes_of(content: RecordDict) -> dict[str, tuple[int, ...]]:
 
 
 def content_fault(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Fault, str] | None:
-    """Say what makes the arrays of a reply unusable: its kind, and the reason; None if nothing does.
+    """Return why the arrays of a reply are unusable, as fault and reason; None if they are usable.
 
     Every array must be what it says it is and hold finite numbers. One of a name in ``shapes``,
     those that were sent, must have that shape: strategies that average arrays by name rely on it.

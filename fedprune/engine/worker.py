@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a task: content, or an error code and a reason; the state if it changed."""
+    """The result of a task: content, or an error code and a reason; the state if it changed."""
 
     content: list[tuple[str, str, Any]] | None
     code: int

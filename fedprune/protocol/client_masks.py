@@ -2,7 +2,7 @@
 
 A request travels in a message's config. The client that follows it replies values under its new
 masks, with these as a change of those it was sent; the server checks that they are what the request
-allows. Which method asks for what, and what becomes of the masks, is for strategies.
+allows. Strategies decide what to ask for and what to do with the masks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What came of every task of a round, and what it cost: good, late, surplus or failed.
+"""The result of every task of a round, and its costs: good, late, surplus or failed.
 
 ``RoundAccounts`` reads what replies report of their costs, decides which replies count, and enters every
 task into the round's totals, the totals of the dense baseline, and participation by device class.
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class _Task(Generic[_T]):
-    """What came of one message: its reply, good or not, and what it cost.
+    """The result of one message: its reply, good or not, and its costs.
 
     ``result`` holds what was read of a good one. ``status`` is as in `TaskRecord`.
     """
@@ -74,7 +74,7 @@ class _Task(Generic[_T]):
 
 
 class RoundAccounts:
-    """The accounts of the current round: what every task cost, and what came of it.
+    """The accounts of the current round: the result and the costs of every task.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class RoundAccounts:
         self._tell(record)
 
     def _judged(self, reply: Message, read: Callable[[Message], _T], deadline: float | None) -> _Task[_T]:
-        """Return what came of a task: what a reply holds and what it cost, or what is wrong with it."""
+        """Return the result of a task: what a reply holds and its costs, or what is wrong with it."""
         client = self._registry.clients[self._registry.number_of(reply)]
         sent, metrics = self._exchange.sent[client.node_id], MetricRecord()
         bytes_up = mask_up = 0

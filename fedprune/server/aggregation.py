@@ -77,7 +77,7 @@ class Aggregator(Protocol):
     """What turns the replies of a round into the next global state."""
 
     def client_config(self) -> Mapping[str, Any]:
-        """Return what every training message says for its sake, whoever is sampled; by default nothing."""
+        """Return config that every training message carries for this aggregator; none by default."""
         return {}
 
     def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Budgets of memory, as the server sees them: who can train in a round, and under which masks.
 
-What a step needs and what fits is arithmetic on the cost model (`fedprune.costs.fit`); the client does the
-same sums with its own mask and batch before it trains, and refuses what its device has no memory for.
+What a step needs and what fits is arithmetic on the cost model (`fedprune.costs.fit`). Before it trains,
+the client repeats the calculation with its own mask and batch, and refuses a step that exceeds its memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Budgets:
     cost : ModelCost
         The model.
     client : type[TrainingAlgorithm]
-        The clients' way of training.
+        The clients' training algorithm.
     whole : Masks
         Those that keep every weight which may be pruned: parts of them are nested where a strategy prunes
         nothing.
@@ -68,7 +68,7 @@ class Budgets:
 
     @property
     def policy(self) -> str:
-        """What becomes of a client whose memory is too small."""
+        """What is done about a client with too little memory."""
         return self._scenario.clients.over_budget
 
     def judge(

@@ -1,4 +1,4 @@
-"""What the same tasks would have cost under dense FedAvg: the yardstick of every relative cost.
+"""The dense baseline: what the same tasks would have cost under dense FedAvg.
 
 It is computed from the cost model and from the size of a dense message, without a dense run.
 """

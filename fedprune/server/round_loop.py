@@ -175,7 +175,7 @@ def round_record(
     server_round : int
         The round.
     accounts : RoundAccounts
-        What its tasks cost, and what came of them.
+        Its tasks: their results and costs.
     masks : Masks
         The global masks at its end.
     score : Score, optional

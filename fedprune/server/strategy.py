@@ -8,7 +8,7 @@ A method is a subclass with options and a few hooks:
 - ``mask_request``: how clients may move their own masks in a round.
 - ``masks_for``: under which masks a client is sent values, where each has its own.
 - ``supermasks``: how clients learn signs or masks of frozen weights, where they do.
-- ``configure_train``: what a round's messages ask for besides training.
+- ``train_config``: what a round's training messages say besides, for instance what else they ask for.
 - ``read``: read, from a reply, what else was asked for.
 - ``observe``: look at each reply as it is aggregated.
 - ``update_masks``: after a round's aggregation; move the masks.
@@ -218,6 +218,13 @@ class PruningStrategy(Strategy):
         """Return the masks under which a client is sent values: the global ones, or its own."""
         return self.masks
 
+    def train_config(self, server_round: int) -> Mapping[str, Any]:
+        """Return what a round's training messages say for the method's sake: values of a ``ConfigRecord``.
+
+        Called once a round, before clients are selected.
+        """
+        return {}
+
     def read(self, server_round: int, reply: Message) -> Any:
         """Read what else a training message asked for; raise ``WireError`` for a reply that is not right.
 
@@ -242,7 +249,7 @@ class PruningStrategy(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; where a run is resumed, this takes the place of ``prepare``.
 
-        Clients, global state and masks are there again; tuples have become lists.
+        Clients, global state and masks have been restored; tuples have become lists.
         """
 
     # What methods use: the global model --------------------------------------------------
@@ -381,7 +388,7 @@ class PruningStrategy(Strategy):
 
     @property
     def nested(self) -> Mapping[int, Masks]:
-        """The masks of the round's clients that train a part of theirs, for want of memory, by number."""
+        """The masks, by number, of the round's clients that train a part of theirs to fit their memory."""
         return self.selection.nested
 
     def sent_masks(self, number: int) -> Masks:
@@ -451,7 +458,8 @@ class PruningStrategy(Strategy):
         self.votes = (
             {name: GrowthVotes(self.masks[name]) for name in self.request.counts} if self.request else {}
         )
-        config = ConfigRecord({**self.aggregator.client_config(), **config})
+        own = self.train_config(server_round)
+        config = ConfigRecord({**self.aggregator.client_config(), **config, **own})
         if self.request:
             config.update(self.request.config(self.masks))
         if self.move:

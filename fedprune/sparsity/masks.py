@@ -21,7 +21,7 @@ class Masks(Mapping[str, Tensor]):
     """The masks of a model: tensor name -> boolean tensor of the tensor's shape, True = kept.
 
     Only tensors that are pruned appear; a model without pruned tensors has empty masks. The
-    tensors are not copied: whoever hands them over must not write to them any more.
+    tensors are not copied: the caller must not write to them afterwards.
 
     Examples
     --------

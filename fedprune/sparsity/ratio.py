@@ -1,6 +1,6 @@
 """Choosing weights by what they bring for what they cost: the most importance per second of a round.
 
-Pure PyTorch. How importance is measured, and how long a weight takes, is for whoever asks.
+Pure PyTorch. The caller measures importance and times.
 """
 
 from __future__ import annotations

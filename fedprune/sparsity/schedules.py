@@ -1,7 +1,7 @@
 """Schedules: how a number, such as a learning rate or a density, changes over the rounds of a run.
 
 A schedule maps progress (0 at its beginning, 1 at its end) and two values to the value now. It
-does not know rounds: whoever uses it says which round is its beginning and which its end.
+does not know rounds: the caller decides where it begins and ends.
 """
 
 from __future__ import annotations

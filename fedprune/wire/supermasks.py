@@ -2,7 +2,7 @@
 
 The state of a network with frozen weights is what multiplies these (signs, {0, 1} masks, or votes
 between) and the few tensors that are not frozen. Both sides know the frozen weights from their seed.
-A `SupermaskCodec` has the methods of `fedprune.wire.values.StateCodec`, so that whoever averages,
+A `SupermaskCodec` has the methods of `fedprune.wire.values.StateCodec`, so that code that averages,
 sends or reads states need not know which of the two it has.
 """
 

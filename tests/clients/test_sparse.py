@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fedprune import data as datasets
 from fedprune import seeds
-from fedprune.client.base import Order
+from fedprune.client.base import ClientTask
 from fedprune.client.site import Site
 from fedprune.clients import sparse
 from fedprune.data import batches
@@ -49,7 +49,7 @@ def order_for(site, masks, server_round=1):
     set_state(site.module, codec.unflatten(values))
     model = sparse.Sparse(site, 0).model(masks, codec)
     model.load(values)
-    return Order(server_round, ConfigRecord(), masks, codec, values, model)
+    return ClientTask(server_round, ConfigRecord(), masks, codec, values, model)
 
 
 def plain_training(site, number, masks, epochs):
@@ -92,13 +92,13 @@ def test_it_is_plain_pytorch_under_a_mask(changes, execution):
         scenario = scenario.override(clients__training__execution="sparse")
     site = Site(scenario, datasets.load(scenario))
     masks = Masks() if execution == "unpruned" else half(site.module)
-    order = order_for(site, masks)
-    assert (order.model.module is site.module) == (execution != "sparse")
+    task = order_for(site, masks)
+    assert (task.model.module is site.module) == (execution != "sparse")
     expected, loss, seen = plain_training(site, 2, masks, epochs=2)
-    fit = sparse.Sparse(site, 2).fit(order)
+    fit = sparse.Sparse(site, 2).fit(task)
     assert fit.examples_seen == seen
     assert fit.loss == pytest.approx(loss, rel=1e-5)
-    found = order.codec.unflatten(fit.values)
+    found = task.codec.unflatten(fit.values)
     for name, tensor in get_state(expected).items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
     for name, mask in masks.items():
