@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import typer
 from griffe import Docstring, DocstringSectionKind
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
@@ -24,14 +25,31 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import fedprune
-from fedprune import registry
+import fedprune.costs.clock
+import fedprune.costs.memory
+import fedprune.sparsity.criteria
+import fedprune.sparsity.distributions
+import fedprune.sparsity.schedules
+from fedprune import costs, registry, sparsity, wire
 from fedprune.cli.app import app
 from fedprune.costs import ledger
 from fedprune.costs.devices import profiles
 from fedprune.errors import Fault
 from fedprune.scenario import json_schema
 from fedprune.server.strategy import PruningStrategy
+from fedprune.sparsity import execution
 from fedprune.units import format_byte_rate, format_bytes, format_flop_rate
+
+#: What is documented whole, besides `fedprune` itself.
+PACKAGES = (
+    costs.memory,
+    costs.clock,
+    sparsity.criteria,
+    sparsity.distributions,
+    sparsity.schedules,
+    execution,
+    wire,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +60,9 @@ _MARK = re.compile(r"<!-- made: (\w+)((?: [\w./-]+)*) -->")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made whole."""
+    """Add the pages that are made whole; refuse to build where the public API is not documented."""
+    if faults := undocumented():
+        raise PluginError("\n".join(faults))
     for name in registry.names("strategy"):
         files.append(File.generated(config, f"methods/{name}.md", content=method(name)))
     files.append(File.generated(config, "guides/shipped.md", content=shipped()))
@@ -57,6 +77,30 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def filled(markdown: str) -> str:
     """Return markdown with every mark replaced."""
     return _MARK.sub(lambda mark: MADE[mark[1]](*mark[2].split()), markdown)
+
+
+def undocumented() -> list[str]:
+    """Return what is missing: a public name without a docstring or a page."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)", pages, flags=re.MULTILINE))
+    missing = []
+    for name in (name for name in fedprune.__all__ if not name.startswith("__")):
+        if f"fedprune.{name}" not in shown:
+            missing.append(f"fedprune.{name} is on no page of docs/reference")
+        if not (getattr(fedprune, name).__doc__ or "").strip():
+            missing.append(f"fedprune.{name} has no docstring")
+    for package in PACKAGES:
+        if package.__name__ not in shown:
+            missing.append(f"{package.__name__} is on no page of docs/reference")
+        missing += [
+            f"{package.__name__}.{name} has no docstring"
+            for name, value in vars(package).items()
+            if not name.startswith("_")
+            and (inspect.isfunction(value) or inspect.isclass(value))
+            and value.__module__.startswith(package.__name__)
+            and not inspect.getdoc(value)
+        ]
+    return missing
 
 
 # Pages ------------------------------------------------------------------------------------
