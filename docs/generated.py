@@ -177,7 +177,7 @@ def section(name: str) -> str:
     rows = []
     for key, value in spec["properties"].items():
         default = "required" if key in required else _default(value.get("default"))
-        rows.append((f"`{key}`", _type(value, schema), default, value.get("description", "")))
+        rows.append((f"`{key}`", _type(value, schema), default, _description(value, schema)))
     return _table(("key", "value", "default", "what it is"), rows)
 
 
@@ -314,17 +314,25 @@ def _type(spec: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     return f"{words.get(kind or '', 'mapping')}{_range(spec)}"
 
 
+def _description(spec: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """Return what a schema says of itself; pydantic leaves it to the section where both say the same."""
+    of = schema["$defs"].get(spec.get("$ref", "").rpartition("/")[2], {})
+    text: str = spec.get("description") or of.get("description", "")
+    return text
+
+
 def _range(spec: Mapping[str, Any]) -> str:
-    """Return the range of a schema's numbers: "in (0, 1]", "≥ 1", or nothing."""
-    low, high = (
-        spec.get("minimum", spec.get("exclusiveMinimum")),
-        spec.get("maximum", spec.get("exclusiveMaximum")),
-    )
+    """Return the range of a schema's numbers: "in (0, 1]", "≥ 1", or nothing; it is not broken over lines."""
+    low = spec.get("minimum", spec.get("exclusiveMinimum"))
+    high = spec.get("maximum", spec.get("exclusiveMaximum"))
+    text = ""
     if low is not None and high is not None:
-        return f" in {'[' if 'minimum' in spec else '('}{low:g}, {high:g}{']' if 'maximum' in spec else ')'}"
-    if low is not None:
-        return f" {'≥' if 'minimum' in spec else '>'} {low:g}"
-    return f" {'≤' if 'maximum' in spec else '<'} {high:g}" if high is not None else ""
+        text = f"in {'[' if 'minimum' in spec else '('}{low:g}, {high:g}{']' if 'maximum' in spec else ')'}"
+    elif low is not None:
+        text = f"{'≥' if 'minimum' in spec else '>'} {low:g}"
+    elif high is not None:
+        text = f"{'≤' if 'maximum' in spec else '<'} {high:g}"
+    return f" {text.replace(' ', '&nbsp;')}" if text else ""
 
 
 def _attributes(record: type) -> dict[str, str]:

@@ -73,9 +73,10 @@ def run(
         Show a progress bar, or a line a round where there is no terminal, on standard error.
     listeners : Sequence[Listener]
         Who hears of tasks and rounds as they end, besides the run folder.
-    overrides, **changes
-        Values to replace: ``overrides={"strategy.density": "0.1"}`` as on the command line, or
-        ``strategy__density=0.1``, ``rounds=3``.
+    overrides : Mapping[str, object], optional
+        Values to replace, as on the command line: ``{"strategy.density": "0.1"}``.
+    **changes : object
+        The same as keywords: ``strategy__density=0.1``, ``rounds=3``.
 
     Raises
     ------
