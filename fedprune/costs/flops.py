@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fedprune.costs.step import TRACE_EXAMPLES, forward_loss, leaves_no_trace, skeleton
+from fedprune.costs.step import TRACE_EXAMPLES, forward_loss, in_single_products, leaves_no_trace, skeleton
 from fedprune.sparsity.masks import Masks
 
 aten = torch.ops.aten
@@ -52,8 +52,10 @@ class LayerCost:
         Its number of elements, pruned ones included.
     positions
         Output positions, each of which uses every weight once: 1 for a linear layer, height times
-        width of the output for a convolution (of the input for a transposed one), summed over the
-        uses of a weight that is used twice.
+        width of the output for a convolution (of the input for a transposed one), the length of the
+        sequence for a recurrent layer, summed over the uses of a weight that is used twice. Of attention
+        between sequences of two lengths it is the mean over the weights, rounded down; the rest is
+        among the model's ``other_products``.
     input_gradient_positions
         Of these, the positions through which a gradient flows on to the layer's input.
     trained
@@ -109,6 +111,7 @@ class ModelCost:
     any other pointwise step
     means and sums               1 per input                             1 per input, where scaled
     max and average pooling      window size per output                  1, window size per output
+    embedding                    0                                       1 per output gradient
     log-softmax, softmax         5, 4 per input                          4 per input
     ============================ ======================================= ==========================
 
@@ -219,7 +222,7 @@ def _layer(weight: str, parameter: Tensor, counts: _Counts) -> LayerCost:
 
 def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> _Counts:
     counts = _Counts(model)
-    with leaves_no_trace(model), counts:
+    with leaves_no_trace(model), in_single_products(model), counts:
         loss = forward_loss(model, input_shape, TRACE_EXAMPLES)
         counts.phase = "backward"
         loss.backward()  # type: ignore[no-untyped-call]
@@ -287,9 +290,9 @@ _CONVOLUTIONS = {aten.convolution, aten.convolution_backward}
 _WITH_BIAS = {aten.addmm, aten.baddbmm}
 
 
-def _window(args: tuple[Any, ...]) -> int:
+def _window(args: tuple[Any, ...], dimensions: int = 2) -> int:
     sizes = args[1]
-    return prod(sizes) if len(sizes) > 1 else sizes[0] ** 2
+    return prod(sizes) if len(sizes) > 1 else sizes[0] ** dimensions
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -325,6 +328,13 @@ _FORMULAS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     aten.avg_pool2d_backward: lambda args, out: _window((args[0], args[2])) * args[0].numel(),
     aten._adaptive_avg_pool2d: lambda args, out: args[0].numel(),
     aten._adaptive_avg_pool2d_backward: lambda args, out: _elements(out),
+    aten.max_pool3d_with_indices: lambda args, out: _window(args, 3) * _elements(out),
+    aten.max_pool3d_with_indices_backward: lambda args, out: args[0].numel(),
+    aten.avg_pool3d: lambda args, out: _window(args, 3) * _elements(out),
+    aten.avg_pool3d_backward: lambda args, out: _window((args[0], args[2]), 3) * args[0].numel(),
+    aten._adaptive_avg_pool3d: lambda args, out: args[0].numel(),
+    aten._adaptive_avg_pool3d_backward: lambda args, out: _elements(out),
+    aten.embedding_dense_backward: lambda args, out: args[0].numel(),
     aten._log_softmax: lambda args, out: 5 * _elements(out),
     aten._log_softmax_backward_data: lambda args, out: 4 * _elements(out),
     aten._safe_softmax: lambda args, out: 4 * _elements(out),

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedprune.costs.flops import ModelCost, ParameterCost
-from fedprune.costs.step import forward_loss, leaves_no_trace
+from fedprune.costs.step import forward_loss, in_single_products, leaves_no_trace
 from fedprune.sparsity.activations import sparse_activations
 from fedprune.sparsity.execution import KernelIndex, SparseConv2d
 from fedprune.sparsity.masks import Masks
@@ -250,7 +250,8 @@ class StepTensors:
 @lru_cache(maxsize=256)
 def step_tensors(cost: ModelCost, batch: int, activation_density: float = 1.0) -> StepTensors:
     """Return the bytes of the tensors that one training step on ``batch`` examples makes."""
-    return _traced(cost.skeleton.train(), cost.input_shape, batch, activation_density)
+    with in_single_products(cost.skeleton):
+        return _traced(cost.skeleton.train(), cost.input_shape, batch, activation_density)
 
 
 def _traced(

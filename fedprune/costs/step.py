@@ -66,6 +66,22 @@ def leaves_no_trace(model: nn.Module) -> Iterator[None]:
             model.zero_grad(set_to_none=True)
 
 
+@contextmanager
+def in_single_products(model: nn.Module) -> Iterator[None]:
+    """Let layers run inside as the products that they consist of, for a model that runs on the CPU.
+
+    There oneDNN has one operation for a whole LSTM, in which no product can be seen; "meta" has none such.
+    """
+    if next(model.parameters()).device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        yield
+        return
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
 def _copy_to(module: nn.Module, device: str) -> nn.Module:
     # Handing deepcopy its tensors keeps it from copying the data of a large model first.
     with torch.inference_mode(False):

@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from fedprune.errors import UserError, WireError
+from fedprune.errors import WireError
 from fedprune.protocol.messages import text, whole
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks, apply_masks
@@ -238,15 +238,7 @@ class FrozenNetwork:
 
 
 def drawn_weights(module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Return the weights of a network's convolutions and linear layers as the seed draws them.
-
-    Raises
-    ------
-    UserError
-        For a network whose layers share parameters: a state would have them twice, drawn and not.
-    """
-    if len(dict(module.named_parameters(remove_duplicate=False))) > len(list(module.parameters())):
-        raise UserError("layers of the model share a parameter, which no supermask can learn")
+    """Return the prunable weights of a network as the seed draws them."""
     shapes = {name: module.get_parameter(name).shape for name in prunable(module, ())}
     return dict(_drawn(tuple(shapes.items()), seed))
 

@@ -162,10 +162,10 @@ def read_model(path: str | Path, *, directory: str | Path | None = None) -> Stor
         absent = set(module.load_state_dict(state, strict=False).missing_keys)
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, WireError) as error:
         raise UserError(f"{path}: damaged, or made with another version of its model: {error}") from None
-    # Counters such as num_batches_tracked are never averaged, so they are not part of a state.
-    needed = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-    if absent & needed or not state.keys() <= module.state_dict().keys():
-        wrong = sorted((absent & needed) | (state.keys() - module.state_dict().keys()))
+    # Counters such as num_batches_tracked, and further names of a shared tensor, are no part of a state.
+    needed = absent & Layout.of(module).shapes.keys()
+    if needed or not state.keys() <= module.state_dict().keys():
+        wrong = sorted(needed | (state.keys() - module.state_dict().keys()))
         raise UserError(f"{path}: does not fit the model it names: {', '.join(wrong[:5])}")
     return StoredModel(info, module.eval(), masks)
 

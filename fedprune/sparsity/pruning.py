@@ -1,7 +1,7 @@
 """Pruning: masks from a criterion, a distribution and a density, by the one function `prune`.
 
-Here is also decided which tensors of a model can be pruned at all. Training under the masks, and
-changing them while training goes on, is done elsewhere.
+Here is also decided which of a model's prunable weights are kept dense. Which are prunable at all is for
+`fedprune.sparsity.layers`; training under the masks, and changing them meanwhile, is done elsewhere.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from fedprune.errors import UserError
 from fedprune.sparsity.criteria import Batches, Criterion, default_iterations, needs_data
 from fedprune.sparsity.distributions import Distribution, kept_counts, total_kept
+from fedprune.sparsity.layers import SMALL, Weight, weights
 from fedprune.sparsity.masks import Masks, keep_highest
 
 KEEP = ("first", "last")
 """Layers that are not pruned unless a person says otherwise."""
 
+_MOST_NAMED = 4
+
 
 def prunable(module: nn.Module, keep: Sequence[str] = KEEP) -> list[str]:
-    """Return the names of the weights that may be pruned, in the order of their registration.
+    """Return the names of the weights that may be pruned, in the order of their layers.
 
-    Those are the weights of convolutions and linear layers, one name for a weight that two layers
-    share. Biases and normalisation are never pruned.
+    Those are the weights of convolutions, linear and recurrent layers and attention, one name for a weight
+    that layers share; `fedprune.sparsity.layers` has the table. Biases and normalisation are never pruned.
 
     Parameters
     ----------
@@ -37,7 +39,7 @@ def prunable(module: nn.Module, keep: Sequence[str] = KEEP) -> list[str]:
     keep
         What stays dense: patterns (``fnmatch``) on the name of a layer (``features.0``) or of its
         weight (``features.0.weight``), and the words ``first`` and ``last`` for the first and the
-        last layer registered.
+        last prunable weight.
 
     Raises
     ------
@@ -50,41 +52,90 @@ def prunable(module: nn.Module, keep: Sequence[str] = KEEP) -> list[str]:
     >>> prunable(mlp), prunable(mlp, keep=["0"])
     (['2.weight'], ['2.weight', '4.weight'])
     """
-    weights = _weights(module)
-    kept: set[str] = set()
-    for pattern in keep:
-        matched = _matches(pattern, weights)
-        if not matched:
-            layers = [name.removesuffix(".weight") for name in weights]
-            near = difflib.get_close_matches(pattern, [*layers, *weights, *KEEP], n=3) or layers[:3]
-            raise UserError(
-                f"keep: {pattern!r} matches no layer that could be pruned; near: {', '.join(near)}"
-            )
-        kept.update(matched)
-    names = [name for name in weights if name not in kept]
+    found = weights(module)
+    kept = _kept_by(keep, found)
+    names = [weight.name for weight in found if weight.why_dense is None and weight.name not in kept]
     if not names:
-        raise UserError(f"nothing is left to prune: keep {list(keep)} matches all of {weights}")
+        raise UserError(
+            f"nothing is left to prune; {_said(found, kept)}. Keep fewer layers (strategy.keep), or set "
+            "density: 1"
+        )
     return names
 
 
-def _weights(module: nn.Module) -> list[str]:
-    first_names: dict[int, str] = {}  # by identity: layers may share a weight
-    for prefix, layer in module.named_modules():
-        if isinstance(layer, _ConvNd | nn.Linear):
-            first_names.setdefault(id(layer.weight), f"{prefix}.weight" if prefix else "weight")
-    return list(first_names.values())
+def left_dense(module: nn.Module, keep: Sequence[str] = KEEP) -> str:
+    """Return which parameters are not pruned, and why, for people; "" where all are.
+
+    The arguments and errors are those of `prunable`.
+
+    Examples
+    --------
+    >>> left_dense(nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 8), nn.Linear(8, 2)), keep=["last"])
+    "left dense: 0.weight (Embedding: rows are looked up, not multiplied), 2.weight (keep: 'last'), 66 in biases and normalisation"
+    """  # noqa: E501
+    prunable(module, keep)
+    found = weights(module)
+    return _said(found, _kept_by(keep, found))
 
 
-def _matches(pattern: str, weights: Sequence[str]) -> list[str]:
+def _said(found: Sequence[Weight], kept: Mapping[str, str]) -> str:
+    reasons: dict[str, list[Weight]] = {}
+    for weight in found:
+        why = f"keep: {kept[weight.name]!r}" if weight.name in kept else weight.why_dense
+        if why is not None:
+            reasons.setdefault(why, []).append(weight)
+    small = sum(weight.elements for weight in reasons.pop(SMALL, []))
+    parts = [f"{_listed([weight.name for weight in those])} ({why})" for why, those in reasons.items()]
+    parts += [f"{small:,} in {SMALL}"] if small else []
+    return f"left dense: {', '.join(parts)}" if parts else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    *first, last = [*names[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _kept_by(keep: Sequence[str], found: Sequence[Weight]) -> dict[str, str]:
+    """Return the prunable weights that stay dense, each with the first pattern that matches it."""
+    able = [weight for weight in found if weight.why_dense is None]
+    if not able:
+        raise UserError(f"the model has nothing to prune; {_said(found, {})}. Set density: 1")
+    kept: dict[str, str] = {}
+    for pattern in keep:
+        matched = _matches(pattern, able)
+        if not matched:
+            raise UserError(f"keep: {pattern!r} matches no layer that could be pruned{_hint(pattern, found)}")
+        kept |= {weight.name: pattern for weight in matched if weight.name not in kept}
+    return kept
+
+
+def _hint(pattern: str, found: Sequence[Weight]) -> str:
+    """Say why what a pattern matches is no choice, or which names are near."""
+    for weight in found:
+        if _named(pattern, weight):
+            return f": {weight.name} is never pruned ({weight.why_dense})"
+    names = [name for weight in found if weight.why_dense is None for name in weight.names]
+    layers = list(dict.fromkeys(map(_layer, names)))
+    near = difflib.get_close_matches(pattern, [*layers, *names, *KEEP], n=3) or layers[:3]
+    return f"; near: {', '.join(near)}"
+
+
+def _matches(pattern: str, able: Sequence[Weight]) -> list[Weight]:
     if pattern == "first":
-        return list(weights[:1])
+        return list(able[:1])
     if pattern == "last":
-        return list(weights[-1:])
-    return [
-        name
-        for name in weights
-        if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
-    ]
+        return list(able[-1:])
+    return [weight for weight in able if _named(pattern, weight)]
+
+
+def _named(pattern: str, weight: Weight) -> bool:
+    """Say whether a pattern matches a weight, or a layer that has it, by any of its names."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(_layer(name), pattern) for name in weight.names)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def blocks(module: nn.Module, names: Sequence[str]) -> list[list[str]]:

@@ -22,7 +22,8 @@ _SENT = (torch.float32, torch.float16, torch.bfloat16)
 class Layout:
     """The entries of a model's state, in ``state_dict`` order.
 
-    ``shapes`` and ``dtypes`` have the same keys. Nothing else about a state needs to be agreed on.
+    ``shapes`` and ``dtypes`` have the same keys. Nothing else about a state needs to be agreed on. A tensor
+    that layers share is one entry, under the first of its names: it travels, and is counted, once.
     """
 
     shapes: dict[str, torch.Size]
@@ -38,7 +39,7 @@ class Layout:
             For an entry that is neither an integer nor a float of at most 32 bits: values travel
             as float32 at most, so a float64 or complex entry could not come back as it was.
         """
-        entries = {name: entry for name, entry in module.state_dict().items() if _is_state(entry)}
+        entries = _entries(module)
         for name, entry in entries.items():
             if entry.dtype not in _SENT:
                 raise WireError(f"{name!r} has dtype {entry.dtype}; a state holds float32 or smaller floats")
@@ -61,11 +62,7 @@ class Layout:
 
 def get_state(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of the floating-point entries of the module's ``state_dict``, on the CPU."""
-    return {
-        name: entry.detach().to("cpu", copy=True)
-        for name, entry in module.state_dict().items()
-        if _is_state(entry)
-    }
+    return {name: entry.detach().to("cpu", copy=True) for name, entry in _entries(module).items()}
 
 
 def set_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -80,5 +77,11 @@ def set_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(state), strict=False)
 
 
-def _is_state(entry: object) -> bool:
-    return isinstance(entry, Tensor) and (entry.is_floating_point() or entry.is_complex())
+def _entries(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's own floating-point tensors, each once."""
+    first_names: dict[int, str] = {}
+    entries = module.state_dict(keep_vars=True)  # Without, a shared parameter is another tensor each time.
+    for name, entry in entries.items():
+        if isinstance(entry, Tensor) and (entry.is_floating_point() or entry.is_complex()):
+            first_names.setdefault(id(entry), name)
+    return {name: entries[name] for name in first_names.values()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from networks import Encoder, RowByRow, SeparateAttention, Tied, Volumes
 from torch import Tensor, nn
 
 SHAPE = (3, 16, 16)
@@ -79,4 +82,10 @@ NETS = {
     "norm_first": norm_first,
     "frozen": frozen_stem,
     "assorted": assorted,
+    "gru": partial(RowByRow, SHAPE, 10, kind="GRU"),
+    "rnn": partial(RowByRow, SHAPE, 10, kind="RNN"),
+    "encoder": partial(Encoder, SHAPE, 10),
+    "separate": partial(SeparateAttention, SHAPE, 10),
+    "tied": partial(Tied, SHAPE, 10),
+    "volumes": partial(Volumes, SHAPE, 10),
 }

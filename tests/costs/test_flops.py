@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import RowByRow
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,7 +50,7 @@ def test_dense_products_are_those_of_flop_counter_mode(case, examples):
 
 def test_every_weight_matrix_of_the_model_is_a_layer(case):
     module, cost = case
-    matrices = {name for name, parameter in module.named_parameters() if parameter.ndim > 1}
+    matrices = {name for name, parameter in module.named_parameters() if parameter.ndim > 1} - {"position"}
     assert {layer.weight for layer in cost.layers} == matrices
 
 
@@ -179,3 +180,46 @@ def test_only_layers_have_a_dense_gradient():
 def test_a_model_that_cannot_run_says_why():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         ModelCost.of(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), SHAPE)
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+@pytest.mark.parametrize("projection", [0, 5])
+def test_masked_lstm_by_hand(reads_values, projection):
+    """Also of a model that needs data: on the CPU PyTorch has one operation for the layer."""
+
+    class Reads(RowByRow):
+        def forward(self, x):
+            return super().forward(x + x.sum().item() if reads_values else x)
+
+    rows, width, hidden, fed = 8, 8, 16, projection or 16
+    module = Reads((1, rows, width), 10, proj_size=projection)
+    kept = {"rnn.weight_ih_l0": 100, "rnn.weight_hh_l0": 70, "rnn.weight_hr_l0": 30, "h.weight": 11}
+    shapes = {name: p.shape for name, p in module.named_parameters() if name in kept}
+    masks = Masks(
+        {name: (torch.arange(shape.numel()) < kept[name]).reshape(shape) for name, shape in shapes.items()}
+    )
+    assert shapes["rnn.weight_hh_l0"] == (4 * hidden, fed)
+    ih, hh, hr, head = (kept[name] if name in shapes else 0 for name in kept)
+    cost, examples = ModelCost.of(module, (1, rows, width)), 3
+    # The image needs no gradient, nor does the state before the first row.
+    assert cost.matmul_flops(masks, examples) == Work(
+        forward=2 * examples * (rows * (ih + hh + hr) + head),
+        backward=2 * examples * (rows * (ih + hh + hr) + (rows - 1) * hh + rows * hr + 2 * head),
+    )
+
+
+def test_pooling_in_three_dimensions_and_embeddings_by_hand():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.MaxPool3d(2)
+            self.words = nn.Embedding(4, 3)
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.words(self.pool(x.unsqueeze(1)).flatten(1).long())[:, 0])
+
+    cost = ModelCost.of(Pooled(), (4, 4, 4)).elementwise
+    bare = ModelCost.of(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), (3,)).elementwise
+    assert cost.forward - bare.forward == 8 * 8  # eight windows of eight
+    assert cost.backward - bare.backward == 8 * 3  # a gradient for each row that was looked up

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedprune import models
-from fedprune.errors import UserError, WireError
+from fedprune.errors import WireError
 from fedprune.protocol.supermasks import FrozenNetwork, Learning, Supermasks, drawn_weights
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
@@ -167,12 +167,11 @@ def test_the_last_layer_has_no_supermask_where_it_is_trained():
         assert strategy.Options(**options, train_dense=True, keep=("last",)).keep == ("last",)
 
 
-def test_a_model_whose_layers_share_a_weight_is_refused():
+def test_a_weight_that_layers_share_is_drawn_once():
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    drawn_weights(module, 0)
+    assert list(drawn_weights(module, 0)) == ["0.weight", "2.weight"]
     module[2].weight = module[0].weight
-    with pytest.raises(UserError, match="share a parameter"):
-        drawn_weights(module, 0)
+    assert list(drawn_weights(module, 0)) == ["0.weight"]
 
 
 def digest(threads):

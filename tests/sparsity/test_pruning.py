@@ -1,5 +1,6 @@
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from fedprune.models import MODELS
 from fedprune.sparsity.criteria import CRITERIA, Batches, declare
 from fedprune.sparsity.distributions import DISTRIBUTIONS, Shapes, rescale
 from fedprune.sparsity.masks import Masks
-from fedprune.sparsity.pruning import prunable, prune
+from fedprune.sparsity.pruning import left_dense, prunable, prune
 
 SHAPE = (1, 8, 8)
 
@@ -273,7 +274,9 @@ def test_a_pattern_that_matches_nothing_gets_the_nearest_names() -> None:
 
 
 def test_nothing_left_to_prune_is_refused() -> None:
-    with pytest.raises(UserError, match=r"nothing is left to prune: keep \['first', 'last'\]"):
+    with pytest.raises(
+        UserError, match=r"nothing is left to prune; left dense: 0.weight \(keep: 'first'\), 2.weight \("
+    ):
         prunable(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)))
 
 
@@ -282,6 +285,51 @@ def test_a_shared_weight_appears_once_and_a_bare_layer_has_a_name() -> None:
     module[2].weight = module[1].weight
     assert prunable(module) == ["1.weight"]
     assert prunable(nn.Linear(3, 3), keep=[]) == ["weight"]
+
+
+def test_what_stays_dense_is_named_with_the_reason() -> None:
+    module = nn.Sequential(
+        OrderedDict(
+            words=nn.Embedding(9, 4),
+            rnn=nn.LSTM(4, 8),
+            normed=nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)),
+            mixed=nn.Bilinear(6, 6, 3, bias=False),
+            head=nn.Linear(6, 2),
+        )
+    )
+    module.register_parameter("scale", nn.Parameter(torch.ones(1, 2)))
+    assert prunable(module, ["last"]) == ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
+    assert left_dense(module, ["last"]) == (
+        "left dense: scale (Sequential: not a type of layer that can be pruned), "
+        "words.weight (Embedding: rows are looked up, not multiplied), "
+        "normed.parametrizations.weight.original0 and normed.parametrizations.weight.original1 "
+        "(ParametrizationList: a weight is computed from it), "
+        "mixed.weight (Bilinear: its products are not counted by weight), "
+        f"head.weight (keep: 'last'), {2 * 32 + 6 + 2} in biases and normalisation"
+    )
+    assert left_dense(nn.Sequential(nn.Linear(2, 2, bias=False)), []) == ""
+
+
+def test_many_layers_that_stay_dense_for_one_reason_are_not_all_named() -> None:
+    module = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(7)))
+    assert left_dense(module, ["[0-5]"]) == (
+        "left dense: 0.weight, 1.weight, 2.weight, 3.weight and 2 more (keep: '[0-5]')"
+    )
+
+
+def test_a_pattern_for_a_layer_that_is_never_pruned_says_so() -> None:
+    module = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(
+        UserError, match=r"'0' matches no layer that could be pruned: 0.weight is never pruned \(E"
+    ):
+        prunable(module, keep=["0"])
+
+
+def test_a_model_without_layers_to_prune_says_what_it_has() -> None:
+    with pytest.raises(
+        UserError, match=r"has nothing to prune; left dense: 0.weight \(Embedding: .*density: 1"
+    ):
+        prunable(nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4)))
 
 
 def test_a_pruned_model_still_computes_something_at_one_percent_with_synflow() -> None:

@@ -109,6 +109,10 @@ def sparse_copy(module: nn.Module, indices: Indices) -> nn.Module:
             new.leads = leads
         if isinstance(layer, nn.Conv2d | nn.Linear):
             leads = index is not None
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            # In evaluation it hands the weights of its dense layers to one kernel, unless told of another
+            # activation than ReLU and GELU. Nothing else looks at this.
+            layer.activation_relu_or_gelu = 0
         if new is layer:
             continue
         if not path:
