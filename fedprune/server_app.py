@@ -23,7 +23,7 @@ from fedprune.errors import UserError
 from fedprune.protocol.run_config import scenario_of
 from fedprune.results.progress import Progress
 from fedprune.scenario import Scenario
-from fedprune.server.check import resolve
+from fedprune.server.check import resolve, stays_dense
 from fedprune.server.roll_call import RollCall
 
 app = ServerApp()
@@ -52,7 +52,8 @@ def main(grid: Grid, context: Context) -> None:
         )
         if checkpoint is not None:
             strategy.exchange.forget_masks()  # Devices keep nothing from one run of Flower's to the next.
-        heard += [folder, stack.enter_context(Progress(scenario.rounds)), remember(folder, strategy)]
+        shown = Progress(scenario.rounds, first=stays_dense(strategy.module, strategy.options))
+        heard += [folder, stack.enter_context(shown), remember(folder, strategy)]
         with finished(folder, strategy, data):
             strategy.start(FlowerGrid(grid))
 

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
     """Check SCENARIO, a YAML file, without running it, and say what it would run."""
-    from fedprune.server.check import check
+    from fedprune.server.check import check, check_model
 
     plan = load(scenario, settings)
     check(plan)
+    dense = check_model(plan)
     print(f"ok: {scenario}: {describe(plan)}")
+    if dense:
+        print(dense)
     for warning in _too_small(plan):
         print(f"but: {warning}")
 

@@ -32,7 +32,7 @@ from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_fo
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.server.check import resolve
+from fedprune.server.check import resolve, stays_dense
 from fedprune.server.columns import from_columns, to_columns
 from fedprune.server.federation import Federation
 from fedprune.server.snapshot import restore, snapshot
@@ -107,7 +107,8 @@ def run(
         strategy = make_strategy(plan, data, evaluation, heard)
         folder, checkpoint = opened(stack, strategy, directory, overwrite=overwrite, resume=resume)
         if progress:
-            heard.insert(0, stack.enter_context(Progress(plan.rounds)))
+            dense = stays_dense(strategy.module, strategy.options)
+            heard.insert(0, stack.enter_context(Progress(plan.rounds, first=dense)))
         heard.insert(0, folder)
         with finished(folder, strategy, data), cluster(plan.engine) as placement:
             from fedprune.engine.grid import RayGrid  # Here: it needs Ray, which a device lacks.

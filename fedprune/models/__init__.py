@@ -7,12 +7,13 @@ network, and the top-level children (``stem``, ``layer1``, ..., ``head``) are it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune import registry, seeds
 from fedprune.errors import FedpruneError, PluginError, UserError
@@ -89,7 +90,7 @@ def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, na
     ------
     UserError
         If it has no parameters, or others than 16- and 32-bit floats, or does not map (B, C, H, W)
-        to (B, classes).
+        to a tensor (B, classes), in evaluation or in training.
     """
     parameters = list(module.named_parameters())
     if not parameters:
@@ -99,15 +100,41 @@ def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, na
             raise UserError(f"model {name!r}: {key!r} has no shape yet: lazy layers are not supported")
         if parameter.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise UserError(f"model {name!r}: {key!r} is {parameter.dtype}, expected torch.float32")
+    # A copy, since training mode changes the statistics of batch norm; that mode may return other things.
+    trained = copy.deepcopy(module).train()
     mode = module.training
     try:
+        for each in (module.eval(), trained):
+            _check_output(each, input_shape, classes, name)
+    finally:
+        module.train(mode)
+
+
+def _check_output(module: nn.Module, input_shape: tuple[int, int, int], classes: int, name: str) -> None:
+    try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = tuple(module.eval()(torch.zeros(2, *input_shape)).shape)
+            output = module(torch.zeros(2, *input_shape))
     except Exception as error:  # Whatever a user's own model raises.
         raise UserError(
             f"model {name!r} does not take images of shape {input_shape}: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        module.train(mode)
+    when = " in training mode" if module.training else ""
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"model {name!r} returns {_what(output)}{when}; its forward must return the logits alone, a "
+            f"tensor of shape (B, {classes})"
+        )
+    found = tuple(output.shape)
     if found != (2, classes):
-        raise UserError(f"model {name!r} makes {found} of 2 images, expected (2, {classes}): a value a class")
+        raise UserError(
+            f"model {name!r} makes {found} of 2 images{when}, expected (2, {classes}): a value a class"
+        )
+
+
+def _what(output: object) -> str:
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"a {kind} with {', '.join(map(repr, output))}"
+    if isinstance(output, tuple | list):
+        return f"a {kind} of {len(output)}"
+    return f"a {kind}"

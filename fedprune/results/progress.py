@@ -23,10 +23,13 @@ class Progress:
         How many rounds are planned.
     stream
         Where to write, standard error by default: standard output is for results.
+    first
+        A line to begin with.
     """
 
-    def __init__(self, rounds: int, stream: TextIO | None = None) -> None:
+    def __init__(self, rounds: int, stream: TextIO | None = None, *, first: str = "") -> None:
         self._rounds = rounds
+        self._first = first
         self._stream = stream or sys.stderr
         self._bar: Bar | None = None
         self._accuracy: float | None = None
@@ -35,6 +38,8 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start the bar where the stream is a terminal."""
+        if self._first:
+            print(self._first, file=self._stream, flush=True)
         if self._stream.isatty():
             self._bar = _bar(self._rounds, self._stream)
             self._bar.start()

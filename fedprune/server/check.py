@@ -1,7 +1,7 @@
 """Whether what a scenario names exists and takes the options that it is given, before anything runs.
 
 `fedprune.scenario` validates what a scenario says by itself; this module looks up what it refers to: the
-strategy, the model, the data set and its path, the devices. It builds and downloads nothing.
+strategy, the model, the data set and its path, the devices. `check` builds and downloads nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
-from fedprune import registry
+from fedprune import data, models, registry
 from fedprune.costs.devices import profiles
 from fedprune.data import sources
 from fedprune.errors import PluginError, ScenarioError, UserError
 from fedprune.models.options import checked
+from fedprune.protocol.supermasks import LearningOptions
 from fedprune.scenario import Scenario
 from fedprune.scenario.validation import explain
 from fedprune.scenario.yaml_file import KeyPath
 from fedprune.server.strategy import PruningStrategy
+from fedprune.sparsity.pruning import left_dense
 from fedprune.wording import did_you_mean, show
 
 _Mistake = tuple[KeyPath, str]
@@ -48,6 +51,47 @@ def resolve(scenario: Scenario) -> Scenario:
         return scenario
     options = strategy.Options.model_validate(scenario.strategy.options).model_dump(mode="json")
     return scenario.override(strategy={"name": scenario.strategy.name, **options})
+
+
+def check_model(scenario: Scenario) -> str:
+    """Refuse a model that cannot be trained or pruned as a scenario asks; return what of it stays dense.
+
+    The model is built. Nothing is checked, and "" returned, where the shape of the data's images is not known
+    yet: the data set may still have to be downloaded.
+
+    Raises
+    ------
+    UserError
+        As `fedprune.models.check` does, and where nothing is left to prune.
+    """
+    try:
+        info = data.describe(scenario)
+    except UserError:
+        return ""
+    name = scenario.model.name
+    options = scenario.model.options
+    module = models.build(
+        name,
+        info.input_shape,
+        info.classes,
+        seed=scenario.seed,
+        options=options,
+        directory=scenario.directory,
+    )
+    models.check(module, info.input_shape, info.classes, name)
+    strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+    if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
+        return ""
+    return stays_dense(module, strategy.Options.model_validate(scenario.strategy.options))
+
+
+def stays_dense(module: nn.Module, options: PruningStrategy.Options) -> str:
+    """Return which of a model's parameters a strategy with these options never prunes, and why, for people.
+
+    "" where the options ask for no pruning.
+    """
+    prunes = options.density < 1 or isinstance(options, LearningOptions)
+    return left_dense(module, options.keep) if prunes else ""
 
 
 def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
@@ -107,12 +151,12 @@ def _model(scenario: Scenario) -> Iterator[_Mistake]:
 
 
 def _data(scenario: Scenario) -> Iterator[_Mistake]:
-    data = scenario.data
-    if data.path is not None and not data.path.exists():
-        near = did_you_mean(data.path.name, (file.name for file in data.path.parent.glob("*")))
-        yield ("data", "path"), f"{data.path} does not exist{near or _FROM}"
+    spec = scenario.data
+    if spec.path is not None and not spec.path.exists():
+        near = did_you_mean(spec.path.name, (file.name for file in spec.path.parent.glob("*")))
+        yield ("data", "path"), f"{spec.path} does not exist{near or _FROM}"
     try:
-        sources.find(data.name, data.path, scenario.directory)
+        sources.find(spec.name, spec.path, scenario.directory)
     except PluginError as error:
         yield ("data", "name"), str(error)
 

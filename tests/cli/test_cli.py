@@ -133,6 +133,22 @@ def test_validate_says_which_devices_there_are_once(plan, capsys):
     assert "on laptop and raspberry-pi-4. " in capsys.readouterr().out
 
 
+def test_validate_says_what_is_not_pruned_where_something_is(plan, capsys):
+    assert main(["validate", str(plan)]) == 0
+    assert "left dense" not in capsys.readouterr().out
+    assert main(["validate", str(plan), "--set", "strategy={name: static, density: 0.2}"]) == 0
+    assert "\nleft dense: block1.conv.weight (keep: 'first'), head.weight (" in capsys.readouterr().out
+
+
+def test_validate_refuses_a_model_that_cannot_be_trained_or_pruned(plan, capsys):
+    networks = Path(__file__).resolve().parents[1] / "networks.py"
+    assert main(["validate", str(plan), "--set", f"model={{name: {networks}:ReturnsDict}}"]) == 2
+    assert "must return the logits alone" in capsys.readouterr().err
+    settings = "model={name: mlp, hidden: [8]}", "strategy={name: static, density: 0.2}"
+    assert main(["validate", str(plan), "--set", settings[0], "--set", settings[1]]) == 2
+    assert "nothing is left to prune" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "setting", ["clients.per_round=9", "strategy.name=nosuch", "model.name=cn", "rounds=0", "colour=1"]
 )

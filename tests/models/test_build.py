@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import PluginError, UserError
-from fedprune.models import MODELS, build
+from fedprune.models import MODELS, build, check
 
 SHAPE = (1, 12, 12)
 
@@ -127,3 +127,33 @@ def test_factory_with_open_options_takes_any(own: Path) -> None:
 def test_what_is_no_model_factory_is_refused(own: Path, name: str, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         build(f"./mine.py:{name}", SHAPE, 3, seed=0, directory=own)
+
+
+NETWORKS = Path(__file__).resolve().parents[1] / "networks.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "ReturnsDict",
+            r"returns a dict with 'logits', 'hidden'; its forward must return the logits alone.*10\)",
+        ),
+        (
+            "ReturnsTwoInTraining",
+            r"returns a tuple of 2 in training mode; its forward must return the logits",
+        ),
+    ],
+)
+def test_a_model_must_return_its_logits_alone(name: str, message: str) -> None:
+    module = build(f"{NETWORKS}:{name}", (1, 8, 8), 10, seed=0)
+    with pytest.raises(UserError, match=message):
+        check(module, (1, 8, 8), 10, name)
+
+
+def test_a_check_leaves_a_model_as_it_is() -> None:
+    module = build("cnn", (1, 8, 8), 10, seed=0)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    check(module, (1, 8, 8), 10, "cnn")
+    assert equal(module.state_dict(), before)
+    assert module.training

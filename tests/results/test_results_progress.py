@@ -50,3 +50,10 @@ def test_a_bar_on_a_terminal(monkeypatch):
     for text in ("2/2", "accuracy 70%", "density 25%", "traffic 4.5 MiB"):
         assert text in shown, text
     assert "round 1/2:" not in shown
+
+
+def test_the_first_line_is_what_a_reader_should_know():
+    for stream in (StringIO(), Terminal()):
+        with Progress(1, stream, first="left dense: head.weight (keep: 'last')"):
+            pass
+        assert stream.getvalue().startswith("left dense: head.weight (keep: 'last')\n")
