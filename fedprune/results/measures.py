@@ -69,6 +69,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("final_personal_accuracy", "personal accuracy, final", format_share, optional=True),
     Measure("best_personal_accuracy", "personal accuracy, best", format_share, optional=True),
     Measure("density", "density", format_share),
+    Measure("density_all_weights", "density, all weights", format_share, optional=True),
     Measure("bytes_up", "bytes up", format_bytes),
     Measure("bytes_down", "bytes down", format_bytes),
     Measure("flops", "FLOPs", format_flops),
