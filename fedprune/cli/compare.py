@@ -16,7 +16,8 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Also write the raw numbers to a CSV file.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw accuracy against each cost.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw accuracy over rounds and against each cost."),
     ] = None,
 ) -> None:
     """Put the runs of some run folders side by side: what they reached and what it cost."""

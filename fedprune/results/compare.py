@@ -101,20 +101,29 @@ class Comparison:
                 writer.writerow([label, run.directory, *values, *(relative.get(cost) for cost in COSTS)])
 
     def figure(self) -> RunFigure:
-        """Draw accuracy against total traffic, computation and peak memory, all logarithmic.
+        """Draw accuracy over the rounds, and against total traffic, computation and peak memory.
 
-        The curves follow the rounds that were evaluated; the marked point is the last of them.
-        Peak memory is one number a run, so there is no curve.
+        The curves follow the rounds that were evaluated; the marked point is the last of them. Costs are
+        logarithmic. Peak memory is one number a run, so there is no curve.
         """
-        from fedprune.results.figures import RunFigure
+        from fedprune.results.figures import PERCENT, RunFigure
 
-        figure = RunFigure(figsize=(13.0, 5.0), layout="constrained")
-        panels = figure.subplots(1, 3, sharey=True)
-        for axes, (title, quantity, costs) in zip(panels, _PANELS, strict=True):
+        figure = RunFigure(figsize=(11.0, 8.4), layout="constrained")
+        panels = figure.subplots(2, 2, sharey=True)
+        over_rounds, *others = panels.flat
+        self._draw_rounds(over_rounds)
+        for axes, (title, quantity, costs) in zip(others, _PANELS, strict=True):
             self._draw(axes, title, quantity, costs)
-        panels[0].set_ylabel("accuracy on the server's test data (%)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        for axes in panels.flat:
+            axes.yaxis.set_major_formatter(PERCENT)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("accuracy on the server's test data (%)")
+        handles, labels = over_rounds.get_legend_handles_labels()
+        # As many columns as there is room for.
+        columns = max(1, min(4, len(labels), 130 // (max(map(len, labels)) + 6)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         return figure
 
     def save_figure(self, path: Path) -> None:
@@ -133,10 +142,18 @@ class Comparison:
         )
         return f"<table>{rows}</table><p>{escape(self.notes())}</p>"
 
-    def _draw(self, axes: Axes, title: str, quantity: str, costs: Sequence[str]) -> None:
-        from matplotlib.ticker import PercentFormatter
+    def _draw_rounds(self, axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
 
-        from fedprune.results.figures import COLOURS, log_axis, scale
+        for place, (label, run) in enumerate(zip(self.labels, self.runs, strict=True)):
+            known = [(r["round"], r["accuracy"]) for r in run.rounds if r.get("accuracy") is not None]
+            _curve_of(axes, place, label if known else f"{label} (never evaluated)", known)
+        axes.set_title("Rounds")
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
+
+    def _draw(self, axes: Axes, title: str, quantity: str, costs: Sequence[str]) -> None:
+        from fedprune.results.figures import log_axis, scale
 
         curves = [_curve(run.rounds, costs) for run in self.runs]
         spent = [cost for curve in curves for cost, _ in curve if cost > 0]
@@ -145,18 +162,19 @@ class Comparison:
             points = [(cost / factor, accuracy) for cost, accuracy in curve if cost > 0]
             if "peak_memory_bytes" in costs:
                 points = points[-1:]
-            colour, marker = COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)]
-            axes.plot([x for x, _ in points], [y for _, y in points], color=colour, lw=1.2, alpha=0.7)
-            name = label if points else f"{label} (never evaluated)"
-            axes.plot(
-                *(zip(*points[-1:], strict=True) if points else ([], [])), marker, color=colour, label=name
-            )
+            _curve_of(axes, place, label, points)
         axes.set_title(title)
         axes.set_xlabel(f"{title.lower()} ({unit})")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
         log_axis(axes, [cost / factor for cost in spent])
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _curve_of(axes: Axes, place: int, label: str, points: Sequence[tuple[float, float]]) -> None:
+    """Draw a run's points as a line in the run's colour, the last one marked."""
+    from fedprune.results.figures import COLOURS
+
+    colour, marker = COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)]
+    axes.plot([x for x, _ in points], [y for _, y in points], color=colour, lw=1.2, alpha=0.7)
+    axes.plot([x for x, _ in points[-1:]], [y for _, y in points[-1:]], marker, color=colour, label=label)
 
 
 _PANELS = (

@@ -121,14 +121,18 @@ def test_the_table_fits_a_terminal_of_100_columns(tmp_path, count):
     assert text.count("(1.00x)") >= 1
 
 
-def test_the_figure_shows_each_run_against_each_cost(pair):
+def test_the_figure_shows_each_run_over_rounds_and_against_each_cost(pair):
     figure = compare(pair).figure()
-    assert [axes.get_xscale() for axes in figure.axes] == ["log"] * 3
-    traffic, flops, memory = figure.axes
+    assert [axes.get_xscale() for axes in figure.axes] == ["linear", "log", "log", "log"]
+    over_rounds, traffic, flops, memory = figure.axes
+    assert over_rounds.get_xlabel() == "round"
+    assert "accuracy" in over_rounds.get_ylabel()
+    for run, curve in zip(pair, over_rounds.lines[::2], strict=True):
+        assert list(curve.get_xdata()) == [record["round"] for record in run.rounds]
+        assert list(curve.get_ydata()) == [record["accuracy"] for record in run.rounds]
     assert traffic.get_xlabel() == "total traffic, down and up (MiB)"
     assert flops.get_xlabel() == "total computation (GFLOP)"
     assert memory.get_xlabel() == "peak memory of the largest client (MiB)"
-    assert "accuracy" in traffic.get_ylabel()
     curve, point = traffic.lines[:2]
     assert list(curve.get_xdata()) == [0.75, 1.125, 1.5]  # Round 0 counts, but trains nothing.
     assert (list(point.get_xdata()), list(point.get_ydata())) == ([1.5], [0.8])
