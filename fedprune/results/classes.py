@@ -31,12 +31,7 @@ _COLUMNS: dict[str, tuple[str, Any]] = {
 
 
 #: What stands below the table.
-NOTE = (
-    "Took part, excluded, offline: shares of a class's clients over the rounds; late: of those asked to "
-    "train; surplus, failed: trainings. Accuracy: of the last round with any, on what the clients that were "
-    "there hold out. Costs: of all tasks; the time of a round is that of the slowest, or the deadline where "
-    "the server waited for it."
-)
+NOTE = 'What the columns count: docs/costs.md, "Classes of devices".'
 
 
 def class_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
