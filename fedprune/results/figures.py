@@ -14,10 +14,8 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedprune.results.records import Record, class_totals
 
@@ -40,6 +38,10 @@ _ATTENDANCE = {
 }
 _MOST_MARKERS = 30
 _MOST_NAMES = 10
+_MOST_LABELS = 60
+_DENSITY = "density: kept share of weights (%)"
+#: Shares as percent, with as many digits as a tick needs.
+PERCENT = FuncFormatter(lambda value, _: f"{value * 100:.4g}")
 _DPI = 144
 
 
@@ -59,12 +61,16 @@ def scale(quantity: str, largest: float) -> tuple[float, str]:
 
 
 def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
-    """Write ``accuracy.png``, ``costs.png``, ``density.png`` into the folder; of several classes of devices
-    also ``classes.png``.
+    """Write figures into the folder: accuracy, costs, density, and of several classes of devices classes.
+
+    Each as PNG and as PDF, under the same name.
     """
     for name, figure_of in FIGURES.items():
         if name != "classes" or len(class_totals(rounds)) > 1:
-            figure_of(rounds, title).savefig(directory / f"{name}.png", dpi=_DPI)
+            figure = figure_of(rounds, title)
+            figure.savefig(directory / f"{name}.png", dpi=_DPI)
+            # Without the time, so that the same run gives the same file.
+            figure.savefig(directory / f"{name}.pdf", metadata={"CreationDate": None})
 
 
 def accuracy_figure(rounds: Sequence[Record], title: str) -> RunFigure:
@@ -78,7 +84,7 @@ def accuracy_figure(rounds: Sequence[Record], title: str) -> RunFigure:
         _known(rounds, column) for column in ("accuracy", "client_accuracy", "personal_accuracy")
     )
     axes.set_ylabel("accuracy (%)")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    axes.yaxis.set_major_formatter(PERCENT)
     _round_axis(axes, rounds)
     if not points and not of_clients and not personal:
         axes.set_ylim(0, 1)
@@ -114,8 +120,13 @@ def costs_figure(rounds: Sequence[Record], title: str) -> RunFigure:
     traffic.legend(frameon=False)
     _cost(flops, numbers, {"": _cumulative(rounds, "flops")}, "flops", "computation so far")
     _cost(seconds, numbers, {"": _cumulative(rounds, "device_seconds")}, "seconds", "device time so far")
-    peaks = [float(record["peak_memory_bytes"] or 0) for record in rounds]
-    _cost(memory, numbers, {"": peaks}, "bytes", "peak memory of the largest client")
+    # Without the rounds in which no client had to compute anything.
+    peaks = {
+        record["round"]: float(record["peak_memory_bytes"])
+        for record in rounds
+        if record["peak_memory_bytes"]
+    }
+    _cost(memory, list(peaks), {"": list(peaks.values())}, "bytes", "largest client's peak")
     titles = ("Traffic", "Computation", "Device time", "Peak memory")
     for axes, panel_title in zip(panels.flat, titles, strict=True):
         axes.set_title(panel_title)
@@ -126,73 +137,145 @@ def costs_figure(rounds: Sequence[Record], title: str) -> RunFigure:
 def density_figure(rounds: Sequence[Record], title: str) -> RunFigure:
     """Draw the kept share of the prunable weights, of the model and of each pruned tensor.
 
-    The axis is logarithmic where a density falls below a tenth. Up to ten layers are named;
-    more are told apart by colour, from the first to the last.
+    Where no layer's density moves, one bar a layer. Where they do, lines over the rounds; of more than ten
+    layers the model's line, and beside it bars of the layers, before and after.
     """
-    figure, axes = _new(title, "density")
-    layers = list(dict.fromkeys(name for record in rounds for name in record.get("layer_densities") or {}))
-    colours = [colormaps["viridis"](place / max(1, len(layers) - 1) * 0.92) for place in range(len(layers))]
-    drawn: list[float] = []
-    for name, colour in zip(layers, colours, strict=True):
-        of_layer = ((r["round"], (r.get("layer_densities") or {}).get(name)) for r in rounds)
-        points = [(number, value) for number, value in of_layer if value is not None]
-        drawn += (value for _, value in points)
-        _line(axes, *zip(*points, strict=True), label=name, color=colour, linewidth=1.2)
-    whole = _known(rounds, "density")
-    if whole:
-        drawn += (value for _, value in whole)
-        _line(axes, *zip(*whole, strict=True), label="all prunable weights", color="black", linewidth=2.6)
-    _density_axis(axes, [value for value in drawn if value > 0] or [1.0])
-    _round_axis(axes, rounds)
+    recorded = [record["layer_densities"] for record in rounds if record.get("layer_densities")]
+    layers = list(dict.fromkeys(name for densities in recorded for name in densities))
+    if layers and not _moves(recorded):
+        figure = RunFigure(figsize=(8.0, _height(len(layers))), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(f"{title}: density")
+        _layer_bars(axes, layers, {"": recorded[-1]}, rounds[-1]["density"])
+        figure.legend(loc="outside lower center", frameon=False)
+        return figure
     if len(layers) <= _MOST_NAMES:
-        figure.legend(loc="outside right upper", frameon=False)
-    else:
-        axes.legend(handles=[axes.lines[-1]], loc="best")
-        bar = figure.colorbar(ScalarMappable(Normalize(1, len(layers)), colormaps["viridis"]), ax=axes)
-        bar.set_ticks([1, len(layers)])
-        bar.set_label(f"pruned layer, from {layers[0]} to {layers[-1]}", fontsize="small")
+        figure, axes = _new(title, "density")
+        _density_lines(axes, rounds, layers)
+        if layers:
+            figure.legend(loc="outside lower center", ncols=2 if len(layers) > 2 else 3, frameon=False)
+        return figure
+    figure = RunFigure(figsize=(11.0, max(4.8, _height(len(layers)))), layout="constrained")
+    figure.suptitle(f"{title}: density")
+    over_rounds, by_layer = figure.subplots(1, 2)
+    _density_lines(over_rounds, rounds, [])
+    over_rounds.set_title("all prunable weights")
+    first, last = (next(r for r in way if r.get("layer_densities")) for way in (rounds, rounds[::-1]))
+    bars = {f"round {record['round']}": record["layer_densities"] for record in (first, last)}
+    _layer_bars(by_layer, layers, bars, rounds[-1]["density"])
+    by_layer.set_title("by layer")
+    figure.legend(*by_layer.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False)
     return figure
 
 
+def _moves(recorded: Sequence[Record]) -> bool:
+    """Say whether the density of a layer changes by more than a hundredth of itself."""
+    layers = {name for densities in recorded for name in densities}
+    values = [[densities.get(name, 1.0) for densities in recorded] for name in layers]
+    return any(max(of_layer) - min(of_layer) > 0.01 * max(of_layer) for of_layer in values)
+
+
+def _height(layers: int) -> float:
+    return min(16.0, 1.7 + 0.32 * layers)
+
+
+def _layer_bars(axes: Axes, layers: Sequence[str], bars: dict[str, Record], whole: float) -> None:
+    """Draw the layers' densities as bars from the top down, side by side for several rounds."""
+    thickness = 0.8 / len(bars)
+    for place, (label, densities) in enumerate(bars.items()):
+        heights = [number + (place - (len(bars) - 1) / 2) * thickness for number in range(len(layers))]
+        values = [densities.get(name, 1.0) for name in layers]
+        colour = COLOURS[0] if place == len(bars) - 1 else "#B0B0B0"
+        drawn = axes.barh(heights, values, height=thickness * 0.94, color=colour, label=label or None)
+        if len(layers) <= _MOST_LABELS:
+            texts = [f"{value * 100:.3g}" for value in values]
+            axes.bar_label(drawn, texts, padding=5, fontsize="small" if len(bars) == 1 else "x-small")
+    axes.axvline(whole, color="black", ls="--", lw=1.2, label=f"all prunable weights: {whole * 100:.3g} %")
+    step = -(-len(layers) // _MOST_LABELS)
+    axes.set_yticks(range(0, len(layers), step), layers[::step], fontsize="small")
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlim(0, max(whole, *(value for of in bars.values() for value in of.values())) * 1.12)
+    axes.set_xlabel(_DENSITY)
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _density_lines(axes: Axes, rounds: Sequence[Record], layers: Sequence[str]) -> None:
+    """Draw the densities of the layers and of the model over the rounds."""
+    whole = _known(rounds, "density")
+    drawn = [value for _, value in whole]
+    if whole:
+        # Below the layers, which it would hide where all have the same density.
+        _line(axes, *zip(*whole, strict=True), label="all prunable weights", color="black", linewidth=3.4)
+    for place, name in enumerate(layers):
+        of_layer = ((r["round"], (r.get("layer_densities") or {}).get(name)) for r in rounds)
+        points = [(number, value) for number, value in of_layer if value is not None]
+        drawn += (value for _, value in points)
+        colour = colormaps["viridis"](0.15 + 0.8 * place / max(1, len(layers) - 1))
+        _line(axes, *zip(*points, strict=True), label=name, color=colour, linewidth=1.4)
+    _density_axis(axes, [value for value in drawn if value > 0] or [1.0])
+    _round_axis(axes, rounds)
+
+
 def classes_figure(rounds: Sequence[Record], title: str) -> RunFigure:
-    """Draw, for each class of device, the global model's accuracy on its data and who took part.
+    """Draw, for each class of device, who took part, and the global model's accuracy on its data if known.
 
     Bars are shares of a class's clients, over the rounds of training.
     """
     totals = class_totals(rounds)
-    figure = RunFigure(figsize=(10.4, 4.8), layout="constrained")
-    figure.suptitle(f"{title}: classes of devices")
-    accuracy, attendance = figure.subplots(1, 2)
-    for name, colour in zip(totals, cycle(COLOURS), strict=False):
+    lines = {}
+    for name in totals:
         of_class = ((r["round"], (r.get("classes") or {}).get(name, {}).get("accuracy")) for r in rounds)
         if points := [(number, value) for number, value in of_class if value is not None]:
-            _line(accuracy, *zip(*points, strict=True), label=name, color=colour)
-    accuracy.set_title("global model on the class's held-out data")
-    accuracy.set_ylabel("accuracy (%)")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-    _round_axis(accuracy, rounds)
-    if accuracy.lines:
-        accuracy.legend(frameon=False)
+            lines[name] = points
+    height = 1.8 + 0.45 * len(totals)
+    if lines:
+        figure = RunFigure(figsize=(11.0, max(4.8, height)), layout="constrained")
+        figure.suptitle(f"{title}: classes of devices")
+        accuracy, attendance = figure.subplots(1, 2)
+        _class_accuracy(accuracy, rounds, lines)
+        attendance.set_title("clients of the class, over the rounds")
     else:
-        accuracy.text(0.5, 0.5, "clients did not evaluate", transform=accuracy.transAxes, ha="center")
-    training = sum(record["round"] > 0 for record in rounds)
+        figure = RunFigure(figsize=(8.0, height), layout="constrained")
+        attendance = figure.subplots()
+        attendance.set_title(f"{title}: clients of each class of device, over the rounds")
+    _attendance(attendance, totals, sum(record["round"] > 0 for record in rounds))
+    found = attendance.get_legend_handles_labels()
+    if lines:
+        figure.legend(*found, loc="outside lower right", ncols=4, frameon=False)
+    else:
+        figure.legend(*found, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _class_accuracy(axes: Axes, rounds: Sequence[Record], lines: dict[str, list[tuple[int, float]]]) -> None:
+    for (name, points), colour in zip(lines.items(), cycle(COLOURS), strict=False):
+        _line(axes, *zip(*points, strict=True), label=name, color=colour)
+    axes.set_title("global model on the class's held-out data")
+    axes.set_ylabel("accuracy (%)")
+    axes.yaxis.set_major_formatter(PERCENT)
+    _round_axis(axes, rounds)
+    axes.legend(frameon=False, fontsize="small" if len(lines) > _MOST_NAMES else None)
+
+
+def _attendance(axes: Axes, totals: dict[str, Record], training: int) -> None:
     left = dict.fromkeys(totals, 0.0)
+    height = 0.6
     for key, colour in _ATTENDANCE.items():
         shares = [totals[name][key] / (totals[name]["clients"] * max(training, 1)) for name in totals]
         if any(shares):
             label = "took part" if key == "ok" else key
-            attendance.barh(list(totals), shares, left=list(left.values()), color=colour, label=label)
+            axes.barh(list(totals), shares, height, left=list(left.values()), color=colour, label=label)
             left = {name: left[name] + share for name, share in zip(totals, shares, strict=True)}
     rest = [1 - share for share in left.values()]
-    attendance.barh(list(totals), rest, left=list(left.values()), color="#E8E8E8", label="not asked")
-    attendance.set_title("clients of the class, over the rounds")
-    attendance.set_xlim(0, 1)
-    attendance.set_xlabel("share (%)")
-    attendance.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-    attendance.invert_yaxis()
-    attendance.spines[["top", "right"]].set_visible(False)
-    figure.legend(*attendance.get_legend_handles_labels(), loc="outside lower right", ncols=7, frameon=False)
-    return figure
+    axes.barh(list(totals), rest, height, left=list(left.values()), color="#E8E8E8", label="not asked")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of its clients (%)")
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 FIGURES: dict[str, Callable[[Sequence[Record], str], RunFigure]] = {
@@ -250,11 +333,19 @@ def _mark(axes: Axes, point: tuple[int, float], name: str, **style: Any) -> None
 def _cost(axes: Axes, numbers: list[int], lines: dict[str, list[float]], quantity: str, label: str) -> None:
     """Draw costs in the unit that suits the largest; linear, since they add up."""
     values = [value for line in lines.values() for value in line]
-    factor, unit = scale(quantity, max(values))
-    for (name, line), colour in zip(lines.items(), COLOURS, strict=False):
-        _line(axes, numbers, [value / factor for value in line], label=name or None, color=colour)
+    factor, unit = scale(quantity, max(values, default=0.0))
+    for (name, line), colour, style in zip(lines.items(), COLOURS, ("-", (0, (4, 3))), strict=False):
+        # Dashed, since it may lie on the first.
+        _line(
+            axes,
+            numbers,
+            [value / factor for value in line],
+            label=name or None,
+            color=colour,
+            linestyle=style,
+        )
     axes.set_ylabel(f"{label} ({unit})")
-    axes.set_ylim(0, max(values) / factor * 1.08 or 1.0)
+    axes.set_ylim(0, max(values, default=0.0) / factor * 1.08 or 1.0)
 
 
 def _round_axis(axes: Axes, rounds: Sequence[Record]) -> None:
@@ -269,15 +360,17 @@ def _round_axis(axes: Axes, rounds: Sequence[Record]) -> None:
 
 
 def _density_axis(axes: Axes, drawn: Sequence[float]) -> None:
-    axes.set_ylabel("density: kept share of weights (%)")
-    if min(drawn) < 0.1:
+    """Label densities, on a logarithmic axis where they span more than a factor of ten."""
+    axes.set_ylabel(_DENSITY)
+    if max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
         axes.set_ylim(min(drawn) / 1.4, max(drawn) * 1.4)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        wide = max(drawn) > 1000 * min(drawn)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(0, 1.05)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g}"))
+        axes.set_ylim(0, max(drawn) * 1.08)
+    axes.yaxis.set_major_formatter(PERCENT)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

@@ -39,7 +39,9 @@ ROUNDS = "rounds.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
-FIGURES = ("accuracy.png", "costs.png", "density.png")
+FIGURES = tuple(
+    f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in ("png", "pdf")
+)
 CHECKPOINTS = "checkpoints"
 
 # The first line of a run's scenario.yaml: it tells a run folder from a person's own folder.

@@ -7,9 +7,11 @@ from dataclasses import asdict
 import pytest
 from matplotlib.image import imread
 
-from fedprune.results import figures
+from fedprune.results import figures, folder
 
 from .made_runs import round_of
+
+FORMS = ("png", "pdf")
 
 
 def rounds(count: int, layers: int = 2, density: float = 0.3, **changes):
@@ -23,11 +25,23 @@ def rounds(count: int, layers: int = 2, density: float = 0.3, **changes):
 @pytest.mark.parametrize(("count", "layers"), [(1, 2), (5, 0), (300, 40)])
 def test_all_figures_are_drawn(tmp_path, count, layers):
     figures.draw(rounds(count, layers)[1:], tmp_path, title="tiny")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["accuracy.png", "costs.png", "density.png"]
-    for path in tmp_path.iterdir():
-        height, width, _ = imread(path).shape
-        assert width >= 1000
-        assert height >= 600
+    names = "accuracy", "costs", "density"
+    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.{form}" for name in names for form in FORMS}
+    for name in names:
+        assert imread(tmp_path / f"{name}.png").shape[1] >= 1000
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_folder_makes_room_for_every_figure_that_is_drawn():
+    assert set(folder.FIGURES) == {f"{name}.{form}" for name in figures.FIGURES for form in FORMS}
+
+
+def test_the_same_rounds_give_the_same_files(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        figures.draw(rounds(3), tmp_path / name, title="tiny")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path):
@@ -46,7 +60,7 @@ def test_cost_axes_name_the_unit_and_hold_cumulative_values():
     assert traffic.get_ylabel() == "traffic so far (MiB)"
     assert flops.get_ylabel() == "computation so far (GFLOP)"
     assert seconds.get_ylabel() == "device time so far (min)"
-    assert memory.get_ylabel() == "peak memory of the largest client (MiB)"
+    assert memory.get_ylabel() == "largest client's peak (MiB)"
     assert list(traffic.lines[0].get_ydata()) == [1, 2, 3, 4, 5, 6]
     assert list(traffic.lines[1].get_ydata()) == [0.5, 1, 1.5, 2, 2.5, 3]
     assert list(seconds.lines[0].get_ydata()) == [0.5, 1, 1.5, 2, 2.5, 3]
@@ -97,22 +111,92 @@ def test_accuracy_of_a_run_without_evaluation_says_so():
     assert "no round" in figures.accuracy_figure(records, "tiny").axes[0].texts[0].get_text()
 
 
-@pytest.mark.parametrize(("density", "scale"), [(0.5, "linear"), (0.02, "log")])
-def test_density_draws_every_layer_and_the_model(density, scale):
-    figure = figures.density_figure(rounds(5, layers=3, density=density), "tiny")
-    axes = figure.axes[0]
+def pruned_gradually(layers: int, last: float):
+    """Rounds from density 1 down to ``last``, in layer n times n + 1."""
+    records = rounds(4, layers=layers, density=1.0)
+    for record, density in zip(records[2:], (0.5, last, last), strict=True):
+        record["density"] = density
+        record["layer_densities"] = {f"layer{n}.weight": min(1.0, density * (n + 1)) for n in range(layers)}
+    return records
+
+
+def bars(axes):
+    return [[bar.get_width() for bar in container] for container in axes.containers]
+
+
+def test_density_that_stays_is_a_bar_for_each_layer():
+    records = rounds(5, layers=3, density=0.3)
+    for record in records:
+        record["layer_densities"] = {"a": 0.1, "b": 0.5, "c": 0.3}
+    (axes,) = figures.density_figure(records, "tiny").axes
+    assert bars(axes) == [[0.1, 0.5, 0.3]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert axes.yaxis_inverted()
+    assert [text.get_text() for text in axes.texts] == ["10", "50", "30"]
+    (line,) = axes.lines
+    assert line.get_label() == "all prunable weights: 30 %"
+    assert axes.get_xlabel() == "density: kept share of weights (%)"
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.3, "linear"), (0.02, "log")])
+def test_density_that_moves_is_a_line_for_each_layer_and_the_model(last, scale):
+    (axes,) = figures.density_figure(pruned_gradually(3, last), "tiny").axes
+    model, *layers = axes.lines
     assert [line.get_label() for line in axes.lines] == [
-        *(f"layer{n}.weight" for n in range(3)),
         "all prunable weights",
+        *(f"layer{n}.weight" for n in range(3)),
     ]
+    assert list(model.get_ydata()) == [1.0, 1.0, 0.5, last, last]
+    assert layers[1].get_ydata()[-1] == 2 * last
     assert axes.get_yscale() == scale
     assert "(%)" in axes.get_ylabel()
 
 
-def test_many_layers_are_told_apart_by_a_colour_bar():
-    figure = figures.density_figure(rounds(5, layers=40), "tiny")
-    assert len(figure.axes[0].lines) == 41
-    assert figure.axes[1].get_ylabel() == "pruned layer, from layer0.weight to layer39.weight"
+def test_of_many_layers_that_move_bars_show_before_and_after():
+    model, by_layer = figures.density_figure(pruned_gradually(40, 0.02), "tiny").axes
+    assert [line.get_label() for line in model.lines] == ["all prunable weights"]
+    before, after = bars(by_layer)
+    assert before == [1.0] * 40
+    assert after == [0.02 * (n + 1) for n in range(40)]
+    assert [container.get_label() for container in by_layer.containers] == ["round 0", "round 4"]
+
+
+def test_density_of_a_run_without_pruned_layers_is_one_line():
+    (axes,) = figures.density_figure(rounds(3, layers=0, density=1.0), "tiny").axes
+    assert [line.get_label() for line in axes.lines] == ["all prunable weights"]
+
+
+def in_classes(accuracy):
+    """Rounds of two classes of devices."""
+    records = rounds(4)
+    counts = dict.fromkeys(("asked", "ok", "late", "surplus", "failed", "excluded", "offline"), 0)
+    costs = dict.fromkeys(
+        ("bytes_down", "bytes_up", "flops", "device_seconds", "joules", "peak_memory_bytes"), 0
+    )
+    for record in records:
+        trained = int(record["round"] > 0)
+        one = {**counts, **costs, "clients": 4, "asked": 2 * trained, "ok": 2 * trained, "accuracy": accuracy}
+        record["classes"] = {"board": one, "phone": {**one, "ok": trained, "failed": trained}}
+    return records
+
+
+def test_classes_have_one_panel_where_clients_did_not_evaluate():
+    (attendance,) = figures.classes_figure(in_classes(None), "tiny").axes
+    shares = dict(zip(attendance.get_legend_handles_labels()[1], bars(attendance), strict=True))
+    assert shares == {"took part": [0.5, 0.25], "failed": [0.0, 0.25], "not asked": [0.5, 0.5]}
+
+
+def test_classes_have_their_accuracies_beside_where_clients_evaluated():
+    accuracy, attendance = figures.classes_figure(in_classes(0.75), "tiny").axes
+    assert [line.get_label() for line in accuracy.lines] == ["board", "phone"]
+    assert len(bars(attendance)) == 3
+
+
+def test_memory_leaves_out_rounds_in_which_nobody_computed():
+    records = rounds(3)
+    records[0]["peak_memory_bytes"] = 0
+    memory = figures.costs_figure(records, "tiny").axes[3]
+    assert list(memory.lines[0].get_xdata()) == [1, 2, 3]
 
 
 def test_a_figure_shows_itself_in_a_notebook():
