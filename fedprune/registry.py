@@ -4,17 +4,17 @@ A strategy, client, model, data set, criterion, layer distribution or schedule i
 kind and name; a built-in one has no privilege but its short name. This module imports a plug-in when it
 is asked for, and knows nothing about what it does. A process that needs one that another process has
 loaded loads it by the same kind, name and directory.
+
+A relative "file.py" starts from the folder of the file that names it: the scenario's, or that of the class
+whose attribute (`named_by`) or whose option's default (`place_defaults`) it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,10 +22,15 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
+from fedprune import plugin_files
 from fedprune.errors import PluginError
 from fedprune.wording import did_you_mean
+
+_Options = TypeVar("_Options", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,69 @@ def available(kind: str) -> dict[str, str]:
     return lines
 
 
+def named_by(owner: type, attribute: str, default: str) -> str:
+    """Return the plug-in that a class names in an attribute, such as ``client``, its own or inherited.
+
+    Parameters
+    ----------
+    owner : type
+        The class.
+    attribute : str
+        The attribute.
+    default : str
+        What is returned where the class has none.
+
+    Returns
+    -------
+    str
+        The name; the path of a "file.py:Name" starts from the folder of the class that has the attribute,
+        and is absolute.
+    """
+    for kind in owner.__mro__:
+        if attribute in vars(kind):
+            return str(plugin_files.placed(vars(kind)[attribute], plugin_files.folder_of(kind) or Path.cwd()))
+    return default
+
+
+def place_defaults(options: _Options) -> _Options:
+    """Return options in which the path of every "file.py:Name" that is a default is absolute.
+
+    It starts from the folder of the class that has the option. What was given is left as it is.
+    """
+    changes = {}
+    for name in type(options).model_fields.keys() - options.model_fields_set:
+        kinds = (kind for kind in type(options).__mro__ if name in vars(kind).get("__annotations__", ()))
+        value, owner = getattr(options, name), next(kinds, type(options))
+        placed = plugin_files.placed(value, plugin_files.folder_of(owner) or Path.cwd())
+        if placed != value:
+            changes[name] = placed
+    return options.model_copy(update=changes) if changes else options
+
+
+def beside(owner: type, name: str) -> str:
+    """Return a name that the code of a class wrote: the path of a "file.py:Name" starts from its file.
+
+    A class that another one inherits from may have written it: the first of them beside which there is such
+    a file counts.
+    """
+    if not plugin_files.is_in_file(name):
+        return name
+    folders = (folder for kind in owner.__mro__ if (folder := plugin_files.folder_of(kind)) is not None)
+    found = (str(plugin_files.placed(name, folder)) for folder in folders)
+    return next((each for each in found if plugin_files.path_in(each).is_file()), name)
+
+
+def in_file(name: str) -> Any:
+    """Return what "file.py:Name" names, of whatever kind it is.
+
+    Raises
+    ------
+    PluginError
+        Where there is no such file, it cannot be imported, or it has no such name.
+    """
+    return _attribute(_module_of_file(plugin_files.path_in(name)), name.rpartition(":")[2])
+
+
 def _spec(kind: str) -> _Kind:
     try:
         return _KINDS[kind]
@@ -120,8 +188,8 @@ def _names(spec: _Kind) -> list[str]:
 def _find(spec: _Kind, name: str, directory: Path) -> Any:
     """Return what a name stands for, not yet checked to be of the right kind."""
     place, colon, attribute = name.rpartition(":")
-    if colon and place.endswith(".py"):
-        return _attribute(_module_of_file(directory / Path(place).expanduser()), attribute)
+    if plugin_files.is_in_file(name):
+        return in_file(str(plugin_files.placed(name, directory)))
     if colon:
         return _attribute(_module(place, f"{spec.what} {name!r}"), attribute)
     candidates = _candidates(spec, name)
@@ -215,33 +283,23 @@ def _module(name: str, wanted: str) -> ModuleType:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """Import a file once a process, under a name of its own, so that no two files collide."""
-    path = path.resolve()
-    name = f"fedprune_plugin_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
+    """Import a file once a process."""
     if not path.is_file():
         near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.py")))
-        raise PluginError(f"no file {path}{near}")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Before it runs: dataclasses and pydantic look their own module up there.
-    sys.modules[name] = module
+        raise PluginError(f"no file {path.resolve()}{near}")
     try:
-        spec.loader.exec_module(module)
+        return plugin_files.load(path)
     except Exception as error:
-        del sys.modules[name]
-        raise PluginError(f"{path} cannot be imported: {_import_fault(error)}") from error
-    return module
+        raise PluginError(f"{path.resolve()} cannot be imported: {_import_fault(error)}") from error
 
 
 def _import_fault(error: Exception) -> str:
     """Return, in one line, why an import failed and where."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    # Not where an import statement of a plug-in was carried out, but where it stands.
+    last = [frame for frame in frames if frame.filename != plugin_files.__file__][-1]
     place = "" if last.filename.startswith("<frozen") else f" ({last.filename}:{last.lineno})"
     if isinstance(error, ModuleNotFoundError):
         return f"there is no module {error.name!r}: install it or correct its name{place}"

@@ -28,6 +28,7 @@ FLOORS = (
     {"data", "models", "sparsity"},
     {"scenario"},
     {"registry"},
+    {"plugin_files"},
     {"seeds", "determinism", "wording", "units", "errors"},
 )
 

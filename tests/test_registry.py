@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from flwr.serverapp.strategy import FedAdam, Strategy
 
-from fedprune import registry
+from fedprune import plugin_files, registry
 from fedprune.errors import PluginError
 from fedprune.models import MODELS
 
@@ -186,6 +186,7 @@ def test_what_is_wrong_is_said(folder: Path, kind: str, name: str, words: str) -
     [
         ("x = 1\ndef f(:\n", r"broken\.py:2: "),
         ("x = 1\nimport no_such_thing\n", r"no module 'no_such_thing'.*broken\.py:2"),
+        ("x = 1\ndef f():\n    import no_such_thing\nf()\n", r"no module 'no_such_thing'.*broken\.py:3"),
         ("from fedprune.errors import Nothing\n", r"ImportError: .*'Nothing'.*broken\.py:1"),
         ("x = 1\ny = 2\nz = x / 0\n", r"ZeroDivisionError: .*broken\.py:3"),
     ],
@@ -209,3 +210,138 @@ def test_loading_one_strategy_imports_no_other() -> None:
         f"assert not [n for n in {names[1:]!r} if 'fedprune.strategies.' + n in sys.modules]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Files beside a plug-in --------------------------------------------------------------------------
+
+
+def make(folder: Path, **files: str) -> Path:
+    """Write files, "__" in whose names stands for a folder."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import helper\ndef which(): return helper.WHICH",
+        "import helper as other\ndef which(): return other.WHICH",
+        "from helper import WHICH\ndef which(): return WHICH",
+        "def which():\n    from helper import WHICH\n    return WHICH",
+        "def which():\n    import helper\n    return helper.WHICH",
+        "from . import helper\ndef which(): return helper.WHICH",
+        "from .helper import WHICH\ndef which(): return WHICH",
+        "import package.inner\ndef which(): return package.inner.WHICH",
+        "import package.inner as inner\ndef which(): return inner.WHICH",
+        "from package import inner\ndef which(): return inner.WHICH",
+        "from package.inner import WHICH\ndef which(): return WHICH",
+    ],
+)
+def test_two_plug_ins_have_siblings_of_one_name_each_its_own(
+    tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = make(tmp_path / "installed", helper="WHICH = 'installed'", package="WHICH = 'installed'")
+    monkeypatch.syspath_prepend(str(installed))
+    inner = "from helper import WHICH as outer\nfrom .deep import WHICH\nassert outer == WHICH"
+    places = [
+        make(
+            tmp_path / name,
+            mine=code,
+            helper=f"WHICH = {name!r}",
+            **{"package____init__": "", "package__inner": inner, "package__deep": f"WHICH = {name!r}"},
+        )
+        for name in ("first", "second")
+    ]
+    found = [registry.load("model", "mine.py:which", place) for place in places]
+    assert [which() for which in found] == ["first", "second"]
+    assert importlib.import_module("helper").WHICH == "installed"
+    del sys.modules["helper"]
+    assert sys.path.count(str(places[0])) == 0
+
+
+def test_a_plug_in_has_the_standard_library_whatever_its_folder_holds(tmp_path: Path) -> None:
+    code = "import random, fedprune\ndef score(): return random.Random(0), fedprune.__version__"
+    make(tmp_path, random=code, fedprune="", mine=code)
+    for name in ("random", "mine"):
+        assert registry.load("criterion", f"{name}.py:score", tmp_path)()[1]
+
+
+def test_a_file_named_like_what_it_imports_and_one_that_no_import_could_name(tmp_path: Path) -> None:
+    make(tmp_path, yaml="import yaml\nread = yaml.safe_load")
+    assert registry.load("model", "yaml.py:read", tmp_path)("1") == 1
+    (tmp_path / "2nd try.v1.py").write_text("from yaml import read\nclass A:\n    class B: ...\n")
+    found = registry.load("model", "2nd try.v1.py:A.B", tmp_path)
+    assert pickle.loads(pickle.dumps(found)) is found
+
+
+def test_two_files_that_import_each_other(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        mine="import other\ndef one(): return other.two()",
+        other="import mine\ndef two(): return mine",
+    )
+    one = registry.load("model", "mine.py:one", tmp_path)
+    assert one().one is one
+
+
+def test_a_fault_in_a_sibling_is_said_with_its_own_line(tmp_path: Path) -> None:
+    make(tmp_path, mine="import helper\n", helper="x = 1\nimport no_such_thing\n")
+    with pytest.raises(PluginError, match=r"mine\.py cannot be .*'no_such_thing'.*helper\.py:2"):
+        registry.load("model", "mine.py:x", tmp_path)
+    # Put right, it loads, in the same process.
+    make(tmp_path, helper="y = 1\nx = print\n", mine="import helper\nx = helper.x\n")
+    assert registry.load("model", "mine.py:x", tmp_path) is print
+
+
+def test_an_attribute_and_a_default_lead_to_files_beside_the_class_that_has_them(tmp_path: Path) -> None:
+    base = (
+        "from pydantic import BaseModel\n"
+        "class Base:\n"
+        "    client = './clients.py:A'\n"
+        "    class Options(BaseModel):\n"
+        "        bases: tuple[tuple[str, str], ...] = (('scores.py:a', 'erk'),)\n"
+        "        rule: str | dict = {'name': '../rules.py:R', 'n': 3}\n"
+    )
+    derived = (
+        "from deeper.base import Base\n"
+        "class Mine(Base):\n"
+        "    class Options(Base.Options):\n"
+        "        schedule: str = 'ramps.py:b'\n"
+    )
+    make(tmp_path, mine=derived, deeper____init__="", deeper__base=base, deeper__scores="")
+    mine = registry.load("model", "mine.py:Mine", tmp_path)
+    assert registry.named_by(mine, "client", "sparse") == f"{tmp_path}/deeper/clients.py:A"
+    assert registry.named_by(mine, "no_such", "sparse") == "sparse"
+    options = registry.place_defaults(mine.Options())
+    assert options.bases == ((f"{tmp_path}/deeper/scores.py:a", "erk"),)
+    assert options.rule == {"name": f"{tmp_path}/rules.py:R", "n": 3}
+    assert options.schedule == f"{tmp_path}/ramps.py:b"
+    given = mine.Options(schedule="linear", bases=())
+    assert registry.place_defaults(given).schedule == "linear"
+    # What code of either class names, where that file is.
+    assert registry.beside(mine, "scores.py:a") == f"{tmp_path}/deeper/scores.py:a"
+    assert registry.beside(mine, "mine.py:Mine") == f"{tmp_path}/mine.py:Mine"
+    assert registry.beside(mine, "erk") == "erk"
+
+
+def test_what_belongs_to_a_plug_in_is_found_without_running_it(tmp_path: Path) -> None:
+    make(
+        tmp_path / "a",
+        mine="raise SystemExit\nimport one, torch\ndef f():\n    from two import x\nclient = '../b/c.py:C'\n",
+        one="from .three import y\nfrom . import four, nothing\n",
+        two="import mine\nlater = 'gone.py:G'\n",
+        three="",
+        four="import pack.inner\n",
+        unused="",
+        pack____init__="",
+        pack__inner="import five",
+        pack__other="",
+        five="not python (",
+    )
+    make(tmp_path / "b", c="import one", one="", mine="")
+    found = plugin_files.sources([tmp_path / "a" / "mine.py"])
+    names = "a/five a/four a/mine a/one a/pack/__init__ a/pack/inner a/pack/other a/three a/two b/c b/one"
+    assert [str(path.relative_to(tmp_path).with_suffix("")) for path in found] == names.split()

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from fedprune.errors import PluginError, UserError
+from fedprune.plugin_files import folder_of, is_in_file, placed
 from fedprune.wording import did_you_mean
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -24,7 +25,8 @@ def checked(factory: Callable[..., object], options: Mapping[str, object], model
     """Return ``options`` as arguments for ``factory(input_shape, classes, **options)``.
 
     An option's type is that of its annotation; one without an annotation may be anything. As in JSON, whole
-    numbers pass as floats and lists as any sequence; nothing else is converted.
+    numbers pass as floats and lists as any sequence; nothing else is converted. A default "file.py:Name" is
+    added with an absolute path, which starts from the factory's file.
 
     Raises
     ------
@@ -41,7 +43,12 @@ def checked(factory: Callable[..., object], options: Mapping[str, object], model
     ]
     if missing:
         raise UserError(f"model {model!r} needs the option {missing[0]!r} ({_listed(known)})")
-    arguments = {}
+    folder = folder_of(factory)
+    arguments = {
+        name: placed(p.default, folder)
+        for name, p in known.items()
+        if folder is not None and is_in_file(p.default) and name not in options
+    }
     for name, value in options.items():
         if name in known:
             arguments[name] = _converted(value, known[name].annotation, f"model {model!r}: option {name!r}")

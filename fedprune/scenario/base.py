@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -19,10 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from fedprune.plugin_files import is_in_file, path_in
 from fedprune.scenario.validation import refuse
 from fedprune.wording import did_you_mean
-
-_FILE_PLUGIN = re.compile(r".+\.py:\w+")
 
 
 def _directory(info: ValidationInfo) -> Path:
@@ -43,9 +41,8 @@ def absolute_path(path: Path, info: ValidationInfo) -> Path:
 
 def absolute_plugins(value: Any, info: ValidationInfo) -> Any:
     """Make the path of every "file.py:Name" absolute, so that it names the same file everywhere."""
-    if isinstance(value, str) and _FILE_PLUGIN.fullmatch(value):
-        file, _, name = value.rpartition(":")
-        return f"{absolute_path(Path(file), info)}:{name}"
+    if isinstance(value, str) and is_in_file(value):
+        return f"{absolute_path(path_in(value), info)}:{value.rpartition(':')[2]}"
     if isinstance(value, list):
         return [absolute_plugins(item, info) for item in value]
     if isinstance(value, dict):
