@@ -113,10 +113,17 @@ class Site:
 
     @cached_property
     def client_class(self) -> type[Client]:
-        """The training algorithm that the scenario's strategy names; found once, as the look-up is slow."""
-        directory = self.scenario.directory
-        strategy = registry.load("strategy", self.scenario.strategy.name, directory)
-        found: type[Client] = registry.load("client", getattr(strategy, "client", "sparse"), directory)
+        """The training algorithm of the scenario's clients; a look-up in all that is installed.
+
+        A scenario as `fedprune.server.check.resolve` returns it names it, and nothing of the server is
+        imported. For any other the strategy is asked.
+        """
+        scenario = self.scenario
+        name = scenario.clients.algorithm
+        if name is None:
+            strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
+            name = registry.named_by(strategy, "client", "sparse")
+        found: type[Client] = registry.load("client", name, scenario.directory)
         return found
 
     @cached_property

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedprune.scenario.base import Spec, existing_file
+from fedprune.scenario.base import PluginName, Spec, existing_file
 from fedprune.scenario.device_files import read_profiles, read_trace
 from fedprune.scenario.devices import DeviceShare, list_of_devices
 from fedprune.scenario.training import TrainingSpec
@@ -32,6 +32,12 @@ class ClientsSpec(Spec):
         default_factory=lambda given: given["count"],
         ge=1,
         description="Number of clients that train in a round; all where not given.",
+    )
+    algorithm: PluginName | None = Field(
+        default=None,
+        description="The training algorithm of the clients: a built-in one such as sparse, or "
+        "'package.module:Name' or 'file.py:Name'; the strategy's own where not given.",
+        examples=["sparse"],
     )
     training: TrainingSpec = Field(
         default=TrainingSpec(), description="What a client does with its data in a round."

@@ -11,11 +11,12 @@ from fedprune.scenario.scenario import Scenario
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a scenario file for completion in an editor.
 
-    The names of the strategies, models and data sets that are installed are its examples.
+    The names of the strategies, models, data sets and clients that are installed are its examples.
     """
     schema = Scenario.model_json_schema()
     for spec, kind in (("StrategySpec", "strategy"), ("ModelSpec", "model"), ("DataSpec", "data")):
         schema["$defs"][spec]["properties"]["name"]["examples"] = registry.names(kind)
+    schema["$defs"]["ClientsSpec"]["properties"]["algorithm"]["examples"] = registry.names("client")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

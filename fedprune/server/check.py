@@ -1,7 +1,8 @@
 """Whether what a scenario names exists and takes the options that it is given, before anything runs.
 
 `fedprune.scenario` validates what a scenario says by itself; this module looks up what it refers to: the
-strategy, the model, the data set and its path, the devices. `check` builds and downloads nothing.
+strategy, the model, the data set and its path, the clients, their devices, and every "file.py:Name". `check`
+builds and downloads nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from fedprune.costs.devices import profiles
 from fedprune.data import sources
 from fedprune.errors import PluginError, ScenarioError, UserError
 from fedprune.models.options import checked
+from fedprune.plugin_files import names_in
 from fedprune.protocol.supermasks import LearningOptions
 from fedprune.scenario import Scenario
 from fedprune.scenario.validation import explain
 from fedprune.scenario.yaml_file import KeyPath
+from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
 from fedprune.wording import did_you_mean, show
@@ -44,13 +47,22 @@ def check(scenario: Scenario) -> None:
 
 
 def resolve(scenario: Scenario) -> Scenario:
-    """Return the scenario with the strategy's defaults written out, once `check` has passed it."""
+    """Return the scenario with what its strategy says written out, once `check` has passed it.
+
+    That is the options' defaults and the clients' training algorithm; the path of every "file.py:Name" in it
+    is absolute. So a device needs the scenario alone, not the strategy, to know what it runs.
+    """
     check(scenario)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
-    if not issubclass(strategy, PruningStrategy):
-        return scenario
-    options = strategy.Options.model_validate(scenario.strategy.options).model_dump(mode="json")
-    return scenario.override(strategy={"name": scenario.strategy.name, **options})
+    known: dict[str, object] = {"clients.algorithm": algorithm(scenario, strategy)}
+    if issubclass(strategy, PruningStrategy):
+        options = _options(strategy, scenario.strategy.options).model_dump(mode="json")
+        known["strategy"] = {"name": scenario.strategy.name, **options}
+    return scenario.override(**known)
+
+
+def _options(strategy: type[PruningStrategy], given: Mapping[str, Any]) -> PruningStrategy.Options:
+    return registry.place_defaults(strategy.Options.model_validate(given))
 
 
 def check_model(scenario: Scenario) -> str:
@@ -82,7 +94,7 @@ def check_model(scenario: Scenario) -> str:
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         return ""
-    return stays_dense(module, strategy.Options.model_validate(scenario.strategy.options))
+    return stays_dense(module, _options(strategy, scenario.strategy.options))
 
 
 def stays_dense(module: nn.Module, options: PruningStrategy.Options) -> str:
@@ -100,9 +112,11 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
     except PluginError as error:
         yield ("strategy", "name"), str(error)
         return
+    yield from algorithm_errors(scenario, strategy)
     given = scenario.strategy.options
     if not issubclass(strategy, PruningStrategy):
         yield from _against_signature(strategy, given)
+        yield from _files("strategy", given)
         if scenario.clients.over_budget == "nest":
             yield (
                 ("clients", "over_budget"),
@@ -111,13 +125,27 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
             )
         return
     try:
-        options = strategy.Options.model_validate(given)
+        options = _options(strategy, given)
     except ValidationError as error:
         for key, message in explain(error, strategy.Options):
             yield ("strategy", *key), message
         return
+    wrong = set()
     for name, message in strategy.validation_errors(scenario, options):
+        wrong.add(name)
         yield ("strategy", name), message
+    known = {name: value for name, value in options.model_dump().items() if name not in wrong}
+    yield from _files("strategy", known)
+
+
+def _files(section: str, options: Mapping[str, Any]) -> Iterator[_Mistake]:
+    """Find a "file.py:Name" that leads nowhere in options of which nobody knows what kind they name."""
+    for option, value in options.items():
+        for name in names_in(value):
+            try:
+                registry.in_file(name)
+            except PluginError as error:
+                yield (section, option), str(error)
 
 
 def _against_signature(strategy: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[_Mistake]:
@@ -143,11 +171,13 @@ def _model(scenario: Scenario) -> Iterator[_Mistake]:
         return
     options = scenario.model.options
     try:
-        checked(factory, options, scenario.model.name)
+        taken = checked(factory, options, scenario.model.name)
     except UserError as error:
         # The message quotes the option; the line is then that of the option, else that of the model.
         wrong = [key for key in options if repr(key) in str(error)]
         yield ("model", *wrong[:1]), str(error)
+        return
+    yield from _files("model", {**options, **taken})
 
 
 def _data(scenario: Scenario) -> Iterator[_Mistake]:

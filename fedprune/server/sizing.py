@@ -18,8 +18,8 @@ from fedprune.costs.fit import TrainingStep, largest_batch, largest_density
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import MemoryBreakdown, Overhead, executed_memory, optimizer_slots
 from fedprune.errors import UserError
-from fedprune.protocol.training_step import TrainingAlgorithm
 from fedprune.scenario import Scenario
+from fedprune.server.algorithm import client_class
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.distributions import DISTRIBUTIONS, Distribution
 from fedprune.sparsity.masks import keep_highest
@@ -174,7 +174,7 @@ def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
         {name: torch.rand(step.shapes[name], generator=generator) for name in counts}, counts
     )
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
-    can = _client(scenario, strategy).executes_sparse
+    can = client_class(scenario, strategy).executes_sparse
     rule = rule_of(scenario.clients.training, step.cost) if can else None
     model = sparse_model(step.cost.skeleton, masks, rule, step.cost.input_shape) if rule and masks else None
     if model is None:
@@ -216,7 +216,7 @@ def _options(scenario: Scenario, strategy: Callable[..., Any]) -> dict[str, Any]
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         base = PruningStrategy.Options().model_dump()
         return {**base, "aggregator": {"name": scenario.strategy.name, **scenario.strategy.options}}
-    return strategy.Options.model_validate(scenario.strategy.options).model_dump()
+    return registry.place_defaults(strategy.Options.model_validate(scenario.strategy.options)).model_dump()
 
 
 def _distribution(
@@ -234,15 +234,8 @@ def _distribution(
     return name, found
 
 
-def _overhead(scenario: Scenario, strategy: Callable[..., Any], options: Mapping[str, Any]) -> Overhead:
+def _overhead(scenario: Scenario, strategy: type, options: Mapping[str, Any]) -> Overhead:
     """Return what the strategy's clients keep besides, as their class says."""
     stock = options.get("aggregator")
     told = stock.get("proximal_mu", 0.0) if isinstance(stock, dict) else 0.0
-    return _client(scenario, strategy).overhead(told or scenario.clients.training.proximal_mu, options)
-
-
-def _client(scenario: Scenario, strategy: Callable[..., Any]) -> type[TrainingAlgorithm]:
-    found: type[TrainingAlgorithm] = registry.load(
-        "client", getattr(strategy, "client", "sparse"), scenario.directory
-    )
-    return found
+    return client_class(scenario, strategy).overhead(told or scenario.clients.training.proximal_mu, options)

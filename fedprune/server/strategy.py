@@ -83,7 +83,8 @@ class PruningStrategy(Strategy):
         mean weighted by examples.
     """
 
-    #: The training algorithm of this strategy's clients: a name in the registry.
+    #: The training algorithm of this strategy's clients: a name in `fedprune list clients`, or
+    #: "./file.py:Class" beside this strategy's file; ``clients.algorithm`` in a scenario chooses another.
     client: ClassVar[str] = "sparse"
 
     #: How replies are averaged where no stock Flower strategy does it.
@@ -328,9 +329,10 @@ class PruningStrategy(Strategy):
         draw : int, optional
             Which of several random draws this is.
         """
-        scored_by: Criterion = registry.load("criterion", criterion, self.scenario.directory)
+        here, folder = type(self), self.scenario.directory
+        scored_by: Criterion = registry.load("criterion", registry.beside(here, criterion), folder)
         shared_out: Distribution = (
-            registry.load("distribution", distribution, self.scenario.directory)
+            registry.load("distribution", registry.beside(here, distribution), folder)
             if isinstance(distribution, str)
             else distribution
         )
@@ -586,7 +588,8 @@ def build_strategy(federation: Federation) -> PruningStrategy:
     spec = federation.scenario.strategy
     kind = registry.load("strategy", spec.name, federation.scenario.directory)
     if issubclass(kind, PruningStrategy):
-        strategy: PruningStrategy = kind(federation, kind.Options(**spec.options))
+        options = registry.place_defaults(kind.Options(**spec.options))
+        strategy: PruningStrategy = kind(federation, options)
         return strategy
     aggregator = flower_aggregator(federation, kind, spec.options)
     return PruningStrategy(federation, PruningStrategy.Options(), aggregator=aggregator)
