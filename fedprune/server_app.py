@@ -21,6 +21,7 @@ from fedprune.engine.flower_grid import FlowerGrid
 from fedprune.engine.simulation import finished, make_strategy, opened, remember, score_locally
 from fedprune.errors import UserError
 from fedprune.protocol.run_config import scenario_of
+from fedprune.results.plugin_copies import warn_of_changes
 from fedprune.results.progress import Progress
 from fedprune.scenario import Scenario
 from fedprune.server.check import resolve, stays_dense
@@ -33,7 +34,10 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run config names."""
     config = context.run_config
-    scenario = resolve(scenario_of(config))
+    plan = scenario_of(config)
+    out = Path(str(config.get("out", "") or f"runs/{plan.name}"))
+    warn_of_changes(out, plan.directory)
+    scenario = resolve(plan)
     if scenario.faults.any:
         raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' here")
     make_deterministic()
@@ -41,7 +45,6 @@ def main(grid: Grid, context: Context) -> None:
     heard: list[Listener] = []
     strategy = make_strategy(scenario, data, score_locally(scenario, data), heard)
     _be_patient(strategy.roll_call, scenario, config)
-    out = Path(str(config.get("out", "") or f"runs/{scenario.name}"))
     with ExitStack() as stack:
         folder, checkpoint = opened(
             stack,

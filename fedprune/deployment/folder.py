@@ -9,18 +9,20 @@ import ipaddress
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from fedprune import __version__
 from fedprune import data as datasets
 from fedprune.deployment.credentials import make_certificates, make_key_pair
 from fedprune.errors import UserError
-from fedprune.scenario import Scenario, load_scenario
-from fedprune.server.check import check
+from fedprune.plugin_files import is_in_file, path_in
+from fedprune.results.plugin_copies import PLUGINS, copied, files_of
+from fedprune.scenario import Scenario, load_scenario, yaml_file
+from fedprune.server.check import resolve
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _CONNECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -39,7 +41,8 @@ def init(
 ) -> None:
     """Write the folder of a deployment of a scenario: one client is one device.
 
-    It holds ``app/``, the Flower app that is submitted; ``server/``, with certificates and the SuperLink's
+    It holds ``app/``, the Flower app that is submitted, with the scenario as it was resolved and its plug-in
+    files, which travel to server and devices with it; ``server/``, with certificates and the SuperLink's
     script and unit; ``devices/device-K/``, to be copied to the device of client K; ``flwr/config.toml``,
     Flower's configuration for who submits runs; and a ``README.md`` with the commands.
 
@@ -62,16 +65,16 @@ def init(
     Raises
     ------
     UserError
-        For a folder with files in it, a mistake in the scenario, or a host, port or name that can't be one.
+        For a folder with files in it, a mistake in the scenario, a plug-in file that looks like a test, or a
+        host, port or name that can't be one.
     """
     _check(host, port, connection, days)
-    check(scenario)
-    if scenario.faults.any:
+    plan = resolve(scenario)
+    if plan.faults.any:
         raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' for a deployment")
-    text, plugins = _described(scenario).to_yaml(), _plugins(scenario)
-    for path, name in plugins:
-        beside = path.relative_to(scenario.directory.resolve())
-        text = text.replace(f" {name}\n", f" ./{beside}:{name.rpartition(':')[2]}\n")
+    described = _described(plan)
+    files = files_of(described)
+    _refuse_tests(files)
     _make_empty(directory)
     texts = {
         "name": scenario.name,
@@ -89,11 +92,9 @@ def init(
     }
     _write(directory, "README.md", texts)
     _write(directory / "app", "app/pyproject.toml.in", texts)
-    (directory / "app" / "scenario.yaml").write_text(text, encoding="utf-8")
-    for path, _ in plugins:
-        target = directory / "app" / path.relative_to(scenario.directory.resolve())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    copies = copied(files, directory / "app" / PLUGINS)
+    content = _moved(described.model_dump(mode="json"), copies)
+    (directory / "app" / "scenario.yaml").write_text(yaml_file.write(content), encoding="utf-8")
     _write(directory / "flwr", "config.toml", texts)
     certificates = make_certificates(host, days)
     server = directory / "server"
@@ -171,26 +172,23 @@ def _make_empty(directory: Path) -> None:
         )
 
 
-def _plugins(scenario: Scenario) -> list[tuple[Path, str]]:
-    """Return the files of plug-ins that the scenario names as "file.py:Name", with that name.
+def _refuse_tests(files: list[Path]) -> None:
+    """Refuse plug-in files that Flower would leave out of what it sends to devices."""
+    for file in files:
+        if file.name.startswith("test_") or file.name.endswith("_test.py"):
+            raise UserError(f"{file}: Flower takes it for a test and does not send it to devices: rename it")
 
-    Raises
-    ------
-    UserError
-        For a file that lies elsewhere than in the scenario's folder or below.
-    """
-    found, directory = [], scenario.directory.resolve()
-    for name in (scenario.strategy.name, scenario.model.name, scenario.data.name):
-        file = name.rpartition(":")[0]
-        if not file.endswith(".py"):
-            continue
-        path = (directory / file).resolve()
-        if not path.is_relative_to(directory):
-            raise UserError(
-                f"{file}: a plug-in travels with its scenario; it must lie in {directory} or below"
-            )
-        found.append((path, name))
-    return found
+
+def _moved(value: Any, copies: Mapping[Path, Path]) -> Any:
+    """Return plain values in which every "file.py:Name" leads to the file's copy, from the app's folder."""
+    if is_in_file(value):
+        place = copies[path_in(value).resolve()]
+        return f"./{PLUGINS}/{place.as_posix()}:{value.rpartition(':')[2]}"
+    if isinstance(value, dict):
+        return {key: _moved(item, copies) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, copies) for item in value]
+    return value
 
 
 def _write(directory: Path, template: str, texts: Mapping[str, str]) -> None:

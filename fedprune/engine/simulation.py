@@ -29,6 +29,7 @@ from fedprune.engine.fault_injection import FaultyClientApp
 from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError, UserError
 from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_folder, refuse_complete
+from fedprune.results.plugin_copies import warn_of_changes
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
@@ -97,11 +98,12 @@ def run(
         raise UserError("to overwrite a run and to resume it are two things: give one of them")
     plan = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, overrides)
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
+    directory = Path(out) if out is not None else Path("runs") / plan.name
+    warn_of_changes(directory, plan.directory)
     plan = resolve(plan)
     data = datasets.load(plan)
     evaluation = SpreadEvaluation(plan, data)
     heard = list(listeners)
-    directory = Path(out) if out is not None else Path("runs") / plan.name
     with ExitStack() as stack:
         stack.enter_context(deterministic())
         strategy = make_strategy(plan, data, evaluation, heard)

@@ -21,7 +21,7 @@ from torch import Tensor
 import fedprune
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.errors import UserError
-from fedprune.results import records
+from fedprune.results import plugin_copies, records
 from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
 
@@ -92,7 +92,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, directory: Path, scenario: Scenario, *, overwrite: bool = False) -> RunFolder:
-        """Make the folder of a new run, with its ``scenario.yaml``.
+        """Make the folder of a new run, with its ``scenario.yaml`` and copies of its plug-in files.
 
         A folder that holds the records of a run is refused; with ``overwrite`` the files of
         that run are removed, and only those. A folder with other files in it that is not a
@@ -108,6 +108,7 @@ class RunFolder:
         try:
             _make_room(directory, overwrite=overwrite)
             write_atomically(directory / SCENARIO, scenario_text(scenario).encode())
+            plugin_copies.keep(directory, scenario)
             return cls(directory, scenario, lock)
         except BaseException:
             if lock is not None:
@@ -302,6 +303,7 @@ def _make_room(directory: Path, *, overwrite: bool) -> None:
         )
     for path in _own_files(directory):
         path.unlink()
+    plugin_copies.remove(directory)
     for pattern in ("round-*", ".round-*.unfinished"):
         for path in (directory / CHECKPOINTS).glob(pattern):
             if path.is_dir():

@@ -144,14 +144,26 @@ def test_plug_ins_travel_with_the_scenario(tmp_path):
     file.write_text(yaml.safe_dump({**PLAN, "strategy": {"name": "./mine.py:Mine"}}))
     assert main(["deploy", "init", str(tmp_path / "edge"), str(file)]) == 0
     app = tmp_path / "edge" / "app"
-    assert (app / "mine.py").read_text() == (tmp_path / "mine.py").read_text()
-    assert load_scenario(app / "scenario.yaml").strategy.name == f"{app / 'mine.py'}:Mine"
-    inner = tmp_path / "inner"
+    assert (app / "plugins" / "mine.py").read_text() == (tmp_path / "mine.py").read_text()
+    assert load_scenario(app / "scenario.yaml").strategy.name == f"{app / 'plugins' / 'mine.py'}:Mine"
+    # Wherever it lies: the scenario in the app leads to the copy, and says what its devices run.
+    inner = tmp_path / "a folder: with words"
     inner.mkdir()
     outside = inner / "outside.yaml"
     outside.write_text(yaml.safe_dump({**PLAN, "strategy": {"name": "../mine.py:Mine"}}))
-    with pytest.raises(UserError, match="a plug-in travels with its scenario"):
-        deployment.init(tmp_path / "other", load_scenario(outside))
+    deployment.init(tmp_path / "other", load_scenario(outside))
+    found = load_scenario(tmp_path / "other" / "app" / "scenario.yaml")
+    assert found.strategy.name == f"{tmp_path}/other/app/plugins/mine.py:Mine"
+    assert found.clients.algorithm == "sparse"
+    assert str(tmp_path) not in (tmp_path / "other" / "app" / "scenario.yaml").read_text()
+
+
+def test_a_plug_in_that_flower_would_not_send_is_refused(tmp_path):
+    (tmp_path / "test_net.py").write_text("from fedprune.models.cnn import cnn as net\n")
+    plan = Scenario.from_mapping({**PLAN, "model": {"name": "test_net.py:net"}}, tmp_path)
+    with pytest.raises(UserError, match=r"test_net\.py: Flower takes it for a test .* rename it"):
+        deployment.init(tmp_path / "edge", plan)
+    assert not (tmp_path / "edge").exists()
 
 
 def test_a_trial_needs_no_scenario(tmp_path, capsys):
