@@ -179,20 +179,21 @@ def sources(files: Iterable[Path]) -> list[Path]:
     functions, and texts "file.py:Name" that lead to a file. A package beside is there as a whole.
     """
     found: set[Path] = set()
-    waiting = [path.resolve() for path in files]
+    # With each, the folder of the plug-in that it belongs to, where its own imports look.
+    waiting = [(path, path.parent) for path in (file.resolve() for file in files)]
     while waiting:
-        path = waiting.pop()
+        path, home = waiting.pop()
         if path in found or not path.is_file():
             continue
         found.add(path)
-        waiting += _mentioned(path)
+        waiting += _mentioned(path, home)
         if path.name == "__init__.py":
-            waiting += (inner.resolve() for inner in path.parent.rglob("*.py"))
+            waiting += ((inner.resolve(), home) for inner in path.parent.rglob("*.py"))
     return sorted(found)
 
 
-def _mentioned(path: Path) -> Iterator[Path]:
-    """Yield the files that one imports or names."""
+def _mentioned(path: Path, home: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the files that one imports or names, each with the folder in which its own imports look."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -200,19 +201,16 @@ def _mentioned(path: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _imported(path.parent, alias.name)
+                yield from ((file, home) for file in _imported(home, alias.name))
         elif isinstance(node, ast.ImportFrom):
-            folder = path.parent
-            for _ in range(node.level - 1):
-                folder = folder.parent
-            if node.module:
-                yield from _imported(folder, node.module)
+            folder = path.parents[node.level - 1] if node.level else home
+            start = f"{node.module}." if node.module else ""
             for alias in node.names:
-                yield from _imported(folder, f"{node.module}.{alias.name}" if node.module else alias.name)
+                yield from ((file, home) for file in _imported(folder, f"{start}{alias.name}"))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_in_file(node.value):
-            named = path.parent / path_in(node.value)
+            named = (path.parent / path_in(node.value)).resolve()
             if named.is_file():
-                yield named.resolve()
+                yield named, named.parent
 
 
 def _imported(folder: Path, name: str) -> Iterator[Path]:

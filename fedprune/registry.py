@@ -1,8 +1,8 @@
 """One way to find a plug-in: a built-in name, an entry point, "package.module:Name" or "file.py:Name".
 
-A strategy, client, model, data set, criterion, layer distribution or schedule is looked up here by its
-kind and name; a built-in one has no privilege but its short name. This module imports a plug-in when it
-is asked for, and knows nothing about what it does. A process that needs one that another process has
+A strategy, aggregator, client, model, data set, criterion, layer distribution or schedule is looked up here
+by its kind and name; a built-in one has no privilege but its short name. This module imports a plug-in when
+it is asked for, and knows nothing about what it does. A process that needs one that another process has
 loaded loads it by the same kind, name and directory.
 
 A relative "file.py" starts from the folder of the file that names it: the scenario's, or that of the class
@@ -38,22 +38,29 @@ class _Kind:
     """Where the plug-ins of one kind are found.
 
     ``home`` is a package with one file a plug-in where ``table`` is None, else the module whose dictionary
-    ``table`` has them by name. ``base`` is the "module:Class" that a plug-in must be a subclass of, None
-    where any callable will do.
+    ``table`` has them by name. ``bases`` are the "module:Class" of which a plug-in must be a subclass of one;
+    where there are none, any callable will do.
     """
 
     what: str
     group: str
     home: str
     table: str | None = None
-    base: str | None = None
+    bases: tuple[str, ...] = ()
 
 
 _KINDS = {
     "strategy": _Kind(
-        "strategy", "fedprune.strategies", "fedprune.strategies", base="flwr.serverapp.strategy:Strategy"
+        "strategy", "fedprune.strategies", "fedprune.strategies", bases=("flwr.serverapp.strategy:Strategy",)
     ),
-    "client": _Kind("client", "fedprune.clients", "fedprune.clients", base="fedprune.client:Client"),
+    "aggregator": _Kind(
+        "aggregator",
+        "fedprune.aggregators",
+        "fedprune.server.aggregation",
+        table="AGGREGATORS",
+        bases=("fedprune.server.aggregation:Aggregator", "flwr.serverapp.strategy:Strategy"),
+    ),
+    "client": _Kind("client", "fedprune.clients", "fedprune.clients", bases=("fedprune.client:Client",)),
     "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS"),
     "data": _Kind("data set", "fedprune.data", "fedprune.data.sources", table="SOURCES"),
     "criterion": _Kind("criterion", "fedprune.criteria", "fedprune.sparsity.criteria", table="CRITERIA"),
@@ -70,7 +77,7 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     Parameters
     ----------
     kind : str
-        "strategy", "client", "model", "data", "criterion", "distribution" or "schedule".
+        "strategy", "aggregator", "client", "model", "data", "criterion", "distribution" or "schedule".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
         "package.module:Name", "package.module.Name", or "file.py:Name".
@@ -81,7 +88,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     -------
     Any
         The class or function: for a strategy a subclass of Flower's ``Strategy``, for a client one of
-        `fedprune.client.Client`, else a callable.
+        `fedprune.client.Client`, for an aggregator one of `fedprune.server.aggregation.Aggregator` or of
+        Flower's ``Strategy``, else a callable.
 
     Raises
     ------
@@ -238,12 +246,12 @@ def _builtin(spec: _Kind, name: str) -> Any:
     if spec.table is not None:
         return getattr(importlib.import_module(home), spec.table)[name]
     module = _module(home, f"{spec.what} {name!r}")
-    base = _base(spec)
+    bases = _bases(spec)
     classes = [
         value
         for own, value in vars(module).items()
         if inspect.isclass(value)
-        and issubclass(value, base)
+        and issubclass(value, bases)
         and value.__module__ == home
         and not own.startswith("_")
     ]
@@ -318,22 +326,19 @@ def _attribute(module: ModuleType, name: str) -> Any:
     return value
 
 
-def _base(spec: _Kind) -> type:
-    assert spec.base is not None
-    module, _, name = spec.base.partition(":")
-    base: type = getattr(importlib.import_module(module), name)
-    return base
+def _bases(spec: _Kind) -> tuple[type, ...]:
+    places = (base.partition(":") for base in spec.bases)
+    return tuple(getattr(importlib.import_module(module), name) for module, _, name in places)
 
 
 def _checked(spec: _Kind, name: str, found: Any) -> Any:
     """Return what was found; refuse what cannot be a plug-in of its kind."""
-    if spec.base is None:
+    if not spec.bases:
         if not callable(found):
             raise PluginError(f"{spec.what} {name!r} is {found!r}: it must be a function or a class")
-    elif not (inspect.isclass(found) and issubclass(found, _base(spec))):
-        raise PluginError(
-            f"{spec.what} {name!r} is {found!r}: it must be a subclass of {spec.base.replace(':', '.')}"
-        )
+    elif not (inspect.isclass(found) and issubclass(found, _bases(spec))):
+        wanted = " or ".join(base.replace(":", ".") for base in spec.bases)
+        raise PluginError(f"{spec.what} {name!r} is {found!r}: it must be a subclass of {wanted}")
     return found
 
 

@@ -61,7 +61,7 @@ def test_a_built_in_name_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["model", "data", "criterion", "distribution", "schedule", "strategy", "client"]
+    "kind", ["model", "data", "criterion", "distribution", "schedule", "strategy", "aggregator", "client"]
 )
 def test_everything_built_in_loads_and_says_what_it_is_in_a_line(kind: str) -> None:
     listed = registry.available(kind)
@@ -215,10 +215,10 @@ def test_loading_one_strategy_imports_no_other() -> None:
 # Files beside a plug-in --------------------------------------------------------------------------
 
 
-def make(folder: Path, **files: str) -> Path:
-    """Write files, "__" in whose names stands for a folder."""
-    for name, text in files.items():
-        path = folder / f"{name.replace('__', '/')}.py"
+def make(folder: Path, files: dict[str, str] | None = None, **more: str) -> Path:
+    """Write the text of Python files, whose names come without ".py"."""
+    for name, text in {**(files or {}), **more}.items():
+        path = folder / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
@@ -249,9 +249,9 @@ def test_two_plug_ins_have_siblings_of_one_name_each_its_own(
     places = [
         make(
             tmp_path / name,
+            {"package/__init__": "", "package/inner": inner, "package/deep": f"WHICH = {name!r}"},
             mine=code,
             helper=f"WHICH = {name!r}",
-            **{"package____init__": "", "package__inner": inner, "package__deep": f"WHICH = {name!r}"},
         )
         for name in ("first", "second")
     ]
@@ -311,7 +311,7 @@ def test_an_attribute_and_a_default_lead_to_files_beside_the_class_that_has_them
         "    class Options(Base.Options):\n"
         "        schedule: str = 'ramps.py:b'\n"
     )
-    make(tmp_path, mine=derived, deeper____init__="", deeper__base=base, deeper__scores="")
+    make(tmp_path, {"mine": derived, "deeper/__init__": "", "deeper/base": base, "deeper/scores": ""})
     mine = registry.load("model", "mine.py:Mine", tmp_path)
     assert registry.named_by(mine, "client", "sparse") == f"{tmp_path}/deeper/clients.py:A"
     assert registry.named_by(mine, "no_such", "sparse") == "sparse"
@@ -330,15 +330,13 @@ def test_an_attribute_and_a_default_lead_to_files_beside_the_class_that_has_them
 def test_what_belongs_to_a_plug_in_is_found_without_running_it(tmp_path: Path) -> None:
     make(
         tmp_path / "a",
+        {"pack/__init__": "", "pack/inner": "import five", "pack/other": ""},
         mine="raise SystemExit\nimport one, torch\ndef f():\n    from two import x\nclient = '../b/c.py:C'\n",
         one="from .three import y\nfrom . import four, nothing\n",
         two="import mine\nlater = 'gone.py:G'\n",
         three="",
         four="import pack.inner\n",
         unused="",
-        pack____init__="",
-        pack__inner="import five",
-        pack__other="",
         five="not python (",
     )
     make(tmp_path / "b", c="import one", one="", mine="")

@@ -1,26 +1,38 @@
-"""Aggregators: how the clients' trained states become the next global state.
+"""Aggregation rules: how the clients' trained states become the next global state.
 
 ``WeightedMean`` adds replies up as they arrive and keeps nothing of them; ``OverlapMean`` does so for
 clients with masks of their own. ``FlowerAggregator``
 hands decoded dense arrays to a stock Flower strategy, whatever it is, and takes back what that
 strategy makes of them.
+
+``strategy.aggregator`` in a scenario names a rule: one of `AGGREGATORS`, a stock Flower strategy by its
+dotted name, or a rule of one's own as "file.py:Class". That one is a subclass of `Aggregator`, or of
+`WeightedMean` where it only weighs clients in another way:
+
+>>> class ByLoss(WeightedMean):
+...     "Clients with a higher loss count more."
+...
+...     def weight(self, reply):
+...         return reply.weight * reply.metrics["loss"]
 """
 
 from __future__ import annotations
 
 import pickle
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 from torch import Tensor
@@ -72,9 +84,59 @@ class TrainReply:
     held_out: int = 0
     held_out_accuracy: float = 0.0
 
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What the client measured, by the names that `fedprune.client.base.Client.train` lists.
 
-class Aggregator(Protocol):
-    """What turns the replies of a round into the next global state."""
+        Reading one that is not there, also with ``get``, ends the run with the names of those that are.
+        """
+        return _Metrics(self.message.content.metric_records["metrics"], f"the reply of client {self.client}")
+
+
+class _Metrics(MetricRecord):
+    """Metrics that refuse to be read by a name which they do not have: a rule must not go on without."""
+
+    def __init__(self, metrics: Mapping[str, Any], whose: str) -> None:
+        super().__init__(dict(metrics))
+        self.__dict__["_whose"] = whose
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise RunError(
+                f"there is no metric {name!r} in {self.__dict__['_whose']}: there are {', '.join(self)}"
+            )
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self.items()), self.__dict__["_whose"])
+
+
+class Aggregator(ABC):
+    """What turns the replies of a round into the next global state.
+
+    One of one's own has ``add`` and ``finish``; its constructor's arguments are options in a scenario:
+    ``aggregator: {name: "./mine.py:Trimmed", share: 0.1}``. In every strategy that has no aggregation of
+    its own, all replies of a round are under the same masks.
+
+    Examples
+    --------
+    >>> class Median(Aggregator):
+    ...     "The median of each value over the clients."
+    ...
+    ...     def begin(self, server_round, state, nodes):
+    ...         self.replies = []
+    ...         return {}
+    ...
+    ...     def add(self, reply):
+    ...         self.replies.append(reply)
+    ...
+    ...     def finish(self):
+    ...         values = torch.stack([reply.values for reply in self.replies])
+    ...         return self.replies[0].codec.unflatten(values.median(dim=0).values)
+    """
 
     def client_config(self) -> Mapping[str, Any]:
         """Return config that every training message carries for this aggregator; none by default."""
@@ -82,10 +144,13 @@ class Aggregator(Protocol):
 
     def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
         """Start a round with the global state and the sampled node ids; return config for clients."""
+        return {}
 
+    @abstractmethod
     def add(self, reply: TrainReply) -> None:
         """Take in one reply; called in the order of client numbers."""
 
+    @abstractmethod
     def finish(self) -> State:
         """Return the new global state, float32; called after at least one reply."""
 
@@ -106,7 +171,7 @@ class WeightedMean(Aggregator):
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
-        self._weight = 0
+        self._weight: float = 0
         self._codec: Codec | None = None
 
     def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
@@ -114,16 +179,23 @@ class WeightedMean(Aggregator):
         self._sum, self._weight, self._codec = None, 0, None
         return {}
 
+    def weight(self, reply: TrainReply) -> float:
+        """Return the weight of a reply in the mean: its examples."""
+        return reply.weight
+
     def add(self, reply: TrainReply) -> None:
         """Add one reply; its values are not kept."""
         if self._sum is None:
             self._sum, self._codec = torch.zeros(reply.codec.size, dtype=torch.float64), reply.codec
-        self._sum.add_(reply.values, alpha=reply.weight)
-        self._weight += reply.weight
+        weight = self.weight(reply)
+        self._sum.add_(reply.values, alpha=weight)
+        self._weight += weight
 
     def mean(self) -> Tensor:
         """Return the mean of the flat values, float32."""
         assert self._sum is not None
+        if not self._weight > 0:
+            raise RunError(f"{type(self).__name__} gave all replies together the weight {self._weight:g}")
         return (self._sum / self._weight).float()
 
     def finish(self) -> State:
@@ -235,6 +307,9 @@ class FlowerAggregator(Aggregator):
     def finish(self) -> State:
         """Let the strategy aggregate; take its parameters and the averaged buffers."""
         _keep_common_metrics([reply.content for reply in self._replies])
+        for reply in self._replies:
+            common = reply.content.metric_records["metrics"]
+            reply.content["metrics"] = _Metrics(common, "the replies of all clients")
         with self._working("aggregate"):
             arrays, _ = self.strategy.aggregate_train(self._round, self._replies)
         name = type(self.strategy).__name__
@@ -290,6 +365,20 @@ class FlowerAggregator(Aggregator):
         return ArrayRecord(
             {name: Array(tensor.numpy()) for name, tensor in state.items() if name in self._parameters}
         )
+
+
+#: The rules that a scenario can name, besides those of one's own.
+AGGREGATORS: dict[str, type[Aggregator] | type[Strategy]] = {
+    "weighted_mean": WeightedMean,
+    "overlap_mean": OverlapMean,
+    "fedadagrad": stock.FedAdagrad,
+    "fedadam": stock.FedAdam,
+    "fedavgm": stock.FedAvgM,
+    "fedmedian": stock.FedMedian,
+    "fedtrimmedavg": stock.FedTrimmedAvg,
+    "fedyogi": stock.FedYogi,
+    "krum": stock.Krum,
+}
 
 
 def _keep_common_metrics(contents: list[RecordDict]) -> None:

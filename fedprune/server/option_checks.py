@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flwr.serverapp.strategy import Strategy
-
 from fedprune import registry
 from fedprune.errors import PluginError
 from fedprune.protocol.supermasks import LearningOptions
 from fedprune.scenario import Scenario
-from fedprune.server.aggregation import Aggregator, FlowerAggregator, OverlapMean, WeightedMean
-from fedprune.server.aggregator_choice import stock_aggregator
+from fedprune.server.aggregation import Aggregator, OverlapMean, WeightedMean
+from fedprune.server.aggregator_choice import named_aggregator
 from fedprune.sparsity.criteria import needs_data
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def option_errors(
     options: PruningStrategy.Options,
     strategy: type[PruningStrategy],
     *,
-    base: type[Strategy],
+    base: type[PruningStrategy],
 ) -> Iterator[tuple[str, str]]:
     """Yield (option, what is wrong) for the options of any strategy; ``base`` is `PruningStrategy`."""
     for kind in ("criterion", "distribution"):
@@ -47,32 +45,35 @@ def option_errors(
             yield from plugin_errors(scenario, kind, kind, name)
     if options.pretrain_epochs > 0 and scenario.data.server_fraction == 0:
         yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
+    rule = None
     try:
-        stock = stock_aggregator(scenario, options.aggregator, not_a=base)
-        if stock is not None:
-            FlowerAggregator(*stock, (), scenario.seed)
+        rule = named_aggregator(scenario, options.aggregator, not_a=base)
     except PluginError as error:
         yield "aggregator", str(error)
     if isinstance(options, LearningOptions):
         yield from options.validation_errors(scenario)
-    yield from _averaging_errors(scenario, options, strategy.mean, strategy.__name__)
+    own = strategy.mean is not WeightedMean or strategy.make_mean is not base.make_mean
+    if options.aggregator is not None and own:
+        yield "aggregator", f"{strategy.__name__} has an aggregation of its own, which no other can replace"
+    yield from _nesting_errors(scenario, options, rule, strategy)
 
 
-def _averaging_errors(
-    scenario: Scenario, options: PruningStrategy.Options, mean: type[Aggregator], strategy: str
+def _nesting_errors(
+    scenario: Scenario,
+    options: PruningStrategy.Options,
+    rule: Aggregator | None,
+    strategy: type[PruningStrategy],
 ) -> Iterator[tuple[str, str]]:
-    """Find that another aggregator, or nested masks, do not go with how a strategy averages."""
-    if options.aggregator is not None and mean is not WeightedMean:
-        yield "aggregator", f"{strategy} has an average of its own over the weights that clients keep"
+    """Find that nested masks do not go with how a strategy averages."""
     if scenario.clients.over_budget != "nest":
         return
     over = "set clients.over_budget to exclude or shrink_batch"
-    if options.aggregator is not None:
+    if options.aggregator is not None and not isinstance(rule, OverlapMean):
         yield "aggregator", f"it cannot average nested masks, of which each client has its own: {over}"
     elif isinstance(options, LearningOptions):
         yield (
             "name",
             f"the scale of frozen weights is that of the whole mask, not of a nested one: {over}",
         )
-    elif not issubclass(mean, WeightedMean | OverlapMean):
-        yield "name", f"{strategy} has an average of its own, which knows no nested masks: {over}"
+    elif not issubclass(strategy.mean, WeightedMean | OverlapMean):
+        yield "name", f"{strategy.__name__} has an average of its own, which knows no nested masks: {over}"

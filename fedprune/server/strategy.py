@@ -43,7 +43,7 @@ from fedprune.protocol.supermasks import Supermasks
 from fedprune.scenario import Scenario
 from fedprune.server.accounts import RoundAccounts
 from fedprune.server.aggregation import Aggregator, OverlapMean, TrainReply, WeightedMean
-from fedprune.server.aggregator_choice import flower_aggregator, stock_aggregator
+from fedprune.server.aggregator_choice import flower_aggregator, named_aggregator
 from fedprune.server.algorithm import client_class
 from fedprune.server.budgets import Budgets
 from fedprune.server.client_registry import ClientInfo, ClientRegistry
@@ -106,8 +106,8 @@ class PruningStrategy(Strategy):
         )
         aggregator: str | dict[str, Any] | None = Field(
             None,
-            description="A stock Flower strategy that aggregates: its dotted name, or a mapping "
-            "with 'name' and its own options.",
+            description="The aggregation rule: a name in `fedprune list aggregators`, 'file.py:Class', the "
+            "dotted name of a stock Flower strategy, or a mapping with 'name' and its own options.",
         )
 
     def __init__(
@@ -127,10 +127,9 @@ class PruningStrategy(Strategy):
             prunable(federation.module, options.keep)  # What it refuses is refused before anything runs.
         self.model = GlobalModel(federation.module, scenario, self.supermasks)
         self.cost = ModelCost.of(federation.module, federation.info.input_shape)
-        stock = stock_aggregator(scenario, options.aggregator, not_a=PruningStrategy)
-        self.aggregator: Aggregator = aggregator or (
-            self.make_mean() if stock is None else flower_aggregator(federation, *stock)
-        )
+        parameters = [name for name, _ in federation.module.named_parameters()]
+        named = named_aggregator(scenario, options.aggregator, parameters, not_a=PruningStrategy)
+        self.aggregator: Aggregator = aggregator or named or self.make_mean()
         self.dense = DenseBaseline(scenario, self.layout, self.cost)
         self.registry = ClientRegistry()
         timeout = scenario.engine.timeout

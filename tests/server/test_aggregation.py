@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inprocess import federate, plan
 
-from fedprune.errors import PluginError, RunError
+from fedprune import registry
+from fedprune.errors import PluginError, RunError, ScenarioError
 from fedprune.server.aggregation import FlowerAggregator, OverlapMean, TrainReply, WeightedMean
+from fedprune.server.check import check
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import Layout, StateCodec, get_state
 
@@ -259,9 +261,13 @@ def test_options_that_it_does_not_have_are_refused(options):
 @pytest.mark.parametrize(
     ("aggregator", "expected"),
     [
-        ("static", "static is a pruning strategy: name a stock Flower one"),
-        ({"eta": 1.0}, "it needs the dotted name of a Flower strategy as 'name'"),
+        ("static", "static is a pruning strategy: name a rule, or a stock Flower one"),
+        ({"eta": 1.0}, "it needs the name of an aggregation rule as 'name'"),
         ("flwr.serverapp.strategy.FedAdm", "no 'FedAdm'; did you mean 'FedAdam'"),
+        ("fedadm", "no aggregator 'fedadm'; did you mean 'fedadam'"),
+        ("sparse:Sparse", "there is no module 'sparse'"),
+        ("fedprune.errors:UserError", "must be a subclass of .*Aggregator or .*Strategy"),
+        ({"name": "weighted_mean", "eta": 1.0}, "cannot build WeightedMean: .*'eta'"),
     ],
 )
 def test_what_is_no_aggregator_is_refused(aggregator, expected):
@@ -281,3 +287,107 @@ def test_every_reply_reaches_a_stock_strategy_in_the_order_of_clients():
 
     aggregated(FlowerAggregator(Watching, {}, PARAMETERS, 0), drawn(4))
     assert seen == [10, 20, 30, 40]
+
+
+# Rules of one's own ------------------------------------------------------------------------------
+
+RULES = """
+import torch
+
+from fedprune import Aggregator, WeightedMean
+from flwr.serverapp.strategy import FedAvg
+
+
+class Median(Aggregator):
+    def begin(self, server_round, state, nodes):
+        self.replies = []
+        return {}
+
+    def add(self, reply):
+        self.replies.append(reply)
+
+    def finish(self):
+        values = torch.stack([reply.values for reply in self.replies])
+        return self.replies[0].codec.unflatten(values.median(dim=0).values)
+
+
+class By(WeightedMean):
+    def __init__(self, metric="loss"):
+        super().__init__()
+        self.metric = metric
+
+    def weight(self, reply):
+        return reply.weight * reply.metrics.get(self.metric, 1.0)
+
+
+class Flowers(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        for reply in replies:
+            reply.content["metrics"]["num-examples"] *= reply.content["metrics"].get(self.by, 1.0)
+        return super().aggregate_train(server_round, replies)
+
+    by = "loss"
+
+
+class Wrong(Flowers):
+    by = "train-loss"
+"""
+
+
+@pytest.fixture
+def rules(tmp_path):
+    (tmp_path / "mine.py").write_text(RULES)
+    return tmp_path
+
+
+def test_a_rule_of_ones_own_aggregates(rules):
+    """The median and a mean by loss, in a federation, against their definitions on the recorded replies."""
+    for named in ("./mine.py:Median", {"name": "mine.py:By", "metric": "loss"}, "mine.py:Flowers"):
+        made = federate(plan(rules, rounds=1, strategy={"name": "fedavg", "aggregator": named}))
+        codec = made.strategy.codec
+        replies = [reply.content for _, reply in made.trained()]
+        trained = torch.stack([codec.decode(reply.array_records["arrays"]) for reply in replies]).double()
+        if named == "./mine.py:Median":
+            expected = trained.median(dim=0).values
+        else:
+            metrics = [reply.metric_records["metrics"] for reply in replies]
+            weights = torch.tensor([m["num-examples"] * m["loss"] for m in metrics], dtype=torch.float64)
+            expected = weights @ trained / weights.sum()
+        torch.testing.assert_close(
+            codec.flatten(made.strategy.state).double(), expected, rtol=1e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("named", [{"name": "mine.py:By", "metric": "train-loss"}, "mine.py:Wrong"])
+def test_a_metric_that_no_reply_has_ends_the_run_with_those_there_are(rules, named):
+    scenario = plan(rules, strategy={"name": "fedavg", "aggregator": named})
+    check(scenario)
+    with pytest.raises(
+        RunError, match=r"no metric 'train-loss' .*: there are num-examples, loss, .*train-sec"
+    ):
+        federate(scenario)
+
+
+OWN = {"fedpm", "hidenseek", "feddst", "fedmask", "lotteryfl"}
+
+
+@pytest.mark.parametrize("name", registry.names("strategy"))
+def test_every_strategy_takes_a_rule_or_refuses_it_in_a_sentence(rules, name):
+    density = {} if name == "fedavg" else {"density": 0.5}
+    strategy = {"name": name, "aggregator": "./mine.py:Median", **density}
+    scenario = plan(rules, strategy=strategy, data__client_test_fraction=0.2, rounds=20)
+    if name not in OWN:
+        check(scenario)
+        return
+    sentence = r"^strategy\.aggregator: \w+ has an aggregation of its own, which no other can replace$"
+    with pytest.raises(ScenarioError, match=sentence):
+        check(scenario)
+
+
+def test_rules_for_nested_masks(rules):
+    """A rule that knows what each client kept can average nested masks; no other can."""
+    nested = plan(rules, clients__over_budget="nest", strategy={"name": "static", "density": 0.5})
+    check(nested.override(strategy__aggregator="overlap_mean"))
+    with pytest.raises(ScenarioError, match="cannot average nested masks"):
+        check(nested.override(strategy__aggregator="./mine.py:Median"))
