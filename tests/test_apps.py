@@ -163,9 +163,41 @@ def home_of(process: psutil.Process) -> str | None:
         return None
 
 
+PLUG_INS = {
+    "mine.py": """
+import helper
+from fedprune.strategies.static import Static
+
+
+class Mine(Static):
+    \"\"\"A strategy with clients of its own, which a file beside it names.\"\"\"
+
+    client = helper.CLIENT
+""",
+    "ours.py": """
+from fedprune.clients.sparse import Sparse
+
+
+class Ours(Sparse):
+    \"\"\"Learns at half the rate.\"\"\"
+
+    def learning_rate(self, server_round):
+        from helper import SHARE
+
+        return SHARE * super().learning_rate(server_round)
+""",
+    "helper.py": "CLIENT = './ours.py:Ours'\nSHARE = 0.5\n",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
+    """With a strategy and clients in files beside the scenario, which import another file there."""
+    for name, text in PLUG_INS.items():
+        (tmp_path / name).write_text(text)
+    plan = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**plan, "strategy": {**STRATEGY, "name": "./mine.py:Mine"}}))
     out = tmp_path / "flwr"
     config = f'scenario="{path}" out="{out}" set="rounds=2"'
     shown = flower(
@@ -176,3 +208,4 @@ def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
     found = load_run(out)
     assert found.summary["status"] == "complete"
     assert_same_results(found, done)
+    assert found.scenario.clients.algorithm == f"{tmp_path}/ours.py:Ours"

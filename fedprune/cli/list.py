@@ -12,6 +12,7 @@ from fedprune.errors import UserError
 # The word for people -> the registry's kind.
 _KINDS = {
     "strategies": "strategy",
+    "aggregators": "aggregator",
     "clients": "client",
     "models": "model",
     "data": "data",
@@ -27,8 +28,8 @@ def list_names(
 ) -> None:
     """List what a scenario can name.
 
-    KIND is one of strategies, clients, models, data, criteria, distributions, schedules and devices; all of
-    them where it is left out.
+    KIND is one of strategies, aggregators, clients, models, data, criteria, distributions, schedules and
+    devices; all of them where it is left out.
     """
     from fedprune import registry
 

@@ -103,6 +103,12 @@ class Client(ABC):
 
     A message of type ``train`` is answered by ``train``, one of type ``query.facts`` by
     ``query_facts``, and so on: a subclass answers a new message by having the method.
+
+    A strategy names the class of its clients in its attribute ``client``: a name that `fedprune list clients`
+    shows, or "./file.py:Class" beside the strategy's file. ``clients.algorithm`` in a scenario chooses
+    another, from "./file.py:Class" beside the scenario's file; one for a strategy that names a class itself
+    must be a subclass of that. A class in a file of its own, apart from the strategy's, is loaded on a device
+    without anything of the server.
     """
 
     #: Whether this algorithm works with layers that hold their kept weights alone.
@@ -190,6 +196,24 @@ class Client(ABC):
 
         A client that holds out examples also replies its model's accuracy on them. That is a
         measurement, as the server's evaluation is: no part of what training costs.
+
+        Returns
+        -------
+        RecordDict
+            ``arrays``, the trained values, what ``fit`` has put into ``FitResult.extra``, and ``metrics``, of
+            which an aggregation rule reads (`fedprune.server.aggregation.TrainReply.metrics`):
+
+            - ``num-examples``: the client's training examples.
+            - ``loss``: mean training loss.
+            - ``examples-seen``: examples that went through the model, repetitions included.
+            - ``flops``: of training, by the cost model.
+            - ``peak-memory-bytes``: of a training step, by the cost model.
+            - ``train-seconds``: measured time of training.
+            - ``test-examples`` and ``test-accuracy``: of the trained model on held-out examples, from clients
+              that have some.
+            - ``peak-rss``: most bytes that a device's process has had, measured; 0 in a simulation.
+
+            A subclass adds a number of its own to ``super().train(content, state)["metrics"]``.
         """
         task = self._receive(content, state)
         began = time.perf_counter()
