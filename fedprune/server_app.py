@@ -8,6 +8,7 @@ them, and ``wait`` for how many seconds.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,7 +34,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run config names."""
-    config = context.run_config
+    began, config = time.perf_counter(), context.run_config
     plan = scenario_of(config)
     out = Path(str(config.get("out", "") or f"runs/{plan.name}"))
     warn_of_changes(out, plan.directory)
@@ -53,11 +54,15 @@ def main(grid: Grid, context: Context) -> None:
             overwrite=bool(config.get("overwrite", False)),
             resume=bool(config.get("resume", False)),
         )
+        folder.began = began
         if checkpoint is not None:
             strategy.exchange.forget_masks()  # Devices keep nothing from one run of Flower's to the next.
-        shown = Progress(scenario.rounds, first=stays_dense(strategy.module, strategy.options))
-        heard += [folder, stack.enter_context(shown), remember(folder, strategy)]
+        shown = stack.enter_context(Progress(scenario.rounds))
+        if dense := stays_dense(strategy.module, strategy.options):
+            shown.note(dense)
+        heard += [folder, shown, remember(folder, strategy)]
         with finished(folder, strategy, data):
+            folder.started()
             strategy.start(FlowerGrid(grid))
 
 

@@ -118,7 +118,8 @@ class FedTiny(PruningStrategy):
             self.set_masks(pool[0])
             return
         smallest, best = math.inf, (dense, pool[0])
-        for masks in pool:
+        for number, masks in enumerate(pool, start=1):
+            self.federation.announce(f"round 0: candidate {number} of {len(pool)}")
             self.state = dense
             self.set_masks(masks)
             loss = self.loss_of_candidate(grid)

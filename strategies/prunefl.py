@@ -97,6 +97,7 @@ class PruneFL(PruningStrategy):
         request = ImportanceRequest(self.options.importance_batches)
         content = self.state_contents(0, request.config())
         for number in sorted(self.clients, key=lambda n: (-self.clients[n].profile.compute, n)):
+            self.federation.announce(f"round 0: client {number} measures the importance of weights")
             found = self.ask(grid, [number], "query.importance", content, self.read_report)
             if number in found:
                 return found[number]

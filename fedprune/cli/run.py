@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,13 +32,20 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run SCENARIO, a YAML file, and write its run folder."""
+    began = time.perf_counter()
     from fedprune.engine.simulation import run as run_scenario
 
     plan = load(scenario, settings, {} if seed is None else {"seed": seed})
     folder = out if out is not None else Path("runs") / plan.name
     with endable(folder) as ending:
         done = run_scenario(
-            plan, out=folder, overwrite=overwrite, resume=resume, progress=not quiet, listeners=[ending]
+            plan,
+            out=folder,
+            overwrite=overwrite,
+            resume=resume,
+            progress=not quiet,
+            listeners=[ending],
+            began=began,
         )
     print_summary(done, console_on_stdout())
 

@@ -46,6 +46,8 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
     os.environ.setdefault("RAY_free_objects_batch_size", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own default is 15: on a machine that others use, a run would hardly get a core.
+    os.environ |= {"RAY_worker_niceness": str(engine.niceness)}
     try:
         import ray
     except ImportError as error:

@@ -6,6 +6,7 @@ making the strategy and finishing the run folder.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
 from fedprune.server.check import resolve, stays_dense
 from fedprune.server.columns import from_columns, to_columns
-from fedprune.server.federation import Federation
+from fedprune.server.federation import Federation, announce
 from fedprune.server.snapshot import restore, snapshot
 from fedprune.server.strategy import PruningStrategy, build_strategy
 from fedprune.sparsity.masks import Masks
@@ -55,6 +56,7 @@ def run(
     progress: bool = True,
     listeners: Sequence[Listener] = (),
     overrides: Mapping[str, object] | None = None,
+    began: float | None = None,
     **changes: object,
 ) -> Run:
     """Run a scenario on Ray and return what it reached and what it cost.
@@ -76,8 +78,11 @@ def run(
         Who hears of tasks and rounds as they end, besides the run folder.
     overrides : Mapping[str, object], optional
         Values to replace, as on the command line: ``{"strategy.density": "0.1"}``.
+    began : float, optional
+        When start-up began, by ``time.perf_counter()``; the time of the call where not given. The command
+        counts its imports, too.
     **changes : object
-        The same as keywords: ``strategy__density=0.1``, ``rounds=3``.
+        The same as ``overrides``, as keywords: ``strategy__density=0.1``, ``rounds=3``.
 
     Raises
     ------
@@ -96,40 +101,53 @@ def run(
     """
     if overwrite and resume:
         raise UserError("to overwrite a run and to resume it are two things: give one of them")
+    began = time.perf_counter() if began is None else began
     plan = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, overrides)
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
     directory = Path(out) if out is not None else Path("runs") / plan.name
     warn_of_changes(directory, plan.directory)
     plan = resolve(plan)
-    data = datasets.load(plan)
-    evaluation = SpreadEvaluation(plan, data)
     heard = list(listeners)
     with ExitStack() as stack:
         stack.enter_context(deterministic())
+        if progress:
+            shown = stack.enter_context(Progress(plan.rounds))
+            heard.insert(0, shown)
+        announce(heard, f"reading {plan.data.name}")
+        data = datasets.load(plan)
+        evaluation = SpreadEvaluation(plan, data)
         strategy = make_strategy(plan, data, evaluation, heard)
         folder, checkpoint = opened(stack, strategy, directory, overwrite=overwrite, resume=resume)
-        if progress:
-            dense = stays_dense(strategy.module, strategy.options)
-            heard.insert(0, stack.enter_context(Progress(plan.rounds, first=dense)))
+        if progress and (dense := stays_dense(strategy.module, strategy.options)):
+            shown.note(dense)
+        folder.began = began
         heard.insert(0, folder)
-        with finished(folder, strategy, data), cluster(plan.engine) as placement:
+        # Ray is left to the outer stack: it ends after the folder is finished, however long that takes it.
+        with finished(folder, strategy, data):
+            announce(heard, "starting Ray" if plan.engine.ray_address is None else "joining the Ray cluster")
+            placement = stack.enter_context(cluster(plan.engine))
             from fedprune.engine.grid import RayGrid  # Here: it needs Ray, which a device lacks.
 
-            with RayGrid(
-                build_client_app,
-                [{}] * plan.clients.count,
-                workers=placement.workers,
-                resources={"scenario": plan, "data": data, "device": placement.device},
-                gpus_per_worker=placement.gpus_per_worker,
-                same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
-                task_timeout=plan.engine.task_timeout,
-                largest_reply=largest_reply(strategy.layout),
-            ) as grid:
-                if checkpoint is not None:
-                    grid.states = from_columns(checkpoint.content["clients"])
-                heard.append(remember(folder, strategy, lambda: grid.states))
-                evaluation.grid = grid
-                strategy.start(grid)
+            workers = "1 worker" if placement.workers == 1 else f"{placement.workers} workers"
+            announce(heard, f"starting {workers}")
+            grid = stack.enter_context(
+                RayGrid(
+                    build_client_app,
+                    [{}] * plan.clients.count,
+                    workers=placement.workers,
+                    resources={"scenario": plan, "data": data, "device": placement.device},
+                    gpus_per_worker=placement.gpus_per_worker,
+                    same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
+                    task_timeout=plan.engine.task_timeout,
+                    largest_reply=largest_reply(strategy.layout),
+                )
+            )
+            if checkpoint is not None:
+                grid.states = from_columns(checkpoint.content["clients"])
+            heard.append(remember(folder, strategy, lambda: grid.states))
+            evaluation.grid = grid
+            folder.started()
+            strategy.start(grid)
     return load_run(directory)
 
 
@@ -140,11 +158,12 @@ def resume(
     progress: bool = True,
     listeners: Sequence[Listener] = (),
     overrides: Mapping[str, object] | None = None,
+    began: float | None = None,
 ) -> Run:
     """Go on with a run that was broken off, from its newest checkpoint; see `run`.
 
     It ends with the results, but for wall time, of a run that was never broken off. ``overrides``
-    may replace values under ``engine``.
+    may replace values under ``engine``; for ``began`` see `run`.
 
     Raises
     ------
@@ -160,7 +179,13 @@ def resume(
         again = f"fedprune run {scenario} --out {directory} --overwrite"
         raise UserError(f"{directory}: has no checkpoint to resume from; to run it anew: {again}")
     return run(
-        scenario, out=directory, resume=True, progress=progress, listeners=listeners, overrides=overrides
+        scenario,
+        out=directory,
+        resume=True,
+        progress=progress,
+        listeners=listeners,
+        overrides=overrides,
+        began=began,
     )
 
 

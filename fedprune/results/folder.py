@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
@@ -83,10 +84,13 @@ class RunFolder:
     """
 
     def __init__(self, directory: Path, scenario: Scenario, lock: int | None = None) -> None:
+        self.began = time.perf_counter()  #: When the run began; one that began earlier says so.
         self.directory = directory
         self.scenario = scenario
         self._lock = lock
         self._pending: list[str] = []
+        self._startup: float | None = None
+        self._before = sum(r["wall_seconds"] for r in records.read_lines(directory / ROUNDS))
         self._rounds = (directory / ROUNDS).open("a", encoding="utf-8")
         self._clients = (directory / CLIENTS).open("a", encoding="utf-8")
 
@@ -150,6 +154,10 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         """Let go of the folder."""
         self.close()
+
+    def started(self) -> None:
+        """Note that start-up has ended: what comes now is round 0, or the first that is left."""
+        self._startup = time.perf_counter() - self.began
 
     def on_task(self, task: TaskRecord) -> None:
         """Keep one line of ``clients.jsonl`` until its round has ended."""
@@ -221,6 +229,8 @@ class RunFolder:
             reason=reason,
             dense=dense,
             model=model,
+            startup_seconds=self._startup,
+            total_seconds=self._before + time.perf_counter() - self.began,
         )
         text = json.dumps(records.strict(summary), indent=2, allow_nan=False)
         write_atomically(self.directory / SUMMARY, f"{text}\n".encode())

@@ -76,7 +76,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure("peak_memory_bytes", "peak memory", format_bytes),
     Measure("device_seconds", "device time", format_seconds),
     Measure("joules", "energy", format_joules, optional=True),
-    Measure("wall_seconds", "wall time", format_seconds),
+    Measure("startup_seconds", "wall time, start-up", format_seconds, optional=True),
+    Measure("wall_seconds", "wall time, rounds", format_seconds),
+    Measure("total_seconds", "wall time, total", format_seconds, optional=True),
     Measure("clients_failed", "failed tasks"),
 )
 

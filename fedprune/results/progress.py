@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line a round elsewhere."""
+"""What a person sees while a run goes on: a bar on a terminal, a line a round or step elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows how far a run is; a `fedprune.costs.ledger.Listener` and a context manager.
+    """Shows how far a run is; a context manager that hears of tasks, rounds and steps.
 
     Parameters
     ----------
@@ -23,13 +23,10 @@ class Progress:
         How many rounds are planned.
     stream
         Where to write, standard error by default: standard output is for results.
-    first
-        A line to begin with.
     """
 
-    def __init__(self, rounds: int, stream: TextIO | None = None, *, first: str = "") -> None:
+    def __init__(self, rounds: int, stream: TextIO | None = None) -> None:
         self._rounds = rounds
-        self._first = first
         self._stream = stream or sys.stderr
         self._bar: Bar | None = None
         self._accuracy: float | None = None
@@ -38,8 +35,6 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start the bar where the stream is a terminal."""
-        if self._first:
-            print(self._first, file=self._stream, flush=True)
         if self._stream.isatty():
             self._bar = _bar(self._rounds, self._stream)
             self._bar.start()
@@ -52,11 +47,25 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def on_task(self, task: TaskRecord) -> None:
         """Count the replies of the round that goes on."""
         self._replies += 1
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], replies=f"{self._replies} replies")
+
+    def on_step(self, step: str) -> None:
+        """Show what is done before a round ends."""
+        if self._bar is None:
+            print(step, file=self._stream, flush=True)
+        else:
+            self._bar.update(self._bar.task_ids[0], replies=step)
 
     def on_round(self, round: RoundRecord) -> None:
         """Show the round's numbers."""

@@ -174,6 +174,8 @@ def summarise(
     reason: str | None = None,
     dense: Mapping[str, float] | None = None,
     model: Mapping[str, float | None] | None = None,
+    startup_seconds: float | None = None,
+    total_seconds: float | None = None,
 ) -> Record:
     """Return the summary of a run, from its records.
 
@@ -189,6 +191,9 @@ def summarise(
     model
         ``density``, ``density_all_weights`` and ``parameters`` of the final model. Without it
         the density is that of the last round and the others are None.
+    startup_seconds, total_seconds
+        Wall time until round 0 began, and until the run's files were written; None where not known.
+        ``wall_seconds`` is that of the rounds alone.
     """
     accuracies = [record["accuracy"] for record in rounds if record.get("accuracy") is not None]
     personal = [
@@ -213,6 +218,8 @@ def summarise(
         "density_all_weights": model.get("density_all_weights"),
         "parameters": model.get("parameters"),
         **costs,
+        "startup_seconds": startup_seconds,
+        "total_seconds": total_seconds,
         "clients_ok": sum(record.get("clients_ok") or 0 for record in rounds),
         "clients_failed": sum(record.get("clients_failed") or 0 for record in rounds),
         **{

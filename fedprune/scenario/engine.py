@@ -28,6 +28,13 @@ class EngineSpec(Spec):
     ray_address: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Address of a running Ray cluster; null: one is started on this machine."
     )
+    niceness: int = Field(
+        default=0,
+        ge=0,
+        le=19,
+        description="Niceness of the worker processes, from 0, like any other process, to 19, which leaves "
+        "the cores to others; where ray_address joins a cluster, that cluster's own counts.",
+    )
     timeout: float = Field(
         default=3600.0, gt=0, description="Longest time in seconds to wait for the replies to all messages."
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +14,21 @@ from fedprune.data import DataInfo, Images
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.training.evaluation import Score
+
+
+@runtime_checkable
+class StepListener(Protocol):
+    """Who also hears what a run does before a round ends."""
+
+    def on_step(self, step: str) -> None:
+        """Hear what is done now, in a few words for a person."""
+
+
+def announce(listeners: Iterable[Listener], step: str) -> None:
+    """Tell those of the listeners that hear of steps what is done now."""
+    for listener in listeners:
+        if isinstance(listener, StepListener):
+            listener.on_step(step)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +50,7 @@ class Federation:
     evaluate : Callable[[Mapping[str, Tensor], Masks], Score]
         Scores a global state on the server's test data.
     listeners : Sequence[Listener]
-        Who hears of tasks and rounds.
+        Who hears of tasks and rounds, and of steps where it is a `StepListener`.
     """
 
     scenario: Scenario
@@ -44,3 +60,7 @@ class Federation:
     public: np.ndarray
     evaluate: Callable[[Mapping[str, Tensor], Masks], Score]
     listeners: Sequence[Listener] = ()
+
+    def announce(self, step: str) -> None:
+        """Tell a person what is done now, such as "round 0: candidate 3 of 8"."""
+        announce(self.listeners, step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -41,6 +41,8 @@ class RollCall:
         How many clients the scenario has.
     patience : float
         How long to wait for nodes, in seconds.
+    announce : Callable[[str], None], optional
+        Told what is waited for, and who is asked.
 
     Attributes
     ----------
@@ -58,7 +60,9 @@ class RollCall:
         *,
         count: int,
         patience: float,
+        announce: Callable[[str], None] = lambda step: None,
     ) -> None:
+        self._announce = announce
         self.start_with = count
         self.patience = patience
         self._registry = registry
@@ -101,6 +105,8 @@ class RollCall:
             new = [
                 node for node in present if not self._registry.has_node(node) and node not in self._refused
             ]
+            if new:
+                self._announce(f"round {server_round}: asking {len(new)} clients who they are")
             lost = bool(new) and self._ask(grid, new, set(present), server_round)
             # A SuperNode that was stopped counts as there until the SuperLink has missed it.
             lost = lost and not self._started and time.monotonic() < deadline
@@ -110,13 +116,18 @@ class RollCall:
     def _wait(self, grid: Grid, wanted: int, deadline: float) -> list[int]:
         """Return the nodes that are there, when enough are that were not refused, or the time has come.
 
-        None where all that are there were refused.
+        None where all that are there were refused. Announced is how many are missing, when that changes.
         """
+        missing = 0
         while True:
             nodes = list(grid.get_node_ids())
             usable = len(nodes) - len(self._refused.intersection(nodes))
             if usable >= wanted or time.monotonic() >= deadline:
                 return nodes if usable else []
+            if missing != wanted - usable:
+                missing = wanted - usable
+                devices = "1 device" if wanted == 1 else f"{wanted} devices"
+                self._announce(f"waiting for {missing} of {devices}")
             time.sleep(0.2)
 
     def _ask(self, grid: Grid, nodes: Iterable[int], present: set[int], server_round: int) -> bool:

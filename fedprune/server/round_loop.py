@@ -84,6 +84,7 @@ class RoundLoop:
         if initial_arrays is not None:
             strategy.state = dict(strategy.model.decode(initial_arrays))
         if epochs := strategy.options.pretrain_epochs:
+            strategy.federation.announce("round 0: pretraining on the server's public data")
             strategy.pretrain(epochs)
         strategy.model.load_into_module()
         strategy.prepare(self.grid)

@@ -142,7 +142,12 @@ class PruningStrategy(Strategy):
             listeners=federation.listeners,
         )
         self.roll_call = RollCall(
-            self.registry, self.exchange, self.accounts, count=scenario.clients.count, patience=timeout
+            self.registry,
+            self.exchange,
+            self.accounts,
+            count=scenario.clients.count,
+            patience=timeout,
+            announce=federation.announce,
         )
         algorithm = client_class(scenario, type(self))
         self.budgets = Budgets(scenario, self.cost, algorithm, prunable_masks(self.module, options.keep))

@@ -83,6 +83,13 @@ def test_results_are_the_same_bits_on_any_number_of_workers(two_workers, plan, t
     assert done.summary["density"] == pytest.approx(0.1, abs=0.01)
 
 
+def test_start_up_rounds_and_total_are_told_apart(two_workers):
+    summary = two_workers.summary
+    assert summary["wall_seconds"] == sum(record["wall_seconds"] for record in two_workers.rounds)
+    assert summary["startup_seconds"] > 0
+    assert summary["total_seconds"] > summary["startup_seconds"] + summary["wall_seconds"]
+
+
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -107,6 +114,26 @@ def test_a_cluster_of_two_nodes_gives_the_same_results(two_workers, plan, tmp_pa
     assert_same_results(tmp_path / "run", two_workers.directory)
 
 
+NICENESS = """
+import os
+from fedprune.client.app import FederatedClientApp
+from fedprune.engine.cluster import cluster
+from fedprune.engine.grid import RayGrid
+from fedprune.scenario import EngineSpec
+
+with cluster(EngineSpec(workers=1, niceness=3)) as placement:
+    with RayGrid(FederatedClientApp, [{}], workers=1, resources={"find_site": None}) as grid:
+        print(*(os.getpriority(os.PRIO_PROCESS, pid) for pid in grid.worker_pids))
+"""
+
+
+@pytest.mark.slow
+def test_workers_run_at_the_niceness_that_the_scenario_says():
+    command = [sys.executable, "-c", NICENESS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SLOW_START, check=False)
+    assert done.stdout == "3\n", done.stderr[-2000:]
+
+
 def test_an_address_where_no_cluster_is_is_one_clear_line_and_soon(plan, tmp_path):
     began = time.monotonic()
     command = [sys.executable, "run_sim.py", str(plan), "--out", str(tmp_path / "run"), "--set"]
@@ -114,8 +141,9 @@ def test_an_address_where_no_cluster_is_is_one_clear_line_and_soon(plan, tmp_pat
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SLOW_START, check=False)
     assert time.monotonic() - began < 45
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "no Ray cluster answers at '127.0.0.1:1'" in done.stderr
+    *steps, line = done.stderr.splitlines()
+    assert steps == ["reading digits", "joining the Ray cluster"]
+    assert "no Ray cluster answers at '127.0.0.1:1'" in line
 
 
 def test_a_round_without_a_good_reply_ends_the_run_with_a_complete_folder(shared_ray, plan, tmp_path, capfd):

@@ -52,8 +52,28 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "round 1/2:" not in shown
 
 
-def test_the_first_line_is_what_a_reader_should_know():
+def test_a_note_stays_in_sight():
     for stream in (StringIO(), Terminal()):
-        with Progress(1, stream, first="left dense: head.weight (keep: 'last')"):
-            pass
-        assert stream.getvalue().startswith("left dense: head.weight (keep: 'last')\n")
+        with Progress(1, stream) as progress:
+            progress.note("left dense: head.weight [keep: 'last']")
+        assert "left dense: head.weight [keep: 'last']" in stream.getvalue()
+
+
+def test_steps_are_lines_of_their_own_before_a_round_ends():
+    stream = StringIO()
+    with Progress(2, stream) as progress:
+        progress.on_step("starting 2 workers")
+        progress.on_round(round_of(0))
+    first, second = stream.getvalue().splitlines()
+    assert first == "starting 2 workers"
+    assert second.startswith("round 0/2:")
+
+
+def test_a_step_stands_beside_the_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    stream = Terminal()
+    with Progress(2, stream) as progress:
+        progress.on_step("starting 2 workers")
+    assert "0/2" in stream.getvalue()
+    assert "starting 2 workers" in stream.getvalue()

@@ -618,6 +618,25 @@ def test_a_client_that_joins_late_is_met_and_takes_part():
     assert history_of(made, 3) == [(2, "query.facts", "ok"), (2, "train", "ok"), (3, "train", "ok")]
 
 
+def test_who_waits_says_for_how_many_devices():
+    made = assemble(plan())
+    nodes, present, steps = list(made.grid.get_node_ids()), iter([1, 1, 2]), []
+    made.grid.get_node_ids = lambda: nodes[: next(present, 4)]
+    made.strategy.federation.listeners.append(Steps(steps))
+    made.strategy.start(made.grid)
+    assert steps[:3] == [
+        "waiting for 3 of 4 devices",
+        "waiting for 2 of 4 devices",
+        "round 0: asking 4 clients who they are",
+    ]
+
+
+class Steps:
+    def __init__(self, steps):
+        self.on_step = steps.append
+        self.on_task = self.on_round = lambda record: None
+
+
 def test_a_client_whose_node_is_gone_is_offline_until_it_is_back_under_another():
     made = assemble(plan(rounds=4, clients__per_round=4, strategy=STATIC))
     changing(made, 1, lambda contexts: contexts.pop(3))
