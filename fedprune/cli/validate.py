@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedprune.cli.arguments import ScenarioPath, Settings, load
@@ -19,29 +18,44 @@ def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
     plan = load(scenario, settings)
     check(plan)
     dense = check_model(plan)
+    too_small = _too_small(plan)
     print(f"ok: {scenario}: {describe(plan)}")
     if dense:
         print(dense)
-    for warning in _too_small(plan):
-        print(f"but: {warning}")
+    if too_small:
+        print(f"but: {too_small}")
 
 
-def _too_small(plan: Scenario) -> Iterator[str]:
-    """Yield a sentence where clients have too little memory, as far as the scenario alone tells."""
+def _too_small(plan: Scenario) -> str | None:
+    """Return a sentence where clients have too little memory, as far as the scenario alone tells.
+
+    Raises
+    ------
+    UserError
+        With such a sentence, where the run would be refused.
+    """
     from fedprune.server.sizing import clients_of, sizing
+    from fedprune.units import format_bytes
 
     try:
         asked = sizing(plan)
     except UserError:  # Without the data set, its shape is not known.
-        return
+        return None
     peak = asked.step.memory(asked.density, asked.batch).total
-    devices = clients_of(plan)
-    if small := sum(device.memory < peak for device in devices):
-        yield (
-            f"a training step at density {asked.density:g} in batches of {asked.batch} is too much for the "
-            f"memory of {small} of {len(devices)} clients; clients.over_budget is {plan.clients.over_budget} "
-            "(see `fedprune devices`)"
-        )
+    devices, policy = clients_of(plan), plan.clients.over_budget
+    small = sum(device.memory < peak for device in devices)
+    if not small:
+        return None
+    trains = {device: asked.trains(device, policy) for device in set(devices)}
+    idle = sum(not trains[device] for device in devices)
+    said = (
+        f"the peak memory of a training step at density {asked.density:g} in batches of {asked.batch} is "
+        f"{format_bytes(peak)}, more than {small} of {len(devices)} clients have; clients.over_budget is "
+        f"{policy} (see `fedprune devices`)"
+    )
+    if idle == len(devices) or (idle and policy == "error"):
+        raise UserError(f"the run would be refused: {said}")
+    return said
 
 
 def describe(plan: Scenario) -> str:

@@ -14,6 +14,7 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
+from fedprune import registry
 from fedprune.costs.fit import TrainingStep, micro_batch, nested_counts
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import optimizer_slots
@@ -21,6 +22,7 @@ from fedprune.errors import UserError
 from fedprune.protocol.training_step import TrainingAlgorithm, proximal_mu, training_step
 from fedprune.scenario import Scenario
 from fedprune.server.client_registry import ClientInfo
+from fedprune.sparsity.distributions import DISTRIBUTIONS, Distribution
 from fedprune.sparsity.masks import Masks, keep_highest
 from fedprune.units import floor_to, format_bytes
 from fedprune.wire import decode_masks, encode_masks
@@ -114,7 +116,7 @@ class Budgets:
             least = min(excluded, key=lambda facts: facts.profile.memory)
             masks = masks_for(least.number)
             step = steps[self._base(masks).version]
-            raise UserError(self._refusal(excluded, len(clients), step, masks))
+            raise UserError(self._refusal(excluded, len(clients), step, masks.kept))
         return Verdict(frozenset(facts.number for facts in excluded), counts)
 
     def nest(
@@ -168,8 +170,11 @@ class Budgets:
         if self.policy != "error":
             return
         training, pruned = self._scenario.clients.training, options["density"] < 1
+        shapes = {name: tuple(mask.shape) for name, mask in self._whole.items()}
         step = TrainingStep(
             self._cost,
+            shapes=shapes,
+            distribution=assumed_distribution(self._scenario, options.get("distribution"), shapes)[1],
             slots=optimizer_slots(training.optimizer.name, training.optimizer.momentum),
             overhead=self._client.overhead(proximal_mu(self._scenario, config), options),
         )
@@ -181,7 +186,8 @@ class Budgets:
             and step.memory_of(fewest, batch).total > facts.profile.memory
         ]
         if hopeless:
-            raise UserError(self._refusal(hopeless, len(clients), step, Masks()))
+            kept = step.kept(options["density"]) if pruned else {}
+            raise UserError(self._refusal(hopeless, len(clients), step, kept))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the nested masks in use, for a checkpoint: they were chosen by an earlier state."""
@@ -221,18 +227,24 @@ class Budgets:
             return kept if micro_batch(step, kept, batch, memory) else None
         return nested_counts(step, kept, batch, memory) if self.policy == "nest" else None
 
-    def _refusal(self, excluded: Sequence[ClientInfo], count: int, step: TrainingStep, masks: Masks) -> str:
-        """Return who cannot train, what a step needs, and what would do."""
+    def _refusal(
+        self, excluded: Sequence[ClientInfo], count: int, step: TrainingStep, kept: Mapping[str, int]
+    ) -> str:
+        """Return who cannot train, what a step needs, and what would do.
+
+        What it needs is what `fedprune devices` shows: the peak memory of a training step at this density,
+        before the first masks are chosen that of the scenario.
+        """
         least = min(excluded, key=lambda facts: facts.profile.memory)
         batch = min(self._scenario.clients.training.batch_size, least.examples)
-        memory, whole = least.profile.memory, masks or self._whole
-        needed = step.memory_of(masks.kept, batch)
-        counts = nested_counts(step, whole.kept, batch, memory)
+        memory, whole = least.profile.memory, self._whole.total
+        needed = step.memory_of(kept, batch)
+        counts = nested_counts(step, kept or self._whole.kept, batch, memory)
+        density = sum(kept.values()) / whole if kept else 1.0
         policies = ["exclude"] if len(excluded) < count else []
         if counts:
-            fits = floor_to(sum(counts.values()) / whole.total, 3)
-            now = sum(masks.kept.values()) / masks.total if masks else 1.0
-            advice = f"the largest density that fits them all is {fits:g} (now {now:.3g}): that"
+            fits = floor_to(sum(counts.values()) / whole, 3)
+            advice = f"the largest density that fits them all is {fits:g} (now {density:.3g}): that"
             policies += ["shrink_batch", "nest"]
         else:
             of_batch = format_bytes(needed.activations + needed.workspace)
@@ -243,10 +255,29 @@ class Budgets:
         named = ", ".join(f"{facts.number} ({facts.profile.name})" for facts in excluded[:_NAMED])
         more = f" and {len(excluded) - _NAMED} more" if len(excluded) > _NAMED else ""
         return (
-            f"{len(excluded)} of {count} clients have too little memory: {named}{more}. A training step on "
-            f"{batch} examples needs {format_bytes(needed.total)}, the smallest has {format_bytes(memory)}; "
+            f"{len(excluded)} of {count} clients have too little memory: {named}{more}. The peak memory of a "
+            f"training step at density {density:.3g} in batches of {batch} is {format_bytes(needed.total)}, "
+            f"the smallest has {format_bytes(memory)}; "
             f"{advice}{instead} would do (see `fedprune devices`)"
         )
+
+
+def assumed_distribution(
+    scenario: Scenario, name: str | None, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, Distribution]:
+    """Return the layer distribution by which memory is predicted, and its name.
+
+    The one that a strategy names; uniform for none, or for one that needs scores.
+    """
+    uniform = ("uniform", DISTRIBUTIONS["uniform"])
+    if name is None or not shapes:
+        return uniform
+    found: Distribution = registry.load("distribution", name, scenario.directory)
+    try:
+        found(shapes, 1.0, {})
+    except KeyError:
+        return uniform
+    return name, found
 
 
 def nested(masks: Masks, counts: Mapping[str, int], state: Mapping[str, Tensor]) -> Masks:

@@ -14,14 +14,14 @@ import torch
 
 from fedprune import data, models, registry
 from fedprune.costs.devices import DeviceProfile, client_profiles, profiles
-from fedprune.costs.fit import TrainingStep, largest_batch, largest_density
+from fedprune.costs.fit import TrainingStep, largest_batch, largest_density, micro_batch, nested_counts
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import MemoryBreakdown, Overhead, executed_memory, optimizer_slots
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario
 from fedprune.server.algorithm import client_class
+from fedprune.server.budgets import assumed_distribution
 from fedprune.server.strategy import PruningStrategy
-from fedprune.sparsity.distributions import DISTRIBUTIONS, Distribution
 from fedprune.sparsity.masks import keep_highest
 from fedprune.sparsity.pruning import prunable
 from fedprune.training.execution import rule_of, sparse_model
@@ -84,6 +84,15 @@ class Sizing:
         traced = all(parameter.is_meta for parameter in self.step.cost.skeleton.parameters())
         return MOST_EXAMPLES if traced else _MOST_EXAMPLES_RUN
 
+    def trains(self, device: DeviceProfile, policy: str) -> bool:
+        """Return whether a device can train under a policy of ``clients.over_budget``."""
+        kept = self.step.kept(self.density)
+        if self.step.memory_of(kept, self.batch).total <= device.memory:
+            return True
+        if policy == "shrink_batch":
+            return micro_batch(self.step, kept, self.batch, device.memory) is not None
+        return policy == "nest" and nested_counts(self.step, kept, self.batch, device.memory) is not None
+
     def on(self, device: DeviceProfile) -> Fit:
         """Return what of this fits a device."""
         return Fit(
@@ -136,7 +145,7 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
         if asked < 1:
             raise
         shapes = {}  # A model with nothing to prune is trained as it is.
-    distribution_name, distribution = _distribution(scenario, options.get("distribution"), shapes)
+    distribution_name, distribution = assumed_distribution(scenario, options.get("distribution"), shapes)
     training = scenario.clients.training
     step = TrainingStep(
         cost=ModelCost.of(module, info.input_shape),
@@ -217,21 +226,6 @@ def _options(scenario: Scenario, strategy: Callable[..., Any]) -> dict[str, Any]
         base = PruningStrategy.Options().model_dump()
         return {**base, "aggregator": {"name": scenario.strategy.name, **scenario.strategy.options}}
     return registry.place_defaults(strategy.Options.model_validate(scenario.strategy.options)).model_dump()
-
-
-def _distribution(
-    scenario: Scenario, name: str | None, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[str, Distribution]:
-    """Return the layer distribution that a strategy names; uniform for none, or for one that needs scores."""
-    uniform = ("uniform", DISTRIBUTIONS["uniform"])
-    if name is None or not shapes:
-        return uniform
-    found: Distribution = registry.load("distribution", name, scenario.directory)
-    try:
-        found(shapes, 1.0, {})
-    except KeyError:
-        return uniform
-    return name, found
 
 
 def _overhead(scenario: Scenario, strategy: type, options: Mapping[str, Any]) -> Overhead:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from inprocess import federate
 from results.made_runs import write_run
 
 import fedprune
@@ -18,6 +19,7 @@ from fedprune.cli import main
 from fedprune.cli.arguments import parse_settings
 from fedprune.cli.ending import Ending
 from fedprune.errors import RunError, UserError
+from fedprune.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = {
@@ -157,6 +159,48 @@ def test_validate_refuses_what_cannot_run(plan, setting, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert setting.partition("=")[0].partition(".")[0] in shown.err
+
+
+SMALL_DEVICES = [
+    {"name": "tiny", "memory": "300 KiB", "compute": 1e9, "downlink": 1e6, "uplink": 1e6, "count": 1},
+    {"name": "large", "memory": "1 GiB", "compute": 1e9, "downlink": 1e6, "uplink": 1e6, "count": 3},
+]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A scenario in which one client of four has too little memory."""
+    static = {"name": "static", "criterion": "magnitude", "distribution": "erk", "density": 0.3}
+    path = tmp_path / "small.yaml"
+    clients = {"count": 4, "devices": SMALL_DEVICES, "over_budget": "error"}
+    path.write_text(yaml.safe_dump({**PLAN, "clients": clients, "strategy": static}))
+    return path
+
+
+def test_validate_refuses_a_run_that_would_be_refused(small, capsys):
+    assert main(["validate", str(small)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "the run would be refused: " in shown.err
+    assert main(["validate", str(small), "--set", "clients.over_budget=exclude"]) == 0
+    assert "but: the peak memory" in capsys.readouterr().out
+    one = [{**SMALL_DEVICES[0], "count": 4}]
+    nobody = ["--set", f"clients.devices={json.dumps(one)}", "--set", "clients.over_budget=exclude"]
+    assert main(["validate", str(small), *nobody]) == 2
+
+
+def test_validate_devices_and_a_refusal_name_the_same_memory(small, capsys):
+    """Before the first masks; the refusal of the strategy itself, without any engine."""
+    assert main(["devices", str(small)]) == 0
+    peak = cells(capsys.readouterr().out)["tiny"][-4]
+    assert main(["validate", str(small)]) == 2
+    assert f"at density 0.3 in batches of 32 is {peak}, more than" in capsys.readouterr().err
+    hopeless = load_scenario(
+        small, {"clients.devices": [{**SMALL_DEVICES[0], "memory": "1 KiB"}, SMALL_DEVICES[1]]}
+    )
+    with pytest.raises(UserError, match="too little memory") as refusal:
+        federate(hopeless)
+    assert f"at density 0.3 in batches of 32 is {peak}, the smallest" in str(refusal.value)
 
 
 def test_schema_is_json_schema(capsys):
