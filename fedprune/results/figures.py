@@ -189,7 +189,10 @@ def _layer_bars(axes: Axes, layers: Sequence[str], bars: dict[str, Record], whol
         drawn = axes.barh(heights, values, height=thickness * 0.94, color=colour, label=label or None)
         if len(layers) <= _MOST_LABELS:
             texts = [f"{value * 100:.3g}" for value in values]
-            axes.bar_label(drawn, texts, padding=5, fontsize="small" if len(bars) == 1 else "x-small")
+            size = "small" if len(bars) == 1 else "x-small"
+            # On white, since the line of the whole model may run through them.
+            white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            axes.bar_label(drawn, texts, padding=5, fontsize=size, bbox=white)
     axes.axvline(whole, color="black", ls="--", lw=1.2, label=f"all prunable weights: {whole * 100:.3g} %")
     step = -(-len(layers) // _MOST_LABELS)
     axes.set_yticks(range(0, len(layers), step), layers[::step], fontsize="small")
