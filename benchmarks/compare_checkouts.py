@@ -129,6 +129,10 @@ def run_checkout(checkout: Path, out: Path, todo: list[dict[str, Any]]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "PYTHONPATH": str(checkout.resolve()),
+        # What `fedprune.determinism` chooses by default, also for checkouts from before it did.
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_CBWR": "COMPATIBLE",
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }

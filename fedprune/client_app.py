@@ -27,8 +27,8 @@ def _trial(run_config: _Config) -> Site:
 
     Flower's simulation runtime has many in a process, and keeps it between messages.
     """
-    make_deterministic()
     scenario = scenario_of(dict(run_config))  # type: ignore[arg-type]
+    make_deterministic(scenario.engine.instructions)
     return Site(scenario, datasets.open_shares(scenario))
 
 
@@ -38,8 +38,8 @@ def _find_site(context: Context) -> Site:
     if place is None:
         site = _trial(run_config)
         return replace(site, profile=profile) if (profile := device_profile(node, site.scenario)) else site
-    make_deterministic()
     scenario = scenario_of(context.run_config)
+    make_deterministic(scenario.engine.instructions)
     data = datasets.load_own(place, scenario, client_number(node))
     return Site(scenario, data, profile=device_profile(node, scenario))
 

@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     scenario = resolve(plan)
     if scenario.faults.any:
         raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' here")
-    make_deterministic()
+    make_deterministic(scenario.engine.instructions)
     data = datasets.load(scenario)
     heard: list[Listener] = []
     strategy = make_strategy(scenario, data, score_locally(scenario, data), heard)

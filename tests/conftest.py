@@ -16,7 +16,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fedprune.determinism import use_portable_instructions
+
 torch.set_num_threads(1)
+use_portable_instructions()  # Here and in all processes that tests start: they compare bits.
 # How long an example takes says more of the machine than of the code.
 # CI draws the same examples each time: a change is judged by itself.
 settings.register_profile("fedprune", deadline=None, derandomize="CI" in os.environ)

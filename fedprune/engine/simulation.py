@@ -109,7 +109,7 @@ def run(
     plan = resolve(plan)
     heard = list(listeners)
     with ExitStack() as stack:
-        stack.enter_context(deterministic())
+        stack.enter_context(deterministic(plan.engine.instructions))
         if progress:
             shown = stack.enter_context(Progress(plan.rounds))
             heard.insert(0, shown)
@@ -307,7 +307,7 @@ class SpreadEvaluation:
 
 def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> ClientApp:
     """Return the client app of a simulation; a worker calls it once."""
-    make_deterministic()
+    make_deterministic(scenario.engine.instructions)
     site = Site(scenario, data, torch.device(device))
     app = FederatedClientApp(lambda context: site)
     return FaultyClientApp(app, scenario, largest_reply(site.layout)) if scenario.faults.any else app

@@ -25,6 +25,11 @@ class EngineSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where training runs: cpu, cuda, or auto: cuda where there is one."
     )
+    instructions: Literal["portable", "native"] = Field(
+        default="portable",
+        description="What x86-64 processors compute with: portable: the same bits on all that have AVX2; "
+        "native: the widest that each has, which is faster and gives other last bits on other processors.",
+    )
     ray_address: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Address of a running Ray cluster; null: one is started on this machine."
     )

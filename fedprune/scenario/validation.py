@@ -1,7 +1,7 @@
 """What to tell a person about a value that a pydantic model refused, and about a name that is not known.
 
 The texts say what was given, what is wrong with it and what would be right. Where in which file it
-stands is added by (`fedprune.scenario.yaml_file.Origin`).
+stands is added by `fedprune.scenario.yaml_file.Origin`.
 """
 
 from __future__ import annotations

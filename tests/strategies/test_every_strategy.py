@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from inprocess import federate, same_state
 
 import fedprune
 from fedprune import registry
+from fedprune.determinism import deterministic
 from fedprune.scenario import Scenario
+from fedprune.server.check import resolve
 
 #: Options that let a short run reach what a strategy does later.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -58,8 +61,16 @@ def scenario(name: str, workers: int, execution: str) -> Scenario:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "wall_seconds"} for record in records]
+    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "wall_seconds"}
+
+
+def as_read(records: list[Any]) -> list[dict[str, Any]]:
+    """Return records as they are once they have been written and read."""
+    return [timeless(json.loads(json.dumps(asdict(record)))) for record in records]
 
 
 @pytest.mark.slow
@@ -67,16 +78,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     ("name", "execution"),
     [(name, execution) for name in registry.names("strategy") for execution in executions(name)],
 )
-def test_one_worker_and_two_give_the_same_bits(
+def test_one_process_and_two_workers_give_the_same_bits(
     shared_ray: None, tmp_path: Path, name: str, execution: str
 ) -> None:
-    one, two = (
-        fedprune.run(scenario(name, workers, execution), out=tmp_path / str(workers), progress=False)
-        for workers in (1, 2)
-    )
-    for file in ("rounds.jsonl", "clients.jsonl"):
-        assert lines(one.directory / file) == lines(two.directory / file)
-    states = one.model().state_dict(), two.model().state_dict()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert one.summary["clients_failed"] == 0
-    assert all(0 <= record["personal_accuracy"] <= 1 for record in one.rounds[1:])
+    """One process: everything in it, client after client, without Ray."""
+    plan = resolve(scenario(name, 2, execution))
+    with deterministic():
+        one = federate(plan)
+    two = fedprune.run(plan, out=tmp_path / "run", progress=False)
+    assert as_read(one.rounds) == lines(two.directory / "rounds.jsonl")
+    assert as_read(one.tasks) == lines(two.directory / "clients.jsonl")
+    found = two.model().state_dict()
+    assert same_state(one.strategy.state, {name: found[name] for name in one.strategy.state})
+    assert two.summary["clients_failed"] == 0
+    assert all(0 <= record["personal_accuracy"] <= 1 for record in two.rounds[1:])
