@@ -33,6 +33,15 @@ def test_its_links_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_package_is_in_the_layout(page: str) -> None:
+    layout = next(
+        block for block in (ROOT / page).read_text(encoding="utf-8").split("```") if "\nfedprune/" in block
+    )
+    packages = {path.parent.name for path in (ROOT / "fedprune").glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"\b(\w+)/", layout))
+
+
 def shown() -> dict[str, list[str]]:
     """Return the table of the README: what is measured -> a cell for each run."""
     (table,) = re.findall(r"```text\n( run +quickstart-dense.*?)```", README, flags=re.DOTALL)
