@@ -16,6 +16,8 @@ from fedprune.engine.grid import CHUNK_SECONDS, RayGrid, _Pace
 from fedprune.errors import RunError
 from fedprune.protocol.faults import CODES, Fault
 
+pytestmark = pytest.mark.slow  # Each starts processes of its own, to kill them.
+
 BAD = {
     "raise": ({"act": "raise"}, "LookupError: no such thing", ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
     "nan": (
@@ -96,7 +98,6 @@ def test_equal_states_are_held_once(grid):
     assert len({id(grid._states[node]) for node in nodes}) == 1
 
 
-@pytest.mark.slow
 def test_a_killed_workers_messages_run_again_and_only_one_that_kills_twice_is_lost(grid, tmp_path):
     """With many messages in a call, the innocent ones of the same call are not lost."""
     nodes = list(grid.get_node_ids())
@@ -146,7 +147,6 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid)
 
 
-@pytest.mark.slow
 def test_a_task_that_hangs_gets_no_reply_and_all_others_do(shared_ray, tmp_path):
     with RayGrid(make_obedient, [{}] * 30, workers=2) as grid:
         nodes = list(grid.get_node_ids())

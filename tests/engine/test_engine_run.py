@@ -134,6 +134,7 @@ def test_workers_run_at_the_niceness_that_the_scenario_says():
     assert done.stdout == "3\n", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_an_address_where_no_cluster_is_is_one_clear_line_and_soon(plan, tmp_path):
     began = time.monotonic()
     command = [sys.executable, "run_sim.py", str(plan), "--out", str(tmp_path / "run"), "--set"]
@@ -146,6 +147,7 @@ def test_an_address_where_no_cluster_is_is_one_clear_line_and_soon(plan, tmp_pat
     assert "no Ray cluster answers at '127.0.0.1:1'" in line
 
 
+@pytest.mark.slow
 def test_a_round_without_a_good_reply_ends_the_run_with_a_complete_folder(shared_ray, plan, tmp_path, capfd):
     out = tmp_path / "run"
     changes = ["--set", "clients.training.optimizer.lr=1e30", "--set", "engine.workers=1"]

@@ -17,6 +17,8 @@ from torch import nn
 from engine.apps import fit, make_data, make_quickstart
 from fedprune.engine.grid import RayGrid
 
+pytestmark = pytest.mark.slow
+
 CLIENTS, ROUNDS, LR, EPOCHS = 5, 3, 0.3, 2
 RUN_CONFIG = {"local-epochs": EPOCHS}
 
