@@ -6,11 +6,9 @@ plug-in subclasses or calls is importable from here. Everything else is internal
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-__version__ = "0.1.0"
 
 # In a checkout, `strategies/` and `clients/` stand beside this package; an installed package
 # holds them itself. This line makes `fedprune.strategies` the same module in both.
@@ -19,6 +17,7 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 if TYPE_CHECKING:
+    __version__: str
     from fedprune.client.base import Client, ClientTask, FitResult
     from fedprune.data.dataset import DataInfo, Images
     from fedprune.data.sources import Request, Source
@@ -97,6 +96,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import what the package exports when it is first used."""
+    if name == "__version__":  # pyproject.toml alone says it; Flower reads it there, too.
+        return metadata.version("fedprune")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
