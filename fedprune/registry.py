@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from fedprune import plugin_files
 from fedprune.errors import PluginError
-from fedprune.wording import did_you_mean
+from fedprune.wording import did_you_mean, known_here
 
 _Options = TypeVar("_Options", bound=BaseModel)
 
@@ -213,8 +213,8 @@ def _find(spec: _Kind, name: str, directory: Path) -> Any:
         return _attribute(_module(place, f"{spec.what} {name!r}"), attribute)
     known = _names(spec)
     raise PluginError(
-        f"no {spec.what} {name!r}{did_you_mean(name, known)} (known here: {', '.join(known) or 'none'}; "
-        "or write 'package.module:Name' or './file.py:Name')"
+        f"no {spec.what} {name!r}{known_here(name, known, '`fedprune list`')}; "
+        "or write 'package.module:Name' or './file.py:Name'"
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from itertools import count as count_from
 from math import floor, isfinite
 from pathlib import Path
 
@@ -177,8 +178,8 @@ def client_profiles(
 ) -> list[DeviceProfile]:
     """Return the device of each client, by client number.
 
-    Shares are dealt by the seed; counts go in the order of the clients' numbers. A device without a
-    name is called ``custom-1``, ``custom-2``, ... by its place in the list. Without any device in the
+    Shares are dealt by the seed; counts go in the order of the clients' numbers. Devices without a
+    name are called ``custom-1``, ``custom-2``, ... in the order of the list. Without any device in the
     list, every client is a ``DEFAULT_PROFILE``. With ``churn`` the built-in profiles' chances of being
     online and of vanishing count; without, a device is always there, but for the chances that it was given.
 
@@ -190,7 +191,10 @@ def client_profiles(
     if not shares:
         default = profile(DEFAULT_PROFILE)
         return [default if churn else replace(default, availability=1.0, dropout=0.0)] * count
-    kinds = [_of_share(share, f"custom-{place}", churn) for place, share in enumerate(shares, start=1)]
+    unnamed = count_from(1)
+    kinds = [
+        _of_share(share, share.profile or share.name or f"custom-{next(unnamed)}", churn) for share in shares
+    ]
     if shares[0].count is not None:
         return [kind for kind, share in zip(kinds, shares, strict=True) for _ in range(share.count or 0)]
     return [kinds[kind] for kind in assign([share.share for share in shares], count, seed)]
@@ -203,7 +207,7 @@ def _of_share(share: DeviceShare, label: str, churn: bool) -> DeviceProfile:
     has_numbers = share.memory is not None  # Its own, or those of a profile in the scenario's file.
     return resolve(
         None if has_numbers else share.profile,
-        label=share.profile or share.name or label,
+        label=label,
         memory=share.memory,
         compute=share.compute,
         downlink=share.downlink,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedprune.results.measures import UNKNOWN, format_share
+from fedprune.results.measures import format_share, texts_of
 from fedprune.results.records import Record
 from fedprune.units import format_bytes, format_flops, format_joules, format_seconds
 
@@ -53,12 +53,9 @@ def class_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], l
     }
     named = len(summaries) > 1
     heads = [*(["run"] if named else []), "device", *(head for head, _ in shown.values())]
+    columns = [texts_of([of.get(key) for *_, of in classes], form) for key, (_, form) in shown.items()]
     rows = [
-        [
-            *([label] if named else []),
-            name,
-            *(UNKNOWN if record.get(key) is None else form(record[key]) for key, (_, form) in shown.items()),
-        ]
-        for label, name, record in classes
+        [*([label] if named else []), name, *cells]
+        for (label, name, _), cells in zip(classes, zip(*columns, strict=True), strict=True)
     ]
     return heads, rows

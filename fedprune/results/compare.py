@@ -7,7 +7,6 @@ their scenarios differ in the strategy alone; what else differs is said below th
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,10 +54,9 @@ class Comparison:
     def rows(self) -> list[list[str]]:
         """Return the table as text: a row a measure, a column a run, names first."""
         rows = [["run", *self.labels]]
-        for measure in known_measures(run.summary for run in self.runs):
-            rows.append(
-                [measure.label, *(measure.text(run.summary, self.relative(run)) for run in self.runs)]
-            )
+        summaries, relative = [run.summary for run in self.runs], [self.relative(run) for run in self.runs]
+        for measure in known_measures(summaries):
+            rows.append([measure.label, *measure.texts(summaries, relative)])
         return rows
 
     def table(self) -> Table:
@@ -87,17 +85,19 @@ class Comparison:
     def write_csv(self, path: Path) -> None:
         """Write the raw numbers: a row a run, its summary, and its costs relative to the dense run.
 
-        The columns are those of all runs and of all measures; one that a run does not have is empty.
+        The columns are the numbers and texts of all summaries and of all measures, and ``faults_KIND`` for
+        each kind of fault; one that a run does not have is empty.
         """
-        found = dict.fromkeys(key for run in self.runs for key in run.summary)
+        summaries = [_scalars(run.summary) for run in self.runs]
+        found = dict.fromkeys(key for summary in summaries for key in summary)
         found.update(dict.fromkeys(measure.key for measure in MEASURES))
-        keys = [key for key in found if key not in ("name", "relative", "failures")]
+        keys = [key for key in found if key != "name"]
         with _writable(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["run", "directory", *keys, *(f"relative_{cost}" for cost in COSTS)])
-            for label, run in zip(self.labels, self.runs, strict=True):
+            for label, run, summary in zip(self.labels, self.runs, summaries, strict=True):
                 relative = self.relative(run) or {}
-                values = [_cell(run.summary.get(key)) for key in keys]
+                values = [summary.get(key) for key in keys]
                 writer.writerow([label, run.directory, *values, *(relative.get(cost) for cost in COSTS)])
 
     def figure(self) -> RunFigure:
@@ -238,9 +238,10 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _cell(value: Any) -> Any:
-    """Return a value as a CSV file can hold it: what has parts as JSON."""
-    return json.dumps(value) if isinstance(value, dict | list) else value
+def _scalars(summary: Record) -> Record:
+    """Return the numbers and texts of a summary, faults by kind among them; no cell of a table has parts."""
+    scalars = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
+    return scalars | {f"faults_{kind}": count for kind, count in (summary.get("faults") or {}).items()}
 
 
 def _curve(rounds: Sequence[Record], costs: Sequence[str]) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ The numbers are those of ``summary.json``; this module only turns them into text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,14 @@ from fedprune.results.records import COSTS
 from fedprune.units import format_bytes, format_flops, format_joules, format_seconds
 
 UNKNOWN = "-"
+
+
+def texts_of(values: Sequence[Any], form: Callable[[Any], str]) -> list[str]:
+    """Return a row or column of values for people; shares have the same number of decimals."""
+    if form is not format_share:
+        return [UNKNOWN if value is None else form(value) for value in values]
+    shares = iter(format_shares([value for value in values if value is not None]))
+    return [UNKNOWN if value is None else next(shares) for value in values]
 
 
 @dataclass(frozen=True)
@@ -29,15 +37,24 @@ class Measure:
 
     def text(self, summary: Mapping[str, Any], relative: Mapping[str, Any] | None = None) -> str:
         """Return the value for people; a cost is followed by its ratio to the dense one, if known."""
-        value = summary.get(self.key)
-        if value is None:
-            return UNKNOWN
-        ratio = (relative or {}).get(self.key) if self.key in COSTS else None
-        return self.form(value) + (f" ({format_ratio(ratio)})" if ratio is not None else "")
+        return self.texts([summary], [relative])[0]
+
+    def texts(
+        self, summaries: Sequence[Mapping[str, Any]], relative: Sequence[Mapping[str, Any] | None]
+    ) -> list[str]:
+        """Return the values of several runs for people, as they stand side by side."""
+        texts = texts_of([summary.get(self.key) for summary in summaries], self.form)
+        ratios = [(each or {}).get(self.key) if self.key in COSTS else None for each in relative]
+        return [
+            text if ratio is None or text == UNKNOWN else f"{text} ({format_ratio(ratio)})"
+            for text, ratio in zip(texts, ratios, strict=True)
+        ]
 
 
-def format_share(share: float) -> str:
+def format_share(share: float, decimals: int | None = None) -> str:
     """Return a share in percent: two decimals, and more only where two would lose it.
+
+    Zeros at the end are left out, unless a number of decimals is given: that of a row or column.
 
     Examples
     --------
@@ -45,8 +62,22 @@ def format_share(share: float) -> str:
     ('61.25%', '5%', '0.012%')
     """
     percent = share * 100
+    if decimals is not None:
+        return f"{percent:.{decimals}f}%"
     text = f"{percent:.2f}" if percent >= 0.1 or percent == 0 else f"{percent:.2g}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}%"
+
+
+def format_shares(shares: Sequence[float]) -> list[str]:
+    """Return shares in percent, all with as many decimals as the one that needs most.
+
+    Examples
+    --------
+    >>> format_shares([0.95, 0.9567]), format_shares([0.5, 1.0])
+    (['95.00%', '95.67%'], ['50%', '100%'])
+    """
+    most = max((len(format_share(share).partition(".")[2].rstrip("%")) for share in shares), default=0)
+    return [format_share(share, most) for share in shares]
 
 
 def format_ratio(ratio: float) -> str:

@@ -20,7 +20,7 @@ from fedprune.scenario import yaml_file as documents
 from fedprune.scenario.validation import explain
 from fedprune.scenario.yaml_file import KeyPath
 from fedprune.units import ByteRate, Bytes, FlopRate
-from fedprune.wording import did_you_mean, show
+from fedprune.wording import known_here, show
 
 
 class DeviceNumbers(BaseModel):
@@ -170,7 +170,7 @@ def _check_header(columns: list[str], place: str) -> None:
     known = list(_Row.model_fields)
     needed = [name for name, field in _Row.model_fields.items() if field.is_required()]
     mistakes = [
-        f"no such column {column!r}{did_you_mean(column, known)} (known here: {', '.join(known)})"
+        f"no such column {column!r}{known_here(column, known, '')}"
         for column in dict.fromkeys(columns)
         if column not in known
     ]

@@ -121,7 +121,8 @@ class Scenario(Spec):
         try:
             return cls.model_validate(dict(content), context=context)
         except ValidationError as error:
-            raise ScenarioError("\n".join(origin.complaint(*item) for item in explain(error, cls))) from None
+            mistakes = explain(error, cls, listed_in="`fedprune schema`")
+            raise ScenarioError("\n".join(origin.complaint(*item) for item in mistakes)) from None
 
     def override(self, **changes: Any) -> Scenario:
         """Return the scenario with some values replaced, validated again.

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fedprune.scenario.yaml_file import KeyPath
-from fedprune.wording import did_you_mean, show
+from fedprune.wording import did_you_mean, known_here, show
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -50,7 +50,7 @@ def refuse(key: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(_REFUSED, "{message}", {"key": key, "message": message})
 
 
-def explain(error: ValidationError, spec: type[BaseModel]) -> list[tuple[KeyPath, str]]:
+def explain(error: ValidationError, spec: type[BaseModel], listed_in: str = "") -> list[tuple[KeyPath, str]]:
     """Return, for every mistake, the key path in the model and one line that says what would be right.
 
     Parameters
@@ -59,11 +59,13 @@ def explain(error: ValidationError, spec: type[BaseModel]) -> list[tuple[KeyPath
         What validating against ``spec`` raised.
     spec : type[BaseModel]
         The model; the known keys, ranges and descriptions are taken from its fields.
+    listed_in : str
+        Where a person finds all its keys, such as "`fedprune schema`".
     """
-    return [_explain(details, spec) for details in error.errors() if details["type"] != _ECHO]
+    return [_explain(details, spec, listed_in) for details in error.errors() if details["type"] != _ECHO]
 
 
-def _explain(details: ErrorDetails, spec: type[BaseModel]) -> tuple[KeyPath, str]:
+def _explain(details: ErrorDetails, spec: type[BaseModel], listed_in: str) -> tuple[KeyPath, str]:
     key, given, context = details["loc"], details["input"], details.get("ctx", {})
     what = details["type"]
     field = _field(spec, key)
@@ -72,7 +74,7 @@ def _explain(details: ErrorDetails, spec: type[BaseModel]) -> tuple[KeyPath, str
     if what == "extra_forbidden":
         owner = _model(spec, key[:-1])
         known = list(owner.model_fields) if owner else []
-        return key, f"no such key{did_you_mean(str(key[-1]), known)} (known here: {', '.join(known)})"
+        return key, f"no such key{known_here(str(key[-1]), known, listed_in)}"
     if what == "missing":
         return _missing(key, field)
     if what == "literal_error":

@@ -27,7 +27,7 @@ from fedprune.scenario.yaml_file import KeyPath
 from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
-from fedprune.wording import did_you_mean, show
+from fedprune.wording import did_you_mean, known_here, show
 
 _Mistake = tuple[KeyPath, str]
 _FROM = ": correct it (a relative path starts from the scenario's folder, or from the working directory)"
@@ -127,7 +127,7 @@ def _strategy(scenario: Scenario) -> Iterator[_Mistake]:
     try:
         options = _options(strategy, given)
     except ValidationError as error:
-        for key, message in explain(error, strategy.Options):
+        for key, message in explain(error, strategy.Options, "the method's documentation"):
             yield ("strategy", *key), message
         return
     wrong = set()
@@ -156,8 +156,7 @@ def _against_signature(strategy: Callable[..., Any], given: Mapping[str, Any]) -
     known = [parameter.name for parameter in parameters]
     for key in given:
         if key not in known:
-            hint = did_you_mean(key, known)
-            yield ("strategy", key), f"no such option{hint} (known here: {', '.join(known)})"
+            yield ("strategy", key), f"no such option{known_here(key, known, '')}"
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in given:
             yield ("strategy", parameter.name), "this option is missing, and it has no default"
@@ -195,9 +194,9 @@ def _devices(scenario: Scenario) -> Iterator[_Mistake]:
     known = profiles(scenario.clients.profiles)
     for number, device in enumerate(scenario.clients.devices):
         if device.profile is not None and device.profile not in known:
-            hint = did_you_mean(device.profile, known)
+            hint = known_here(device.profile, known, "`fedprune list devices`")
             yield (
                 ("clients", "devices", number, "profile"),
-                f"no device profile {show(device.profile)}{hint} (known here: {', '.join(known)}; "
-                "or give memory, compute, downlink and uplink)",
+                f"no device profile {show(device.profile)}{hint}; or give memory, compute, downlink and "
+                "uplink",
             )

@@ -89,7 +89,7 @@ def test_resolve_takes_a_name_or_four_numbers():
 def test_clients_get_the_devices_of_the_scenario():
     shares = [DeviceShare(profile="raspberry-pi-4", share=0.75), DeviceShare(**NUMBERS, share=0.25)]
     names = [device.name for device in client_profiles(shares, 8, seed=1)]
-    assert sorted(names) == ["custom-2"] * 2 + ["raspberry-pi-4"] * 6
+    assert sorted(names) == ["custom-1"] * 2 + ["raspberry-pi-4"] * 6
     assert {device.name for device in client_profiles([], 3, seed=1)} == {DEFAULT_PROFILE}
 
 

@@ -63,6 +63,22 @@ def test_csv_holds_the_raw_numbers(pair, tmp_path):
     assert float(dense["relative_flops"]) == 1
 
 
+def test_csv_has_no_cell_with_parts_and_a_column_for_each_kind_of_fault(pair, tmp_path):
+    pair[0].summary["faults"] = {"late": 3, "gone": 1}
+    compare(pair).write_csv(tmp_path / "numbers.csv")
+    with (tmp_path / "numbers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["faults_late"], row["faults_gone"]) for row in rows] == [("3", "1"), ("", "")]
+    assert not any(set("{}[]") & set(cell) for row in rows for key, cell in row.items() if key != "directory")
+
+
+def test_shares_side_by_side_have_as_many_decimals(pair):
+    pair[0].summary["best_accuracy"], pair[1].summary["best_accuracy"] = 0.95, 0.9567
+    assert as_rows(compare(pair))["accuracy, best"] == ["95.00%", "95.67%"]
+    pair[1].summary["best_accuracy"] = None
+    assert as_rows(compare(pair))["accuracy, best"] == ["95%", "-"]
+
+
 def test_personal_accuracy_is_shown_where_a_run_has_it(pair, tmp_path):
     personal = make_run(tmp_path / "personal", changes={"name": "personal"}, personal_accuracy=0.9)
     del pair[0].summary["final_personal_accuracy"], pair[0].summary["best_personal_accuracy"]  # an older run

@@ -111,7 +111,7 @@ def test_a_trace_has_a_row_for_each_client(own: Path) -> None:
         availability=0.5,
         dropout=0.1,
     )
-    assert unnamed == DeviceProfile(name="custom-2", memory=64 * MIB, compute=2e9, downlink=1e6, uplink=1e6)
+    assert unnamed == DeviceProfile(name="custom-1", memory=64 * MIB, compute=2e9, downlink=1e6, uplink=1e6)
     assert (watch.name, watch.memory) == ("watch, small", 8 * MIB)
     two = load_scenario(own / "plan.yaml", {"clients.count": "2"})
     assert devices(two) == [pixel, unnamed]

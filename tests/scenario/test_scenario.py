@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from fedprune.errors import ScenarioError
 from fedprune.scenario import Scenario, json_schema, load_scenario
+from fedprune.wording import known_here
 
 SHIPPED = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
 
@@ -201,6 +202,14 @@ def test_a_mistake_is_named_by_file_line_key_and_remedy(
     complaints = [text for text in str(refused.value).splitlines() if text.startswith(place)]
     assert any(all(word in text for word in words) for text in complaints), str(refused.value)
     assert refused.value.exit_status == 2
+
+
+def test_a_name_that_is_near_none_is_answered_with_a_few_and_where_all_are() -> None:
+    many = [f"name{number}" for number in range(20)]
+    said = known_here("colour", many, "`fedprune schema`")
+    assert said == f" (known here: {', '.join(many[:6])} and 14 more: see `fedprune schema`)"
+    assert known_here("name71", ["name1", "cnn"], "") == "; did you mean 'name1'?"
+    assert known_here("colour", ["cnn"], "`fedprune list`") == " (known here: cnn)"
 
 
 def test_every_mistake_is_listed_on_a_line_of_its_own(example: Path) -> None:

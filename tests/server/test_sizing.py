@@ -102,7 +102,7 @@ def test_devices_are_the_profiles_and_what_a_scenario_has_besides(tmp_path):
     ]
     kinds[1] |= {"count": 1}
     names = [device.name for device in devices_of(plan(clients__devices=kinds))]
-    assert names == [*profiles(), "custom-2"]
+    assert names == [*profiles(), "custom-1"]
     rows = ["memory,compute,downlink,uplink", *(f"{20 + number},1,1,1" for number in range(12))]
     (tmp_path / "trace.csv").write_text("\n".join(rows))
     trace = plan(tmp_path, clients__count=12, clients__trace="trace.csv")
