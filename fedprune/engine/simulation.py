@@ -286,7 +286,13 @@ def finished(folder: RunFolder, strategy: PruningStrategy, data: FederatedData) 
     except KeyboardInterrupt:
         finish("interrupted", "stopped by Ctrl-C")
         raise
-    except BaseException as error:  # Ray ends the process by SystemExit where its own dies.
+    except SystemExit as error:  # How Flower's ServerApp ends on a signal; and Ray, where its own dies.
+        if error.code:
+            finish("failed", one_line(error))
+        else:
+            finish("interrupted", "stopped by a signal")
+        raise
+    except BaseException as error:
         finish("failed", str(error) if isinstance(error, FedpruneError) else one_line(error))
         raise
     finish("complete", None)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import yaml
 from deployment import BIN, CountingProxy, Deployment, wait_until
 from inprocess import same_state
@@ -127,6 +128,25 @@ def test_a_run_goes_on_when_its_server_was_killed(deployment, plan, tmp_path):
     unbroken = load_run(simulated)
     assert same_state(get_state(run.model()), get_state(unbroken.model()))
     assert [record["accuracy"] for record in run.rounds] == [record["accuracy"] for record in unbroken.rounds]
+
+
+def test_a_superlink_is_stopped_with_a_run_in_progress(deployment, plan, tmp_path):
+    """As the guide says, with one signal: no process is left, and the run folder is complete."""
+    out = tmp_path / "out"
+    deployment.write_scenario({**plan, "rounds": 100, "strategy": STATIC})
+    deployment.start_nodes(0, 1, 2)
+    deployment.submit(out)
+    wait_for_round(deployment, out, 1)
+    superlink = deployment.processes["superlink"]
+    ours = psutil.Process(superlink.pid).children(recursive=True)
+    assert any("serverapp" in " ".join(process.cmdline()) for process in ours)
+    superlink.terminate()
+    superlink.wait(20)
+    _, alive = psutil.wait_procs(ours, timeout=3)
+    assert [" ".join(process.cmdline()) for process in alive] == []
+    run = load_run(out)
+    assert run.summary["status"] == "interrupted"
+    assert run.summary["rounds"] == run.rounds[-1]["round"] >= 1
 
 
 FORGETFUL = """
