@@ -17,11 +17,16 @@ help:  ## Say what there is to make
 # folder for a package of the same name, still finds the package.
 # The stamp makes a second `make` install nothing; a change of what is to be installed makes it anew.
 $(VENV)/installed: pyproject.toml
+	@echo "Installing into $(VENV), step 1 of 2: $(TORCH)."
+	@echo "This takes some minutes, by the network: about 2.5 GB, most of it PyTorch."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@date +%s > $(VENV)/began
+	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
+	@echo "Installing into $(VENV), step 2 of 2: fedprune and what it needs."
+	$(BIN)/python -m pip install --disable-pip-version-check \
 		--config-settings editable_mode=compat --editable '.[sim,export,dev,docs]'
 	@touch $@
+	@echo "Installed into $(VENV) in $$(($$(date +%s) - $$(cat $(VENV)/began))) s."
 
 install: $(VENV)/installed  ## Create .venv and install fedprune into it
 
