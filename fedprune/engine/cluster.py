@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedprune.errors import RunError, UserError
@@ -57,15 +58,16 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
     if started:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if engine.ray_address is None:
-            cores = os.cpu_count() or 1
-            count = cores if engine.workers == "auto" else max(engine.workers, cores)
+            # Ray starts a process for each, asked or not.
+            count = (os.cpu_count() or 1) if engine.workers == "auto" else engine.workers
             options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
         else:
             options["address"] = engine.ray_address
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             _knock(engine.ray_address or "")
-            ray.init(**options)
+            with _without_monitors():
+                ray.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in its place.
         except (OSError, ValueError, RuntimeError) as error:
@@ -77,6 +79,24 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _without_monitors() -> Iterator[None]:
+    """Have a Ray that starts here do without the autoscaler's and the logs' monitor, which no run uses.
+
+    They take a second of processor time to start, and one to end. ``ray start`` has options for that, and
+    ``ray.init`` none: its parameters are replaced. Flower pins the version of Ray.
+    """
+    from ray._private import parameter as _parameter
+
+    parameter: Any = _parameter
+    of_ray = parameter.RayParams
+    parameter.RayParams = partial(of_ray, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        parameter.RayParams = of_ray
 
 
 def _knock(address: str) -> None:

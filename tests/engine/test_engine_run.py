@@ -187,11 +187,15 @@ def running(plan: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
-def test_a_signal_ends_a_run_with_a_complete_folder_and_leaves_no_process(running, tmp_path, end):
+@pytest.mark.parametrize(
+    ("end", "to_all"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to Ray's processes, too"],
+)
+def test_a_signal_ends_a_run_with_a_complete_folder_and_leaves_no_process(running, tmp_path, end, to_all):
     children = psutil.Process(running.pid).children(recursive=True)
     assert any("ray::" in child.name() or "Worker" in " ".join(child.cmdline()) for child in children)
-    if end == signal.SIGINT:  # A terminal's Ctrl-C reaches every process of the group.
+    if to_all:  # Ctrl-C and a shell's `kill %1` reach every process of the group.
         os.killpg(running.pid, end)
     else:
         running.send_signal(end)
