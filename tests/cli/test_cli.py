@@ -229,7 +229,7 @@ def test_list_names_what_there_is_with_a_line_each(capsys):
     assert models in everything
     assert "magnitude" not in models
     assert main(["list", "colours"]) == 2
-    assert "strategies, clients, models" in capsys.readouterr().err
+    assert "clients, models" in capsys.readouterr().err
 
 
 def cells(text: str) -> dict[str, list[str]]:
