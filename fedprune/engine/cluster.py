@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             _knock(engine.ray_address or "")
-            with _without_monitors():
+            with _as_a_part_of_this_run():
                 ray.init(**options)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in its place.
@@ -82,21 +83,28 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
 
 
 @contextmanager
-def _without_monitors() -> Iterator[None]:
-    """Have a Ray that starts here do without the autoscaler's and the logs' monitor, which no run uses.
+def _as_a_part_of_this_run() -> Iterator[None]:
+    """Have a Ray that starts here do without what no run uses, and out of reach of signals.
 
-    They take a second of processor time to start, and one to end. ``ray start`` has options for that, and
-    ``ray.init`` none: its parameters are replaced. Flower pins the version of Ray.
+    The autoscaler's and the logs' monitor take a second of processor time to start, and one to end. A SIGTERM
+    to the process group, such as a shell's ``kill %1``, would end Ray before this process hears of it, and
+    this process with it: so Ray gets a session of its own. It ends with this process all the same, by Linux's
+    signal for a parent's death; elsewhere it stays in the group.
+
+    ``ray.init`` has options for neither: its parts are replaced meanwhile. Flower pins the version of Ray.
     """
-    from ray._private import parameter as _parameter
+    from ray._private import parameter, services
 
-    parameter: Any = _parameter
-    of_ray = parameter.RayParams
-    parameter.RayParams = partial(of_ray, no_monitor=True, include_log_monitor=False)
+    params: Any = parameter
+    starter: Any = services
+    before = params.RayParams, starter.ConsolePopen
+    params.RayParams = partial(before[0], no_monitor=True, include_log_monitor=False)
+    if sys.platform == "linux":
+        starter.ConsolePopen = partial(before[1], start_new_session=True)
     try:
         yield
     finally:
-        parameter.RayParams = of_ray
+        params.RayParams, starter.ConsolePopen = before
 
 
 def _knock(address: str) -> None:
