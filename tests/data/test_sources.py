@@ -3,6 +3,7 @@
 import builtins
 import io
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,7 @@ def test_reader_that_is_not_installed_names_the_extra(
         return real(module, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, package, None)  # What is looked for, and not imported.
     with pytest.raises(DataError, match=r"fedprune\[sim\]"):
         SOURCES[name](Request(name))
 

@@ -153,7 +153,7 @@ MISTAKES = {
         "seed: 0",
         "faults: {lat: 0.1}",
         2,
-        ["faults.lat", "did you mean 'late'", "kill_worker"],
+        ["faults.lat", "did you mean 'late'", "`fedprune schema`"],
     ),
     "a hang without end": (
         "seed: 0",
