@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 from pages import ROOT
 
 import fedprune
@@ -120,14 +119,3 @@ def test_every_page_has_one_title(site: Path) -> None:
     for page in site.rglob("*.html"):
         if page.name != "404.html":
             assert len(re.findall(r"<h1[ >]", page.read_text(encoding="utf-8"))) == 1, page
-
-
-def test_the_version_is_the_same_everywhere() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert citation["version"] == fedprune.__version__
-    assert f'\nversion = "{fedprune.__version__}"\n' in project
-    for page in ("README.md", "docs/start/install.md", "docs/deploy.md"):
-        named = re.findall(r"fedprune-([\d.]+)-py3", (ROOT / page).read_text(encoding="utf-8"))
-        assert named
-        assert set(named) == {fedprune.__version__}, page
