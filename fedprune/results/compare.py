@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from fedprune.results.figures import RunFigure
 
-# Parts of a scenario that may differ between runs that are compared.
-_FREE = ("name", "strategy", "engine", "clients.training.execution")
+# Parts of a scenario that may differ between compared runs; the clients' algorithm follows the strategy.
+_FREE = ("name", "strategy", "engine", "clients.algorithm", "clients.training.execution")
 _MARKERS = "osD^vPX*"
 
 

@@ -109,6 +109,14 @@ def test_unequal_conditions_are_said(tmp_path):
     assert "seed, clients.training.batch_size" in compare(runs).notes()
 
 
+def test_a_method_with_clients_of_its_own_is_compared_under_equal_conditions(tmp_path):
+    runs = [
+        make_run(tmp_path / "one", changes={"name": "one", "clients__algorithm": "sparse"}),
+        make_run(tmp_path / "two", changes={"name": "two", "clients__algorithm": "supermask"}),
+    ]
+    assert compare(runs).differences == ()
+
+
 def test_masks_of_frozen_weights_are_no_dense_reference(tmp_path):
     masks = make_run(tmp_path / "masks", density=1.0, changes={"name": "masks"})
     masks.summary["relative"] = {"bytes_up": 0.03}
