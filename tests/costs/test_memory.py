@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,10 +22,16 @@ from fedprune.costs.memory import (
     step_tensors,
     stored_bytes,
 )
+from fedprune.determinism import PORTABLE
 from fedprune.models import MODELS
 from fedprune.sparsity.masks import Masks
 
 from .nets import NETS, SHAPE
+from .traced_peak import __file__ as traced_peak_file
+from .traced_peak import traced_peak
+
+#: What a real step is measured on.
+IMAGE, BATCH = (3, 32, 32), 8
 
 
 def saved_bytes(module: nn.Module, shape: tuple[int, ...], batch: int) -> int:
@@ -49,34 +58,31 @@ def test_activations_of_a_single_example(name):
     assert step_memory(cost, Masks(), 1).activations == saved_bytes(module, (3, 32, 32), 1)
 
 
-def traced_peak(step, path) -> int:
-    """The most bytes that PyTorch's CPU allocator held during a step, above what it held before."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        step()
-    profile.export_chrome_trace(str(path))
-    events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
-    return int(np.cumsum(changes).max())
+@pytest.fixture(scope="module", params=["native", "portable"])
+def peaks(request) -> tuple[str, dict[str, int]]:
+    """Return instructions, and the peak of a step of each model with them: a process chooses them once."""
+    given = {key: value for key, value in os.environ.items() if key not in PORTABLE}
+    chosen = PORTABLE if request.param == "portable" else {}
+    command = [sys.executable, traced_peak_file, json.dumps(IMAGE), str(BATCH), *MODELS]
+    done = subprocess.run(command, env=given | chosen, capture_output=True, text=True, check=True)
+    return request.param, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_predicted_peak_is_close_to_the_allocator_s(name, tmp_path):
-    """From above, since not all is held at once; but kernels have scratch space that is not predicted."""
-    shape, batch = (3, 32, 32), 8
-    module = MODELS[name](shape, 10)
+def test_predicted_peak_is_close_to_the_allocator_s(peaks, name):
+    """From above, since not all is held at once; but kernels have scratch space that is not predicted.
 
-    def step():
-        x, y = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
-        functional.cross_entropy(module(x), y).backward()
-
-    memory = step_memory(ModelCost.of(module, shape), Masks(), batch)
+    oneDNN's AVX2 convolutions take more of it than its AVX-512 ones: most where a layer has many weights and
+    few positions, as in VGG-11 on small images.
+    """
+    instructions, measured = peaks
+    memory = step_memory(ModelCost.of(MODELS[name](IMAGE, 10), IMAGE), Masks(), BATCH)
     predicted = memory.gradients + memory.activations + memory.workspace
-    measured = traced_peak(step, tmp_path / "trace.json")
-    assert 0.9 * measured <= predicted <= 1.35 * measured
+    scratch = 0.3 if (name, instructions) == ("vgg11", "portable") else 0.1
+    assert (1 - scratch) * measured[name] <= predicted <= 1.35 * measured[name]
 
 
-def test_forward_workspace_is_what_the_allocator_holds(tmp_path):
+def test_forward_workspace_is_what_the_allocator_holds():
     """To the byte where kernels need no scratch space: linear layers."""
     module = MODELS["mlp"]((1, 8, 8), 10).eval()
     predicted = forward_memory(ModelCost.of(module, (1, 8, 8)), Masks(), 16)
@@ -86,7 +92,7 @@ def test_forward_workspace_is_what_the_allocator_holds(tmp_path):
             x, y = torch.randn(16, 1, 8, 8), torch.zeros(16, dtype=torch.long)
             functional.cross_entropy(module(x), y)
 
-    assert predicted.workspace == traced_peak(step, tmp_path / "trace.json")
+    assert predicted.workspace == traced_peak(step)
     assert (predicted.gradients, predicted.activations, predicted.optimizer) == (0, 0, 0)
 
 

@@ -340,9 +340,9 @@ def made(tmp_path: Path) -> Path:
 def test_what_cannot_be_resumed_is_refused_in_one_line(made, tmp_path, capsys):
     def refused(*command: str) -> str:
         assert main(list(command)) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        return said
+        *steps, line = capsys.readouterr().err.splitlines()
+        assert set(steps) <= {"reading digits"}
+        return line
 
     again = ("run", str(tmp_path / "plan.yaml"), "--out", str(made), "--resume")
     assert "not a run folder, so there is no run to resume" in refused("resume", str(tmp_path))
