@@ -58,7 +58,7 @@ class Sparse(Client):
         return replace(super().overhead_of(scenario, config, masks), buffers=buffers(config, masks))
 
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
-        """Train, and let go of the candidate of an earlier query."""
+        """Train, and drop the candidate of an earlier query."""
         state.pop("candidate", None)
         return super().train(content, state)
 

@@ -123,7 +123,7 @@ def _format(amount: float, base: int, units: Sequence[str]) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Return a number of bytes for people, in powers of 1024.
+    """Format a number of bytes, in powers of 1024.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_byte_rate(rate: float) -> str:
-    """Return bytes per second for people, as the bits per second in which links are sold.
+    """Format bytes per second, as the bits per second in which links are sold.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def format_byte_rate(rate: float) -> str:
 
 
 def format_flops(count: float) -> str:
-    """Return a number of floating-point operations for people.
+    """Format a number of floating-point operations.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def format_flops(count: float) -> str:
 
 
 def format_flop_rate(rate: float) -> str:
-    """Return FLOP per second for people.
+    """Format FLOP per second.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def floor_to(number: float, digits: int) -> float:
 
 
 def format_joules(joules: float) -> str:
-    """Return an amount of energy for people.
+    """Format an amount of energy.
 
     Examples
     --------
@@ -192,7 +192,7 @@ def format_joules(joules: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for people, in its two largest units from a minute on.
+    """Format a duration, in its two largest units from a minute on.
 
     Examples
     --------

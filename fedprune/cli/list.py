@@ -9,7 +9,7 @@ import typer
 from fedprune.cli.tables import console_on_stdout, print_names
 from fedprune.errors import UserError
 
-# The word for people -> the registry's kind.
+# The word on the command line -> the registry's kind.
 _KINDS = {
     "strategies": "strategy",
     "aggregators": "aggregator",

@@ -27,7 +27,7 @@ def run(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Short for --set seed=N.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the folder.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, where it was broken off.")
+        bool, typer.Option("--resume", help="Resume the interrupted run in the folder.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:

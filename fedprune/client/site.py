@@ -91,7 +91,7 @@ class Site:
 
     @cached_property
     def _outline(self) -> tuple[nn.Module, ModelCost]:
-        """The model without values, and its costs: of one that is built for these and let go of."""
+        """The model without values, and its costs: from a copy that is built for this and dropped."""
         module = self._build()
         return without_values(module), ModelCost.of(module, self.data.info.input_shape)
 

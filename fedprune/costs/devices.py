@@ -142,7 +142,7 @@ def resolve(
     availability: float | None = None,
     dropout: float | None = None,
 ) -> DeviceProfile:
-    """Return a built-in profile by name, or one of one's own by at least its first four numbers.
+    """Return a built-in profile by name, or a custom one by at least its first four numbers.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Data for a federation: images from somewhere, divided over a server and clients, and served in batches.
 
-What the rest of fedprune uses is here; a source of a user's own needs ``Request``, ``Source`` and
+What the rest of fedprune uses is here; a user's source needs ``Request``, ``Source`` and
 ``Images``.
 """
 

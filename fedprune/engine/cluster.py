@@ -84,10 +84,10 @@ def cluster(engine: EngineSpec) -> Iterator[Placement]:
 
 @contextmanager
 def _as_a_part_of_this_run() -> Iterator[None]:
-    """Have a Ray that starts here do without what no run uses, and out of reach of signals.
+    """Start Ray without the parts that no run uses, and out of reach of signals.
 
     The autoscaler's and the logs' monitor take a second of processor time to start, and one to end. A SIGTERM
-    to the process group, such as a shell's ``kill %1``, would end Ray before this process hears of it, and
+    to the process group, such as a shell's ``kill %1``, would end Ray before this process receives it, and
     this process with it: so Ray gets a session of its own. It ends with this process all the same, by Linux's
     signal for a parent's death; elsewhere it stays in the group.
 

@@ -71,11 +71,11 @@ def run(
         Replace a run in that folder.
     resume : bool
         Go on with the run in that folder from its newest checkpoint; run from the start where there is
-        neither a checkpoint nor a round of training. Listeners hear of the rounds that are left.
+        neither a checkpoint nor a round of training. Listeners are told of the remaining rounds.
     progress : bool
         Show a progress bar, or a line a round where there is no terminal, on standard error.
     listeners : Sequence[Listener]
-        Who hears of tasks and rounds as they end, besides the run folder.
+        Told of every task and round as it ends, besides the run folder.
     overrides : Mapping[str, object], optional
         Values to replace, as on the command line: ``{"strategy.density": "0.1"}``.
     began : float, optional
@@ -160,9 +160,9 @@ def resume(
     overrides: Mapping[str, object] | None = None,
     began: float | None = None,
 ) -> Run:
-    """Go on with a run that was broken off, from its newest checkpoint; see `run`.
+    """Resume an interrupted run from its newest checkpoint; see `run`.
 
-    It ends with the results, but for wall time, of a run that was never broken off. ``overrides``
+    Its results, but for wall time, are those of an uninterrupted run. ``overrides``
     may replace values under ``engine``; for ``began`` see `run`.
 
     Raises

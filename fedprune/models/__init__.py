@@ -44,7 +44,7 @@ def build(
     """Return a new model on the CPU, in training mode, whose initial weights depend on ``seed`` alone.
 
     PyTorch's global generator of the CPU is seeded while the model is built and is afterwards as it was
-    before. A model of a user's own that draws from another source is as random as that source.
+    before. A user's model that draws from another source is as random as that source.
 
     Parameters
     ----------

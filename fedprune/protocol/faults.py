@@ -1,4 +1,4 @@
-"""What can go wrong with a task, as kinds that results count: for machines, beside the reason for people.
+"""Kinds of faults of a task, which results count; the reason beside is free text.
 
 A client, a grid and the server each know some of them. Across the wire a kind travels as the code of
 Flower's error reply: Flower's own where it has one, else one of ours, from 1001 on.

@@ -49,7 +49,7 @@ def bench(path: str | Path, *, turns: int = 30) -> tuple[Cost, Cost]:
     ----------
     path
         An .onnx, .pt2 or .safetensors file, as `fedprune.results.export` writes them. Opening a
-        .pt2 file or the model of a user's own runs code.
+        .pt2 file or a user's model runs code.
     turns
         How often each of the two runs its inferences, 5 in a row.
 

@@ -1,4 +1,4 @@
-"""A run by class of device: what took part, what it reached and what it cost, as rows for people.
+"""A run by device class: participation, accuracy and costs, as table rows.
 
 The numbers are those of ``summary.json`` under ``classes``.
 """

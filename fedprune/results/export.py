@@ -207,7 +207,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:  # Whatever the tracing of a user's own model raises.
+    except Exception as error:  # Whatever tracing a user's model raises.
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"PyTorch cannot export this model: {type(error).__name__}: {reason}") from error
     finally:

@@ -121,7 +121,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, directory: Path, scenario: Scenario, *, last_round: int) -> RunFolder:
-        """Go on with a run that was broken off: keep its records up to ``last_round``, drop later ones.
+        """Reopen an interrupted run: keep its records up to ``last_round``, drop later ones.
 
         Raises
         ------
@@ -196,7 +196,7 @@ class RunFolder:
             What dense FedAvg would have cost under the same scenario (total of each of
             `fedprune.results.records.COSTS`), or None where the cost model does not give it.
 
-        Figures need matplotlib, which a device install does without; they are left out there.
+        Figures need matplotlib, which a device install lacks; they are left out there.
         """
         if status == "failed":
             self._clients.writelines(self._pending)  # They say why.
@@ -238,7 +238,7 @@ class RunFolder:
         return self.directory
 
     def close(self) -> None:
-        """Close the files and let go of the folder; may be called again."""
+        """Close the files and release the folder; may be called again."""
         self._clients.close()
         self._rounds.close()
         if self._lock is not None:
@@ -277,7 +277,7 @@ def _make_directory(directory: Path) -> None:
 
 
 def _lock(directory: Path) -> int | None:
-    """Take the folder for this process; the system lets go of it however the process ends."""
+    """Take the folder for this process; the system releases it however the process ends."""
     if fcntl is None:
         return None
     handle = os.open(directory, os.O_RDONLY)

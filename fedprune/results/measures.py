@@ -16,7 +16,7 @@ UNKNOWN = "-"
 
 
 def texts_of(values: Sequence[Any], form: Callable[[Any], str]) -> list[str]:
-    """Return a row or column of values for people; shares have the same number of decimals."""
+    """Format a row or column of values; shares have the same number of decimals."""
     if form is not format_share:
         return [UNKNOWN if value is None else form(value) for value in values]
     shares = iter(format_shares([value for value in values if value is not None]))
@@ -25,7 +25,7 @@ def texts_of(values: Sequence[Any], form: Callable[[Any], str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of a run: its key in the summary, its name for people, and how its value is written.
+    """One measure of a run: its key in the summary, its displayed name, and how its value is written.
 
     An ``optional`` one is of interest only where it is known.
     """
@@ -36,13 +36,13 @@ class Measure:
     optional: bool = False
 
     def text(self, summary: Mapping[str, Any], relative: Mapping[str, Any] | None = None) -> str:
-        """Return the value for people; a cost is followed by its ratio to the dense one, if known."""
+        """Format the value; a cost is followed by its ratio to the dense one, if known."""
         return self.texts([summary], [relative])[0]
 
     def texts(
         self, summaries: Sequence[Mapping[str, Any]], relative: Sequence[Mapping[str, Any] | None]
     ) -> list[str]:
-        """Return the values of several runs for people, as they stand side by side."""
+        """Format the values of several runs side by side."""
         texts = texts_of([summary.get(self.key) for summary in summaries], self.form)
         ratios = [(each or {}).get(self.key) if self.key in COSTS else None for each in relative]
         return [

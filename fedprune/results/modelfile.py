@@ -79,7 +79,7 @@ def save_model(
         Float tensors by name and the masks of those that are pruned. What a mask does not
         keep is not stored: it reads back as 0.
     model
-        The scenario's model: ``{"name": ..., **options}``; of a model of a user's own
+        The scenario's model: ``{"name": ..., **options}``; of a user's model
         (``mine.py:Net``), the file's absolute path is stored.
     """
     info = ModelInfo(
@@ -178,7 +178,7 @@ def _build(info: ModelInfo, directory: Path | None = None) -> nn.Module:
 
 
 def _located(name: str, directory: Path | None = None) -> str:
-    """Return a model's name; one of a user's own with its file's absolute path, in ``directory`` if given."""
+    """Return a model's name; a user's model with its file's absolute path, in ``directory`` if given."""
     file, separator, attribute = name.rpartition(":")
     if not (separator and file.endswith(".py")):
         return name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows how far a run is; a context manager that hears of tasks, rounds and steps.
+    """Shows how far a run is; a context manager and a listener for tasks, rounds and steps.
 
     Parameters
     ----------

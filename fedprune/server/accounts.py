@@ -87,7 +87,7 @@ class RoundAccounts:
     largest_reply : int
         Bytes above which a reply is refused.
     listeners : Sequence[Listener]
-        Who hears of tasks.
+        Told of every task.
 
     Attributes
     ----------

@@ -6,7 +6,7 @@ hands decoded dense arrays to a stock Flower strategy, whatever it is, and takes
 strategy makes of them.
 
 ``strategy.aggregator`` in a scenario names a rule: one of `AGGREGATORS`, a stock Flower strategy by its
-dotted name, or a rule of one's own as "file.py:Class". That one is a subclass of `Aggregator`, or of
+dotted name, or a custom rule as "file.py:Class". That one is a subclass of `Aggregator`, or of
 `WeightedMean` where it only weighs clients in another way:
 
 >>> class ByLoss(WeightedMean):
@@ -94,7 +94,7 @@ class TrainReply:
 
 
 class _Metrics(MetricRecord):
-    """Metrics that refuse to be read by a name which they do not have: a rule must not go on without."""
+    """Metrics that refuse a name they do not have: a rule must not continue without it."""
 
     def __init__(self, metrics: Mapping[str, Any], whose: str) -> None:
         super().__init__(dict(metrics))
@@ -117,7 +117,7 @@ class _Metrics(MetricRecord):
 class Aggregator(ABC):
     """What turns the replies of a round into the next global state.
 
-    One of one's own has ``add`` and ``finish``; its constructor's arguments are options in a scenario:
+    A custom one has ``add`` and ``finish``; its constructor's arguments are options in a scenario:
     ``aggregator: {name: "./mine.py:Trimmed", share: 0.1}``. In every strategy that has no aggregation of
     its own, all replies of a round are under the same masks.
 
@@ -367,7 +367,7 @@ class FlowerAggregator(Aggregator):
         )
 
 
-#: The rules that a scenario can name, besides those of one's own.
+#: The rules that a scenario can name, besides custom ones.
 AGGREGATORS: dict[str, type[Aggregator] | type[Strategy]] = {
     "weighted_mean": WeightedMean,
     "overlap_mean": OverlapMean,

@@ -98,7 +98,7 @@ def check_model(scenario: Scenario) -> str:
 
 
 def stays_dense(module: nn.Module, options: PruningStrategy.Options) -> str:
-    """Return which of a model's parameters a strategy with these options never prunes, and why, for people.
+    """Return which of a model's parameters a strategy with these options never prunes, and why, as text.
 
     "" where the options ask for no pruning.
     """

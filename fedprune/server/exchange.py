@@ -246,7 +246,7 @@ class Exchange:
     def _pairs(self, grid: Grid, messages: Iterable[Message]) -> Iterator[tuple[Message, Message]]:
         """Yield each message with its reply, in the order of the messages, whatever order the grid has.
 
-        A message is let go of with its reply.
+        A message is released with its reply.
         """
         waiting: dict[int, Message] = {}
 

@@ -25,7 +25,7 @@ class StepListener(Protocol):
 
 
 def announce(listeners: Iterable[Listener], step: str) -> None:
-    """Tell those of the listeners that hear of steps what is done now."""
+    """Tell the listeners that follow steps what is done now."""
     for listener in listeners:
         if isinstance(listener, StepListener):
             listener.on_step(step)
@@ -50,7 +50,7 @@ class Federation:
     evaluate : Callable[[Mapping[str, Tensor], Masks], Score]
         Scores a global state on the server's test data.
     listeners : Sequence[Listener]
-        Who hears of tasks and rounds, and of steps where it is a `StepListener`.
+        Told of every task and round, and of every step where it is a `StepListener`.
     """
 
     scenario: Scenario

@@ -64,7 +64,7 @@ def prunable(module: nn.Module, keep: Sequence[str] = KEEP) -> list[str]:
 
 
 def left_dense(module: nn.Module, keep: Sequence[str] = KEEP) -> str:
-    """Return which parameters are not pruned, and why, for people; "" where all are.
+    """Return which parameters are not pruned, and why, as text; "" where all are.
 
     The arguments and errors are those of `prunable`.
 
