@@ -6,7 +6,7 @@ plug-in subclasses or calls is importable from here. Everything else is internal
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import what the package exports when it is first used."""
     if name == "__version__":  # pyproject.toml alone says it; Flower reads it there, too.
-        return metadata.version("fedprune")
+        return import_module("importlib.metadata").version("fedprune")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
