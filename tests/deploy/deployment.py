@@ -127,9 +127,21 @@ class Deployment:
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process and all that it has started, and wait for their end."""
         process = self.processes.pop(name)
+        started: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(process.pid).children(recursive=True)
+        in_group = [child for child in started if self._group_of(child) == process.pid]
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         process.wait(30)
+        psutil.wait_procs(in_group, timeout=30)  # One that still listens would be taken for its successor.
+
+    @staticmethod
+    def _group_of(process: psutil.Process) -> int | None:
+        try:
+            return os.getpgid(process.pid)
+        except ProcessLookupError:
+            return None
 
     def close(self) -> None:
         for name in list(self.processes):
