@@ -270,9 +270,8 @@ class RoundAccounts:
         """Enter a task into the accounts."""
         client = self._registry.clients[self._registry.number_of(task.reply)]
         sent = self._exchange.sent[client.node_id]
-        good = {"ok": True, "surplus": None}.get(task.status, False)
-        self._exchange.note_reply(client.number, client.node_id, good=good)
-        if good:
+        self._exchange.note_task(client.number, client.node_id, task.status)
+        if task.status == "ok":
             self.ok += 1
         elif task.status == "failed" and task.fault is not None:
             self.faults[task.fault] += 1

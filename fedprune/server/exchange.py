@@ -149,20 +149,20 @@ class Exchange:
         """Note that a client holds masks which it made itself."""
         self._held[number] = masks.version
 
-    def note_reply(self, number: int, node_id: int, *, good: bool | None) -> None:
+    def note_task(self, number: int, node_id: int, status: str) -> None:
         """Note which masks a client holds after a task.
 
         Parameters
         ----------
         number, node_id : int
             The client.
-        good : bool, optional
-            Whether its reply was good; None where it was good and surplus.
+        status : str
+            As in `TaskRecord`: "ok", "surplus" or "failed".
         """
         version = self.sent[node_id].mask_version
-        if good:
+        if status == "ok":
             self._held[number] = version or self._held.get(number, "")
-        elif good is None:
+        elif status == "surplus":
             self._held[number] = version
         elif version != self._held.get(number):
             self._held.pop(number, None)  # It may hold either: it is sent what it needs.
