@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"cli", "server_app", "client_app"},
     {"deployment"},
+    {"studies"},
     {"engine"},
     {"results"},
     {"strategies", "clients"},

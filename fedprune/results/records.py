@@ -210,6 +210,8 @@ def summarise(
         "planned_rounds": planned_rounds,
         "status": status,
         "reason": reason,
+        "headline": "accuracy",
+        "higher_is_better": True,
         "final_accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
         "final_personal_accuracy": personal[-1] if personal else None,
