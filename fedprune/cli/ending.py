@@ -21,6 +21,7 @@ _INTERRUPTED = 130
 # What only an extra installs.
 _EXTRAS = {
     **dict.fromkeys(("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn"), "sim"),
+    **dict.fromkeys(("pandas", "scipy"), "study"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
 }
 
