@@ -1,0 +1,112 @@
+"""What is estimated of every run: its key, its name for readers, how it is written, which way is better.
+
+The keys are those of ``summary.json``, besides ``bytes``, which is both directions together. The headline
+metric is whatever the summaries name: nothing here knows accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedprune.results.measures import MEASURES, format_share
+from fedprune.studies.outcomes import Metric, Outcome
+from fedprune.units import format_bytes
+
+#: What a run costs, least being best: keys of quantities.
+COSTS = (
+    "bytes",
+    "bytes_up",
+    "bytes_down",
+    "flops",
+    "device_seconds",
+    "peak_memory_bytes",
+    "joules",
+    "wall_seconds",
+)
+#: The last words of metrics that are shares, in [0, 1], and are written in percent.
+_SHARES = ("accuracy", "f1", "auc", "auroc", "precision", "recall", "iou", "density")
+_FORMS = {measure.key: measure for measure in MEASURES}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of a run.
+
+    Attributes
+    ----------
+    key
+        Its key among a group's estimates, and its column in a CSV file.
+    label
+        Its name for readers.
+    form
+        Writes a value with its unit.
+    higher_is_better
+        Which way is better; None where neither is.
+    """
+
+    key: str
+    label: str
+    form: Callable[[Any], str]
+    higher_is_better: bool | None = False
+
+    def of(self, outcome: Outcome) -> float | None:
+        """Return the value of a run; None where it is unknown or not finite."""
+        summary = outcome.summary or {}
+        value = _traffic(summary) if self.key == "bytes" else summary.get(self.key)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share in [0, 1], by its name.
+
+    Examples
+    --------
+    >>> is_share("accuracy"), is_share("macro_f1"), is_share("perplexity")
+    (True, True, False)
+    """
+    return metric.rpartition("_")[2].lower() in _SHARES
+
+
+def metric_form(metric: str) -> Callable[[Any], str]:
+    """Return how a metric's values are written: a share in percent, others as plain numbers."""
+    return format_share if is_share(metric) else format_number
+
+
+def format_number(value: float) -> str:
+    """Return a number without a unit, to four digits.
+
+    Examples
+    --------
+    >>> format_number(23.4567), format_number(0.00012345), format_number(12345.6)
+    ('23.46', '0.0001234', '12346')
+    """
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def quantities(metric: Metric) -> tuple[Quantity, ...]:
+    """Return all quantities of runs with this headline metric, in the order in which they are shown."""
+    form, better = metric_form(metric.name), metric.higher_is_better
+    name = metric.name.replace("_", " ")
+    return (
+        Quantity(metric.final, f"{name}, final", form, better),
+        Quantity(metric.best, f"{name}, best", form, better),
+        Quantity(f"final_personal_{metric.name}", f"personal {name}, final", form, better),
+        Quantity(f"best_personal_{metric.name}", f"personal {name}, best", form, better),
+        _measured("density", None),
+        _measured("density_all_weights", None),
+        Quantity("bytes", "bytes, up and down", format_bytes),
+        *(_measured(key) for key in COSTS[1:]),
+    )
+
+
+def _measured(key: str, higher_is_better: bool | None = False) -> Quantity:
+    measure = _FORMS[key]
+    return Quantity(key, measure.label, measure.form, higher_is_better)
+
+
+def _traffic(summary: dict[str, Any]) -> Any:
+    up, down = summary.get("bytes_up"), summary.get("bytes_down")
+    return None if up is None or down is None else up + down
