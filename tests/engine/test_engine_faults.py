@@ -154,18 +154,21 @@ def test_a_task_that_hangs_gets_no_reply_and_all_others_do(shared_ray, tmp_path)
         messages = [message(node) for node in nodes[:8]]
         messages[2] = message(nodes[2], "hang", file=str(hung))
         began = time.monotonic()
-        replies = list(grid.send_and_receive(messages, timeout=3.0))
-        assert 3.0 <= time.monotonic() - began < 6.0
+        replies = list(grid.send_and_receive(messages, timeout=6.0))
+        assert 6.0 <= time.monotonic() - began < 20.0
         assert [r.metadata.src_node_id for r in replies] == nodes[:2] + nodes[3:8]
         assert all(echoes(reply, reply.metadata.src_node_id) for reply in replies)
         assert all(gone(int(pid)) for pid in hung.read_text().split())
-        # The grid goes on, and a hanging task among many in one call takes none of them along.
+        # The grid goes on, and a hanging task among many in one call takes none of them along. It has its
+        # own time, not the exchange's: on a busy machine a fresh worker starts slower than any bound here.
         assert all(reply.has_content() for reply in grid.send_and_receive([message(n) for n in nodes]))
         grid._paces["train"] = _Pace(seconds=CHUNK_SECONDS / 20)
+        grid._task_timeout = 4.0
         messages = [message(node) for node in nodes]
         messages[9] = message(nodes[9], "hang", file=str(hung))
-        replies = list(grid.send_and_receive(messages, timeout=12.0))
-        assert [r.metadata.src_node_id for r in replies] == nodes[:9] + nodes[10:]
+        replies = list(grid.send_and_receive(messages, timeout=120.0))
+        assert [r.metadata.src_node_id for r in replies] == nodes
+        assert [r.metadata.src_node_id for r in replies if r.has_error()] == [nodes[9]]
         assert all(gone(int(pid)) for pid in hung.read_text().split())
 
 
