@@ -119,7 +119,8 @@ def record(scenario: Any, folder: Path) -> None:
     import numpy as np
 
     from fedprune import data as datasets
-    from fedprune.engine.simulation import build_client_app, make_strategy, score_locally
+    from fedprune.engine.hosts import build_client_app
+    from fedprune.engine.simulation import make_strategy, score_locally
 
     data = datasets.load(scenario)
     strategy = make_strategy(scenario, data, score_locally(scenario, data), [])

@@ -22,7 +22,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedprune import data as datasets
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import FederatedData
-from fedprune.engine.simulation import build_client_app, make_strategy, score_locally
+from fedprune.engine.hosts import build_client_app
+from fedprune.engine.simulation import make_strategy, score_locally
 from fedprune.protocol.faults import CODES, Fault
 from fedprune.scenario import Scenario
 from fedprune.server.strategy import PruningStrategy

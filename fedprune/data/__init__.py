@@ -6,7 +6,7 @@ What the rest of fedprune uses is here; a user's source needs ``Request``, ``Sou
 
 from fedprune.data.batches import AUGMENTATIONS, batches, parts
 from fedprune.data.dataset import ClientData, DataInfo, FederatedData, Images, LocalData, Shares
-from fedprune.data.federated import declared, describe, load, open_shares
+from fedprune.data.federated import declared, describe, load, open_shares, read, read_key
 from fedprune.data.own import load_own
 from fedprune.data.sources import SOURCES, Request, Source
 
@@ -28,4 +28,6 @@ __all__ = [
     "load_own",
     "open_shares",
     "parts",
+    "read",
+    "read_key",
 ]

@@ -5,8 +5,8 @@ Not for how any of that is done: ``sources`` reads and ``partition`` divides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -23,13 +23,15 @@ from fedprune.data.dataset import (
     Shares,
 )
 from fedprune.data.known import KNOWN, numbered
-from fedprune.data.sources import Request, Source, Tables, find, open_tables
+from fedprune.data.sources import SOURCES, Request, Source, Tables, find, hugging_face, open_tables
 from fedprune.errors import DataError
 from fedprune.scenario import DataSpec, Scenario
 
 
-def load(scenario: Scenario) -> FederatedData:
+def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     """Return the data of a scenario; the division depends on its seed and settings alone.
+
+    ``source`` is what `read` returned for it, where it has been read already.
 
     The server's public part is taken from the training images first; the rest is divided over the clients
     by the scenario's scheme; then each client holds out its own test part.
@@ -42,7 +44,7 @@ def load(scenario: Scenario) -> FederatedData:
     PluginError
         Where there is no data set of that name.
     """
-    source = _read(scenario)
+    source = read(scenario) if source is None else source
     info = _info(scenario.data, source.train.pixels.shape[1:], source)
     _check_declared(scenario.data, info)
     return FederatedData(info, source.train, source.test, *_divide(scenario, source.train.labels))
@@ -136,7 +138,7 @@ def describe(scenario: Scenario) -> DataInfo:
     if (info := declared(scenario.data)) is not None:
         return info
     few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
-    source = _read(scenario.model_copy(update={"data": few}))
+    source = read(scenario.model_copy(update={"data": few}))
     return _info(few, source.train.pixels.shape[1:], source)
 
 
@@ -153,7 +155,20 @@ def _request(scenario: Scenario) -> Request:
     )
 
 
-def _read(scenario: Scenario) -> Source:
+def read_key(scenario: Scenario) -> Hashable:
+    """Return what `read` depends on: scenarios with equal keys have the same images, read once for all.
+
+    The seed counts where images are chosen among more, and for a source of a user's own.
+    """
+    request = _request(scenario)
+    spec = scenario.data
+    whole = spec.train_examples is None and spec.test_examples is None
+    built_in = spec.name in SOURCES or find(spec.name, request.path, scenario.directory) is hugging_face
+    return replace(request, seed=0) if whole and built_in else (request, scenario.directory)
+
+
+def read(scenario: Scenario) -> Source:
+    """Read a scenario's data set, undivided; raises as `load`."""
     request = _request(scenario)
     source = find(request.name, request.path, scenario.directory)(request)
     for split, images in (("train", source.train), ("test", source.test)):

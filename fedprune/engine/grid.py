@@ -17,16 +17,13 @@ from math import inf
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.engine.cluster import return_freed_memory
-from fedprune.engine.records import INLINE_BYTES, pack_arrays, pack_values, unpack_content
-from fedprune.engine.worker import Outcome, Task, Worker, one_line
+from fedprune.engine.records import pack_arrays
+from fedprune.engine.simulated_grid import RUN_ID, SimulatedGrid
+from fedprune.engine.worker import Outcome, Worker, one_line
 from fedprune.errors import RunError
 from fedprune.protocol.faults import CODES, Fault
 
@@ -43,8 +40,6 @@ PATIENCE_SECONDS = 30.0
 START_SECONDS = 300.0
 #: How many shared records stay in the object store; a strategy sends one or two at a time.
 SHARED_KEPT = 4
-
-_RUN_ID = 1
 
 
 @dataclass(eq=False, slots=True)
@@ -131,7 +126,7 @@ class _Exchange:
         return bool(not self.exhausted or self.fresh or self.retries or self.calls or self.replies)
 
 
-class RayGrid(Grid):
+class RayGrid(SimulatedGrid):
     """Flower's grid on Ray actors, for ``nodes`` that run the app that ``make_app`` returns.
 
     Parameters
@@ -177,18 +172,11 @@ class RayGrid(Grid):
         return_freed_memory()
         self._task_timeout = inf if task_timeout is None else task_timeout
         resources = dict(resources or {})
-        first = SUPERLINK_NODE_ID + 1
-        self._node_configs = {
-            first + number: {"partition-id": number, "num-partitions": len(nodes), **config}
-            for number, config in enumerate(nodes)
-        }
-        self._states: dict[int, bytes] = {}
-        self._state_pool: dict[bytes, bytes] = {}
-        self._run = Run.create_empty(_RUN_ID)
+        super().__init__(nodes)
         self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, max_restarts=0)(Worker)
         self._actor_arguments = (
             make_app,
-            _RUN_ID,
+            RUN_ID,
             dict(run_config or {}),
             same_shapes,
             inf if largest_reply is None else largest_reply,
@@ -196,11 +184,8 @@ class RayGrid(Grid):
             *(ray.put(value) for value in resources.values()),
         )
         self._shared: OrderedDict[int, tuple[ArrayRecord, Any]] = OrderedDict()
-        self._messages_sent = 0
         self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
         self._exchanges: list[_Exchange] = []
-        TaskIdentity.task_id, TaskIdentity.run_id = 1, _RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
         self._workers = [self._new_worker() for _ in range(workers)]
         self._await_workers()
 
@@ -234,46 +219,7 @@ class RayGrid(Grid):
             ray.kill(worker.actor)
         self._workers = []
 
-    @property
-    def states(self) -> dict[int, bytes]:
-        """What each client keeps between messages, by node id, serialized as Flower does it.
-
-        Equal states are mostly the same object. May be set when no message is on its way: to that of
-        another grid with as many nodes.
-        """
-        return dict(self._states)
-
-    @states.setter
-    def states(self, states: Mapping[int, bytes]) -> None:
-        self._state_pool = {state: state for state in states.values()}
-        self._states = {node_id: self._state_pool[state] for node_id, state in states.items()}
-
     # Flower's interface ------------------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """Set the run whose messages the grid carries."""
-        self._run = run
-        TaskIdentity.run_id = run.run_id
-
-    @property
-    def run(self) -> Run:
-        """Information about the run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message; Flower deprecates this in favour of ``Message(...)``."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of all nodes, in the order of their numbers."""
-        return list(self._node_configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Start the messages on their way and return their ids."""
@@ -445,39 +391,15 @@ class RayGrid(Grid):
         worker.alone = retry
         exchange.calls[reference] = _Call(worker, positions, retry)
 
-    def _give_id(self, message: Message) -> None:
-        if not message.metadata.message_id:
-            self._messages_sent += 1
-            message.metadata.__dict__["_message_id"] = f"{_RUN_ID}-{self._messages_sent}"
-
-    def _task(self, message: Message, shared: dict[str, Any]) -> Task:
-        self._give_id(message)
-        node_id = message.metadata.dst_node_id
-        content: list[tuple[str, str, Any]] = []
-        for key, record in message.content.items():
-            if not isinstance(record, ArrayRecord):
-                content.append((key, *pack_values(record)))
-                continue
-            reference = self._share(record)
-            if reference is None:
-                content.append((key, "arrays", pack_arrays(record)))
-            else:
-                name = reference.hex()
-                shared[name] = reference
-                content.append((key, "shared", list(shared).index(name)))
-        return Task(message.metadata, content, self._node_configs[node_id], self._states.get(node_id, b""))
-
-    def _share(self, record: ArrayRecord) -> Any:
+    def _share(self, record: ArrayRecord) -> tuple[str, Any]:
         """Put a large record into the object store once for all messages that carry it."""
-        if sum(len(array.data) for array in record.values()) < INLINE_BYTES:
-            return None
         entry = self._shared.pop(id(record), None)
         if entry is None:
             entry = (record, ray.put(pack_arrays(record)))
         self._shared[id(record)] = entry  # Holding the record keeps its id its own.
         while len(self._shared) > SHARED_KEPT:
             self._shared.popitem(last=False)
-        return entry[1]
+        return entry[1].hex(), entry[1]
 
     def _collect(self, exchange: _Exchange, reference: Any) -> None:
         call = exchange.calls.pop(reference)
@@ -514,17 +436,6 @@ class RayGrid(Grid):
         )
         pace.seconds += 0.5 * (seconds / len(outcomes) - pace.seconds)
         pace.bytes += 0.5 * (size / len(outcomes) - pace.bytes)
-
-    def _reply(self, message: Message, outcome: Outcome) -> Message:
-        if outcome.state is not None:
-            # Clients often keep the same thing, a mask for instance: hold it once.
-            state = self._state_pool.setdefault(outcome.state, outcome.state)
-            self._states[message.metadata.dst_node_id] = state
-            if len(self._state_pool) > 2 * len(self._states) + 16:
-                self._state_pool = {held: held for held in self._states.values()}
-        if outcome.content is None:
-            return Message(Error(outcome.code, outcome.reason), reply_to=message)
-        return Message(unpack_content(outcome.content), reply_to=message)
 
     def _replace(self, worker: _Worker) -> None:
         """Put a fresh worker in the place of one that failed or hangs."""

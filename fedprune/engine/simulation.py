@@ -13,20 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedprune import data as datasets
 from fedprune import models
-from fedprune.client.app import FederatedClientApp
 from fedprune.client.site import Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
-from fedprune.determinism import deterministic, make_deterministic
+from fedprune.determinism import deterministic
 from fedprune.engine import checkpoints
 from fedprune.engine.checkpoints import Checkpoint
-from fedprune.engine.cluster import cluster
-from fedprune.engine.fault_injection import FaultyClientApp
+from fedprune.engine.hosts import Host, OnRay
 from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError, UserError
 from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_folder, refuse_complete
@@ -57,6 +53,8 @@ def run(
     listeners: Sequence[Listener] = (),
     overrides: Mapping[str, object] | None = None,
     began: float | None = None,
+    host: Host | None = None,
+    figures: bool = True,
     **changes: object,
 ) -> Run:
     """Run a scenario on Ray and return what it reached and what it cost.
@@ -81,6 +79,10 @@ def run(
     began : float, optional
         When start-up began, by ``time.perf_counter()``; the time of the call where not given. The command
         counts its imports, too.
+    host : Host, optional
+        What the clients run on; Ray where not given. A study has its own.
+    figures : bool
+        Draw the run's figures when it ends.
     **changes : object
         The same as ``overrides``, as keywords: ``strategy__density=0.1``, ``rounds=3``.
 
@@ -102,6 +104,7 @@ def run(
     if overwrite and resume:
         raise UserError("to overwrite a run and to resume it are two things: give one of them")
     began = time.perf_counter() if began is None else began
+    host = OnRay() if host is None else host
     plan = scenario if isinstance(scenario, Scenario) else load_scenario(scenario, overrides)
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
     directory = Path(out) if out is not None else Path("runs") / plan.name
@@ -114,34 +117,18 @@ def run(
             shown = stack.enter_context(Progress(plan.rounds))
             heard.insert(0, shown)
         announce(heard, f"reading {plan.data.name}")
-        data = datasets.load(plan)
+        data = host.load(plan)
         evaluation = SpreadEvaluation(plan, data)
-        strategy = make_strategy(plan, data, evaluation, heard)
+        strategy = make_strategy(plan, data, evaluation, heard, host.pretrained)
         folder, checkpoint = opened(stack, strategy, directory, overwrite=overwrite, resume=resume)
         if progress and (dense := stays_dense(strategy.module, strategy.options)):
             shown.note(dense)
         folder.began = began
+        folder.draws &= figures
         heard.insert(0, folder)
         # Ray is left to the outer stack: it ends after the folder is finished, however long that takes it.
         with finished(folder, strategy, data):
-            announce(heard, "starting Ray" if plan.engine.ray_address is None else "joining the Ray cluster")
-            placement = stack.enter_context(cluster(plan.engine))
-            from fedprune.engine.grid import RayGrid  # Here: it needs Ray, which a device lacks.
-
-            workers = "1 worker" if placement.workers == 1 else f"{placement.workers} workers"
-            announce(heard, f"starting {workers}")
-            grid = stack.enter_context(
-                RayGrid(
-                    build_client_app,
-                    [{}] * plan.clients.count,
-                    workers=placement.workers,
-                    resources={"scenario": plan, "data": data, "device": placement.device},
-                    gpus_per_worker=placement.gpus_per_worker,
-                    same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
-                    task_timeout=plan.engine.task_timeout,
-                    largest_reply=largest_reply(strategy.layout),
-                )
-            )
+            grid = stack.enter_context(host.grid(plan, data, largest_reply(strategy.layout), heard))
             if checkpoint is not None:
                 grid.states = from_columns(checkpoint.content["clients"])
             heard.append(remember(folder, strategy, lambda: grid.states))
@@ -237,9 +224,15 @@ def _restored(strategy: PruningStrategy, directory: Path) -> Checkpoint | None:
 
 
 def make_strategy(
-    scenario: Scenario, data: FederatedData, evaluate: Evaluate, listeners: Sequence[Listener]
+    scenario: Scenario,
+    data: FederatedData,
+    evaluate: Evaluate,
+    listeners: Sequence[Listener],
+    pretrained: Path | None = None,
 ) -> PruningStrategy:
     """Build the scenario's model and strategy; what cannot be built is refused before anything runs.
+
+    ``pretrained`` is a folder that keeps models after pretraining.
 
     Raises
     ------
@@ -263,6 +256,7 @@ def make_strategy(
         public=data.server,
         evaluate=evaluate,
         listeners=listeners,
+        pretrained=pretrained,
     )
     return build_strategy(federation)
 
@@ -311,14 +305,6 @@ class SpreadEvaluation:
         return combine(self.grid.map(_score_chunk, (self._batch_size, dict(state)), self._chunks))
 
 
-def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> ClientApp:
-    """Return the client app of a simulation; a worker calls it once."""
-    make_deterministic(scenario.engine.instructions)
-    site = Site(scenario, data, torch.device(device))
-    app = FederatedClientApp(lambda context: site)
-    return FaultyClientApp(app, scenario, largest_reply(site.layout)) if scenario.faults.any else app
-
-
 def score_locally(scenario: Scenario, data: FederatedData) -> Evaluate:
     """Return an evaluator that does all chunks in this process, with the same result."""
     site = Site(scenario, data)
@@ -336,16 +322,18 @@ def score_locally(scenario: Scenario, data: FederatedData) -> Evaluate:
     return evaluate
 
 
-_evaluation_sites: dict[str, Site] = {}
+#: What a process evaluates with, by the scenario's digest: that of the run it was last at work for.
+_evaluation_site: dict[str, Site] = {}
 
 
 def _score_chunk(resources: Mapping[str, Any], common: tuple[int, dict[str, Tensor]], chunk: Any) -> Score:
     """Score one chunk of the test set in a worker."""
     scenario: Scenario = resources["scenario"]
     data: FederatedData = resources["data"]
-    site = _evaluation_sites.setdefault(
-        scenario.digest, Site(scenario, data, torch.device(resources["device"]))
-    )
+    if scenario.digest not in _evaluation_site:
+        _evaluation_site.clear()
+        _evaluation_site[scenario.digest] = Site(scenario, data, torch.device(resources["device"]))
+    site = _evaluation_site[scenario.digest]
     batch_size, state = common
     set_state(site.module, state)
     return score(site.module, data.test, chunk, data.info, batch_size=batch_size)

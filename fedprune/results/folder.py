@@ -85,6 +85,7 @@ class RunFolder:
 
     def __init__(self, directory: Path, scenario: Scenario, lock: int | None = None) -> None:
         self.began = time.perf_counter()  #: When the run began; one that began earlier says so.
+        self.draws = util.find_spec("matplotlib") is not None  #: Whether figures are drawn at the end.
         self.directory = directory
         self.scenario = scenario
         self._lock = lock
@@ -213,7 +214,7 @@ class RunFolder:
                 {},
                 f"{reason}; and the model could not be written: {type(error).__name__}: {error}",
             )
-        if rounds and util.find_spec("matplotlib") is not None:
+        if rounds and self.draws:
             from fedprune.results import figures
 
             figures.draw(rounds, self.directory, title=self.scenario.name)

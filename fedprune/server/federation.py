@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -51,6 +52,8 @@ class Federation:
         Scores a global state on the server's test data.
     listeners : Sequence[Listener]
         Told of every task and round, and of every step where it is a `StepListener`.
+    pretrained : Path, optional
+        A folder that keeps models after pretraining, for runs that begin alike.
     """
 
     scenario: Scenario
@@ -60,6 +63,7 @@ class Federation:
     public: np.ndarray
     evaluate: Callable[[Mapping[str, Tensor], Masks], Score]
     listeners: Sequence[Listener] = ()
+    pretrained: Path | None = None
 
     def announce(self, step: str) -> None:
         """Tell a person what is done now, such as "round 0: candidate 3 of 8"."""
