@@ -116,7 +116,8 @@ class InProcess:
 
 def can_run_in_process(scenario: Scenario) -> bool:
     """Say whether no task of a scenario may end its process or hang in it, as far as the scenario says."""
-    return not scenario.faults.any and scenario.engine.task_timeout is None
+    may_end = any(scenario.faults.may_have(fault) for fault in ("hang", "kill_worker"))
+    return not may_end and scenario.engine.task_timeout is None
 
 
 def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> ClientApp:
