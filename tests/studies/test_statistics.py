@@ -501,7 +501,7 @@ class TestClients:
         found = group_spread(group_outcomes(runs)[0], ACCURACY)
         assert found.overall["worst"].values == (0.2, 0.4)
         assert found.by_device["pi"]["mean"].mean == pytest.approx(0.5)
-        assert found.clients == (2, 3)
+        assert found.overall["clients"].values == (2, 3)
 
 
 def _clients(directory, lines, column="accuracy"):

@@ -72,13 +72,12 @@ class ClientSpread:
 class GroupSpread:
     """The spread of a group's runs: an estimate over seeds of each number.
 
-    ``overall`` and the values of ``by_device`` have the keys ``mean``, ``worst``, ``std``, ``variance`` and
-    ``jain``. ``clients`` are the fewest and the most clients of any run.
+    ``overall`` and the values of ``by_device`` have the keys ``clients`` (their number), ``mean``, ``worst``,
+    ``std``, ``variance`` and ``jain``.
     """
 
     overall: Mapping[str, Estimate]
     by_device: Mapping[str, Mapping[str, Estimate]]
-    clients: tuple[int, int]
 
 
 def spread_of(values: Iterable[float], *, higher_is_better: bool = True) -> Spread:
@@ -154,20 +153,18 @@ def group_spread(group: Group, metric: Metric, whose: Whose = "global") -> Group
     if not spreads:
         return None
     devices = sorted({device for spread in spreads for device in spread.by_device})
-    counts = [spread.overall.clients for spread in spreads]
     return GroupSpread(
         _estimates([spread.overall for spread in spreads]),
         {
             device: _estimates([s.by_device[device] for s in spreads if device in s.by_device])
             for device in devices
         },
-        (min(counts), max(counts)),
     )
 
 
 def _estimates(spreads: Sequence[Spread]) -> dict[str, Estimate]:
     estimates = {}
-    for key in ("mean", "worst", "std", "variance", "jain"):
+    for key in ("clients", "mean", "worst", "std", "variance", "jain"):
         values = [value for spread in spreads if (value := getattr(spread, key)) is not None]
         if values:
             estimates[key] = Estimate.of(values)
