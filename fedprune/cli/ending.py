@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedprune.errors import FedpruneError, UserError
 
 if TYPE_CHECKING:
-    from fedprune.costs.ledger import RoundRecord, TaskRecord
+    from fedprune.engine.ending import Ending
+    from fedprune.studies.study import Study
 
 _INTERRUPTED = 130
 
@@ -53,45 +54,45 @@ def exit_status(command: Callable[[], object]) -> int:
     return status if isinstance(status, int) else 0
 
 
-class Ending:
-    """Ends a run on a signal, as Ctrl-C does; listens to the run for the case that nobody heard it.
-
-    Python drops an exception that a signal's handler raises inside a finalizer or a weak reference's
-    callback, of which Ray has many: the run then ends with its next task.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        """Handle the signal."""
-        self._asked = True
-        raise KeyboardInterrupt
-
-    def on_task(self, task: TaskRecord) -> None:
-        """End the run if it was to end."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-    def on_round(self, round: RoundRecord) -> None:
-        """End the run if it was to end."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-
 @contextmanager
 def endable(folder: Path) -> Iterator[Ending]:
     """Let SIGTERM end a run as Ctrl-C does, and say then what is left of it."""
+    from fedprune.engine.ending import Ending
+
     ending = Ending()
-    before = {number: signal.signal(number, ending) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield ending
+        with _on_signals(ending):
+            yield ending
     except KeyboardInterrupt:
         from fedprune.engine.checkpoints import listed
 
         more = f"; fedprune resume {folder} goes on with it" if listed(folder) else ""
         print(f"the run folder {folder} holds the rounds that ended{more}", file=sys.stderr)
         raise
+
+
+@contextmanager
+def endable_study(study: Study) -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does, and say then what is left of it."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        with _on_signals(end):
+            yield
+    except KeyboardInterrupt:
+        again = "the same command goes on with it"
+        print(f"the study's folder {study.directory} holds the runs so far; {again}", file=sys.stderr)
+        raise
+
+
+@contextmanager
+def _on_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM handled inside the block, and as before afterwards."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, was in before.items():
+            signal.signal(number, was)
