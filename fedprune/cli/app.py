@@ -22,6 +22,8 @@ from fedprune.cli.list import list_names
 from fedprune.cli.resume import resume
 from fedprune.cli.run import run
 from fedprune.cli.schema import schema
+from fedprune.cli.study import run as run_study
+from fedprune.cli.study import show_table, watch
 from fedprune.cli.validate import validate
 
 app = typer.Typer(
@@ -33,6 +35,11 @@ app = typer.Typer(
 )
 deploy = typer.Typer(
     help="Run a scenario on real devices, over Flower's SuperLink and SuperNodes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+study = typer.Typer(
+    help="Run several methods, settings and seeds as one study, and compare them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -58,6 +65,10 @@ app.command("schema")(schema)
 app.command("list")(list_names)
 app.command("devices")(devices)
 app.command("compare")(compare)
+study.command("run")(run_study)
+study.command("table")(show_table)
+study.command("watch")(watch)
+app.add_typer(study, name="study")
 app.command("export")(export)
 app.command("bench-model")(bench_model)
 deploy.command("init")(init)

@@ -1,0 +1,160 @@
+"""`fedprune study`: run a study, and show what it came to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedprune.cli.arguments import Quiet
+from fedprune.cli.ending import endable_study
+from fedprune.cli.tables import console_on_stdout, table
+from fedprune.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from fedprune.studies.study import Jobs, Study
+
+StudyFile = Annotated[Path, typer.Argument(metavar="FILE", hidden=True)]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The study's folder.  [default: runs/NAME]")
+]
+
+
+class Format(StrEnum):
+    """How a table is written."""
+
+    text = "text"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
+class Rows(StrEnum):
+    """What a table has a row for."""
+
+    groups = "groups"
+    runs = "runs"
+    clients = "clients"
+
+
+def run(
+    file: StudyFile,
+    out: Out = None,
+    jobs: Annotated[
+        str,
+        typer.Option(metavar="N|auto", help="Runs at a time; auto: as cores, memory and GPUs allow."),
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what there is to do and how long it should take, and stop.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the runs of FILE, a study, that are not complete yet, and print the table of all."""
+    study = _open(file, out)
+    at_a_time = _jobs(jobs)
+    if dry_run or not quiet:
+        _announce(study, at_a_time, list_runs=dry_run)
+    if dry_run:
+        return
+    with endable_study(study):
+        study.run(jobs=at_a_time, progress=not quiet)
+    print(study.claims().text(_width()))
+    print(f"study folder: {study.directory}")
+    failed = study.missing()
+    if failed:
+        raise RunError(f"{len(failed)} of {len(study.planned())} runs failed; above are their reasons")
+
+
+def show_table(
+    file: StudyFile,
+    out: Out = None,
+    form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.text,
+    rows: Annotated[
+        Rows, typer.Option("--rows", help="What has a row: variants and grid points, runs, or clients.")
+    ] = Rows.groups,
+) -> None:
+    """Print the table of a study, FILE: what its runs reached, with intervals, and what that cost."""
+    from fedprune.studies.table import client_table, seed_table
+
+    study = _open(file, out)
+    if rows is Rows.groups:
+        made = study.claims()
+    else:
+        made = seed_table(study.outcomes) if rows is Rows.runs else client_table(study.outcomes)
+    texts = {
+        Format.text: lambda: made.text(_width()),
+        Format.markdown: made.markdown,
+        Format.latex: made.latex,
+        Format.csv: made.csv,
+    }
+    print(texts[form]().rstrip("\n"))
+
+
+def watch(
+    file: StudyFile,
+    out: Out = None,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds between looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and stop.")] = False,
+) -> None:
+    """Show how far each run of a study, FILE, is, until all are complete."""
+    study = _open(file, out)
+    console = console_on_stdout()
+    while True:
+        runs = [*study.trials(), *study.planned()]
+        states = [study.folder.status(run) for run in runs]
+        rows = [
+            (run.group, str(run.seed), state, f"{study.folder.rounds_done(run)}/{run.scenario.rounds}")
+            for run, state in zip(runs, states, strict=True)
+        ]
+        if console.is_terminal and not once:
+            console.clear()
+        console.print(table(("run",), ("seed", "status", "rounds"), rows))
+        console.print(f"{states.count('complete')} of {len(runs)} runs are complete")
+        if once or all(state == "complete" for state in states):
+            return
+        time.sleep(every)
+
+
+def _open(file: Path, out: Path | None) -> Study:
+    from fedprune.studies.study import study
+
+    return study(file, out=out)
+
+
+def _jobs(text: str) -> Jobs:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--jobs {text}: write a whole number from 1 on, or auto")
+    return int(text)
+
+
+def _announce(study: Study, jobs: Jobs, *, list_runs: bool) -> None:
+    """Say on standard error what there is to do, and how long it should take."""
+    import os
+
+    from fedprune.units import format_seconds
+
+    runs = [*study.trials(), *study.planned()]
+    left = study.missing(runs)
+    if list_runs:
+        rows = [
+            (run.group, str(run.seed), "tuning" if run.trial else "", study.folder.status(run))
+            for run in runs
+        ]
+        console_on_stdout().print(table(("run",), ("seed", "", "status"), rows))
+    text = f"{study.spec.name}: {len(runs)} runs, {len(runs) - len(left)} of them complete"
+    if left:
+        at_a_time = min(jobs, len(left)) if isinstance(jobs, int) else min(os.cpu_count() or 1, len(left))
+        seconds = study.remaining_seconds(at_a_time)
+        text += f"; the rest should take about {format_seconds(seconds)}, {at_a_time} at a time"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _width() -> int | None:
+    """Return how wide a table may be: a pipe or a file gets lines as long as they are."""
+    return console_on_stdout().width if sys.stdout.isatty() else None

@@ -1,0 +1,259 @@
+"""A study as one object: its runs, how they are done, and what they came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedprune import data as datasets
+from fedprune.data import Source
+from fedprune.errors import UserError
+from fedprune.results.records import write_atomically
+from fedprune.results.run import Run, load_run
+from fedprune.scenario import Scenario, yaml_file
+from fedprune.studies.outcomes import Outcome, headline
+from fedprune.studies.plan import Plan, PlannedRun
+from fedprune.studies.spec import StudySpec, load_study
+from fedprune.studies.store import STUDY, StudyFolder
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from fedprune.studies.estimate import Needs
+    from fedprune.studies.execute import Ended, Watcher
+    from fedprune.studies.table import Table
+
+Jobs = int | Literal["auto"]
+"""How many runs go on at a time."""
+
+
+class Study:
+    """Several runs under equal conditions, in a folder of their own; made by `study`.
+
+    Attributes
+    ----------
+    spec : StudySpec
+        What the study file says.
+    directory : Path
+        The study's folder.
+    """
+
+    def __init__(self, spec: StudySpec, directory: Path | None = None) -> None:
+        self.spec = spec
+        self.plan = Plan(spec)
+        self.folder = StudyFolder(directory if directory is not None else Path("runs") / spec.name)
+        self._sources: dict[Any, Source] = {}
+
+    @property
+    def directory(self) -> Path:
+        """The study's folder."""
+        return self.folder.directory
+
+    # What there is to do -----------------------------------------------------------------
+
+    def trials(self) -> list[PlannedRun]:
+        """Return the runs that tune variants."""
+        return [trial for name in self.spec.runs for trial in self.plan.trials(name)]
+
+    def planned(self) -> list[PlannedRun]:
+        """Return the runs of the comparison; a variant that is not tuned yet is as it was before."""
+        runs = self.plan.runs()
+        return [run for name in self.spec.runs for run in self._tuned(runs, name)]
+
+    def _tuned(self, runs: Sequence[PlannedRun], name: str) -> list[PlannedRun]:
+        of_variant = [run for run in runs if run.variant == name]
+        won = self.won(name)
+        return of_variant if won is None else self.plan.tuned(of_variant, name, won)
+
+    def won(self, variant: str) -> Mapping[str, Any] | None:
+        """Return the values with which a variant did best in its trials; None while there are none.
+
+        The best is that of the best mean of the final headline metric over the tuning seeds. A trial that
+        failed or diverged counts as worse than any other.
+        """
+        trials = self.plan.trials(variant)
+        outcomes = [self.folder.outcome(trial) for trial in trials]
+        states = {self.folder.status(trial) for trial in trials}
+        if not trials or states - {"complete", "failed"}:
+            return None
+        metric = headline(outcomes)
+        best: tuple[float, Mapping[str, Any]] | None = None
+        for values in {repr(trial.tuned): trial.tuned for trial in trials}.values():
+            finals = [
+                (outcome.summary or {}).get(metric.final) if outcome.complete else None
+                for trial, outcome in zip(trials, outcomes, strict=True)
+                if trial.tuned == values
+            ]
+            if None in finals:
+                continue
+            mean = sum(map(float, filter(None, finals))) / len(finals)
+            if best is None or (mean > best[0] if metric.higher_is_better else mean < best[0]):
+                best = mean, values
+        if best is None:
+            raise UserError(f"{variant}: none of its trials came to an end: there is nothing to tune it by")
+        return best[1]
+
+    def missing(self, runs: Sequence[PlannedRun] | None = None) -> list[PlannedRun]:
+        """Return those of the runs that are not complete, seed by seed; all of the comparison by default."""
+        runs = self.planned() if runs is None else runs
+        left = [run for run in runs if self.folder.status(run) != "complete"]
+        order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+        unique = {run.identity: run for run in left}
+        return sorted(unique.values(), key=lambda run: order[run.seed])
+
+    # Doing it ----------------------------------------------------------------------------
+
+    def run(self, *, jobs: Jobs = "auto", progress: bool = True) -> Study:
+        """Do the runs that are not complete; return the study.
+
+        Parameters
+        ----------
+        jobs : int or "auto"
+            How many go on at a time; auto: as many as cores, memory and GPUs allow.
+        progress : bool
+            Show on standard error how far the study is.
+
+        Raises
+        ------
+        UserError
+            For a study that cannot run here; nothing has run then.
+        RunError
+            Where Ray cannot start.
+        KeyboardInterrupt
+            On Ctrl-C, after the runs that went on have ended in order: call it again to go on.
+
+        A run that fails is reported and the others go on: ``outcomes`` has what became of each.
+        """
+        from fedprune.studies.progress import Progress
+
+        with self.folder.held(), Progress(self, shown=progress) as watcher:
+            self._keep()
+            if self.trials():
+                self._do(self.missing(self.trials()), jobs, watcher)
+            self._do(self.missing(), jobs, watcher)
+        return self
+
+    def _do(self, runs: Sequence[PlannedRun], jobs: Jobs, watcher: Watcher) -> list[Ended]:
+        """Do some runs on Ray."""
+        if not runs:
+            return []
+        from fedprune.engine.cluster import cluster
+        from fedprune.studies.execute import Executor, jobs_for
+
+        engine = runs[0].scenario.engine
+        kinds = {run.scenario.engine.instructions for run in runs}
+        if len(kinds) > 1:
+            raise UserError("engine.instructions differs between runs: what they reach could not be compared")
+        memory = max(self.needs.of(run.scenario).memory for run in _one_of_each(runs))
+        with cluster(engine) as placement:
+            import ray
+
+            available = float(ray.cluster_resources().get("memory", 0.0))  # type: ignore[no-untyped-call]
+            count = jobs_for(jobs, len(runs), memory, placement, available)
+            executor = Executor(self.folder, placement, watcher, self.source)
+            try:
+                return executor.run(runs, count)
+            finally:
+                executor.close()
+
+    def _keep(self) -> None:
+        """Write the study as it is run into its folder."""
+        text = yaml_file.write(self.spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
+        write_atomically(self.directory / STUDY, text.encode())
+
+    def source(self, scenario: Scenario) -> Source:
+        """Return a scenario's data set, read once for all runs that have the same."""
+        key = datasets.read_key(scenario)
+        if key not in self._sources:
+            self._sources[key] = datasets.read(scenario)
+        return self._sources[key]
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What runs need: time by the steps of training, memory."""
+        from fedprune.studies.estimate import Needs
+
+        return Needs(self.source)
+
+    def remaining_seconds(self, jobs: int) -> float:
+        """Return how long the runs that are left should take, ``jobs`` at a time."""
+        from fedprune.studies.estimate import remaining_seconds, seconds_of
+
+        ended: list[tuple[str, float, float]] = []
+        left: dict[str, list[tuple[float, float]]] = {}
+        for run in [*self.trials(), *self.planned()]:
+            need = self.needs.of(run.scenario).seconds
+            seconds = seconds_of(self.folder.outcome(run)) if self.folder.status(run) == "complete" else None
+            if seconds is not None:
+                ended.append((run.variant, need, seconds))
+            else:
+                done = self.folder.rounds_done(run) / run.scenario.rounds
+                left.setdefault(run.variant, []).append((need, 1 - done))
+        return remaining_seconds(left, ended, jobs)
+
+    # What it came to ---------------------------------------------------------------------
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What every run of the comparison has come to so far."""
+        return [self.folder.outcome(run) for run in self.planned()]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs that have begun, as they are read from their folders."""
+        folders = [outcome.directory for outcome in self.outcomes]
+        return [load_run(folder) for folder in folders if folder is not None]
+
+    def claims(self) -> Table:
+        """Return the table of what the variants reached, what it cost, and how they differ."""
+        from fedprune.studies.table import claim_table
+
+        self.check_target()
+        return claim_table(self.outcomes, reference=self.spec.reference, target=self.spec.target)
+
+    def table(self) -> DataFrame:
+        """Return the numbers of `claims` as a data frame of pandas: a row a variant and point of the grid."""
+        return self.claims().frame()
+
+    def check_target(self) -> None:
+        """Refuse a target of another metric than the runs' headline one."""
+        named, metric = self.spec.target_metric, headline(self.outcomes)
+        if named is not None and named != metric.name:
+            raise UserError(
+                self.spec.complaint(
+                    (f"target_{named}",), f"the headline metric is {metric.name}: write target_{metric.name}"
+                )
+            )
+
+
+def study(source: Path | str | Mapping[str, Any], /, *, out: Path | str | None = None) -> Study:
+    """Read a study; ``run`` does its runs, and what they came to can be read at any time.
+
+    Parameters
+    ----------
+    source : Path, str or Mapping
+        A study file, or what one holds.
+    out : Path or str, optional
+        The study's folder; ``runs/<name>`` in the working directory where not given.
+
+    Raises
+    ------
+    ScenarioError
+        Where it describes no study; one line for each mistake.
+
+    Examples
+    --------
+    >>> study("studies/quickstart.yaml").run().table()  # doctest: +SKIP
+    """
+    return Study(load_study(source), Path(out) if out is not None else None)
+
+
+def _one_of_each(runs: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
+    """Yield one run of each variant and point."""
+    seen = set()
+    for run in runs:
+        if run.group not in seen:
+            seen.add(run.group)
+            yield run
