@@ -120,32 +120,32 @@ class Claim:
 
 def result_part(claim: Claim) -> Part:
     """Return the headline metric of every group: final, best, against the reference, and in ranks."""
-    metric, name = claim.metric, claim.metric.name.replace("_", " ")
-    unit = unit_of(metric.name)
+    metric = claim.metric
     columns = {
         "runs": [str(each.complete) for each in claim.summaries],
         "density": _means(claim, _quantity(claim, "density")),
-        f"{name}, final{unit}": estimate_texts(claim.estimates(metric.final), metric.name),
-        f"{name}, best{unit}": estimate_texts(claim.estimates(metric.best), metric.name),
+        "final": estimate_texts(claim.estimates(metric.final), metric.name),
+        "best": estimate_texts(claim.estimates(metric.best), metric.name),
     }
     personal = claim.estimates(f"final_personal_{metric.name}")
     if any(personal):
-        columns[f"personal{unit}"] = estimate_texts(personal, metric.name)
+        columns["personal, final"] = estimate_texts(personal, metric.name)
     if claim.reference is not None:
         found = [claim.comparisons.get(each) for each in claim.names]
         of_reference = [each.group.variant == claim.reference for each in claim.summaries]
         none = ["reference" if each else UNKNOWN for each in of_reference]
         points = " (points)" if is_share(metric.name) else ""
         columns |= {
-            f"difference to {claim.reference}{points}": difference_texts(found, metric.name, none),
-            "p, t test": [format_p(None if each is None else each.t_holm) for each in found],
+            f"minus {claim.reference}{points}": difference_texts(found, metric.name, none),
+            "p, t": [format_p(None if each is None else each.t_holm) for each in found],
             "p, Wilcoxon": [format_p(None if each is None else each.wilcoxon_holm) for each in found],
         }
     if len(claim.ranking.mean_ranks) > 1:
         ranks = [claim.ranking.mean_ranks.get(each) for each in claim.names]
         columns["mean rank"] = [UNKNOWN if rank is None else f"{rank:.1f}" for rank in ranks]
-    title = f"{name[0].upper()}{name[1:]}"
-    return _part(title if metric.higher_is_better else f"{title} (lower is better)", claim, columns)
+    name = metric.name.replace("_", " ")
+    direction = "" if metric.higher_is_better else ", lower is better"
+    return _part(f"{name[0].upper()}{name[1:]}{unit_of(metric.name)}{direction}", claim, columns)
 
 
 def cost_part(claim: Claim) -> Part:

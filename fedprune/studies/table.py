@@ -129,7 +129,7 @@ def _client_table(rows: Sequence[tuple[str, str, str, GroupSpread]], metric: str
         ]
 
     notes = (
-        "Of a run's clients each counts the same; ±: 95 % t intervals over seeds.",
+        "Of a run's clients each counts the same; ±: 95% t intervals over seeds.",
         "The global model is that of the last round that clients tested; the personal ones are each client's "
         "after its last training.",
     )
@@ -172,8 +172,8 @@ def _comparison_notes(claim: Claim) -> Iterator[str]:
     )
     if tested:
         yield (
-            f"p values: paired, two-sided, adjusted by Holm for {len(tested)} "
-            f"{'comparison' if len(tested) == 1 else 'comparisons'}."
+            "p: paired t test and Wilcoxon's signed-rank test, two-sided, adjusted by Holm for "
+            f"{len(tested)} {'comparison' if len(tested) == 1 else 'comparisons'}."
         )
         fewest = min(len(each.seeds) for each in tested)
         if fewest < _FEWEST_FOR_WILCOXON:

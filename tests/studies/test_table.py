@@ -50,14 +50,14 @@ class TestClaim:
     def test_what_it_says(self):
         table = claim_table(study(), reference="FedAvg", target=0.7)
         result, costs, until = table.parts
-        assert (result.title, until.title) == ("Accuracy", "Costs until accuracy 70%")
+        assert (result.title, until.title) == ("Accuracy (%)", "Costs until accuracy 70%")
         assert list(column(result, "runs").values()) == ["4", "4", "3"]
         # 70.5 ± 3.182 * 1.291 / 2 and 66.75 ± 3.182 * 1.5 / 2; the narrowest of the column has two digits.
-        assert column(result, "accuracy, final")["FedAvg"] == "70.5 ± 2.1"
-        assert column(result, "accuracy, final")["Tiny, density 0.1"] == "66.8 ± 2.4"
+        assert column(result, "final")["FedAvg"] == "70.5 ± 2.1"
+        assert column(result, "final")["Tiny, density 0.1"] == "66.8 ± 2.4"
         # Differences -4, -3, -5, -3: mean -3.75, ± 3.182 * 0.957 / 2.
-        assert column(result, "difference")["Tiny, density 0.1"] == "-3.8 [-5.3, -2.2]"
-        assert column(result, "difference")["FedAvg"] == "reference"
+        assert column(result, "minus")["Tiny, density 0.1"] == "-3.8 [-5.3, -2.2]"
+        assert column(result, "minus")["FedAvg"] == "reference"
         assert column(result, "p, t")["FedAvg"] == "-"
         assert column(result, "mean rank")["FedAvg"] == "1.0"
         assert column(costs, "FLOPs") == {
@@ -90,13 +90,13 @@ class TestClaim:
         outcomes += [outcome("B", seed, None, status=None) for seed in (0, 1)]
         table = claim_table(outcomes, reference="A", target=0.5)
         assert "Runs that have not begun, and are in no estimate: A (1), B (2)." in table.notes
-        assert column(table.parts[0], "accuracy, final")["B"] == "-"
+        assert column(table.parts[0], "final")["B"] == "-"
         assert column(table.parts[2], "rounds")["B"] == "-"
 
     def test_before_any_run_has_begun(self):
         outcomes = [outcome(name, 0, None, status=None) for name in "AB"]
         table = claim_table(outcomes, reference="A", target=0.5)
-        assert column(table.parts[0], "accuracy, final") == {"A": "-", "B": "-"}
+        assert column(table.parts[0], "final") == {"A": "-", "B": "-"}
         assert [row["complete"] for row in table.records] == [0, 0]
         assert table.text()
         assert table.latex()
@@ -106,9 +106,9 @@ class TestClaim:
         outcomes += group("Sparse", [22.0, 22.7, 22.6], metric=PERPLEXITY, curve=[90.0, 22.0])
         table = claim_table(outcomes, reference="Dense", target=21.0)
         result, _, until = table.parts
-        assert result.title == "Perplexity (lower is better)"
-        assert column(result, "perplexity, final") == {"Dense": "20.50 ± 0.99", "Sparse": "22.43 ± 0.94"}
-        assert column(result, "difference to Dense")["Sparse"].startswith("+1.93 [")
+        assert result.title == "Perplexity, lower is better"
+        assert column(result, "final") == {"Dense": "20.50 ± 0.99", "Sparse": "22.43 ± 0.94"}
+        assert column(result, "minus Dense")["Sparse"].startswith("+1.93 [")
         assert column(result, "mean rank") == {"Dense": "1.0", "Sparse": "2.0"}
         assert until.title == "Costs until perplexity 21"
         assert column(until, "reached") == {"Dense": "3 of 3", "Sparse": "0 of 3"}
@@ -117,7 +117,7 @@ class TestClaim:
 
     def test_without_a_reference_nothing_is_compared(self):
         table = claim_table(study())
-        assert not any("difference" in head or head.startswith("p,") for head in table.parts[0].heads)
+        assert not any("minus" in head or head.startswith("p,") for head in table.parts[0].heads)
         assert "(" not in "".join(column(table.parts[1], "FLOPs").values())
         assert len(table.parts) == 2
 
@@ -125,7 +125,7 @@ class TestClaim:
         outcomes = [outcome("A", 0, 0.5, point={"density": d}) for d in (0.1, 0.2)] + group("B", [0.6])
         table = claim_table(outcomes, reference="A")
         assert "Not compared, since A has no run at their point of the grid: B." in table.notes
-        assert column(table.parts[0], "difference")["B"] == "-"
+        assert column(table.parts[0], "minus")["B"] == "-"
 
     def test_nothing_to_show(self):
         with pytest.raises(UserError, match="no run"):
@@ -133,7 +133,7 @@ class TestClaim:
 
     def test_equal_differences_are_said_to_have_no_test(self):
         table = claim_table([*group("A", [0.5, 0.6, 0.7]), *group("B", [0.4, 0.5, 0.6])], reference="A")
-        assert column(table.parts[0], "difference")["B"] == "-10.00 [-10.00, -10.00]"
+        assert column(table.parts[0], "minus")["B"] == "-10.00 [-10.00, -10.00]"
         assert column(table.parts[0], "p, t")["B"] == "-"
         assert "No t test, since all seeds differ by the same amount: B." in table.notes
 
@@ -143,7 +143,7 @@ class TestClaim:
 
     def test_personal_values_have_a_column_where_they_are_known(self):
         table = claim_table(group("A", [0.5], final_personal_accuracy=0.9))
-        assert column(table.parts[0], "personal (%)") == {"A": "90.00"}
+        assert column(table.parts[0], "personal, final") == {"A": "90.00"}
 
 
 class TestNumbers:

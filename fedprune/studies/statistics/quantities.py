@@ -27,8 +27,8 @@ COSTS = (
     "wall_seconds",
 )
 #: The last words of metrics that are shares, in [0, 1], and are written in percent.
-_SHARES = ("accuracy", "f1", "auc", "auroc", "precision", "recall", "iou", "density")
-_FORMS = {measure.key: measure for measure in MEASURES}
+_SHARES = ("accuracy", "f1", "auc", "auroc", "precision", "recall", "iou")
+_MEASURES = {measure.key: measure for measure in MEASURES}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class Quantity:
         summary = outcome.summary or {}
         value = _traffic(summary) if self.key == "bytes" else summary.get(self.key)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+#: Bytes of both directions, which no summary has as one number.
+TRAFFIC = Quantity("bytes", "bytes, up and down", format_bytes)
 
 
 def is_share(metric: str) -> bool:
@@ -95,15 +99,16 @@ def quantities(metric: Metric) -> tuple[Quantity, ...]:
         Quantity(metric.best, f"{name}, best", form, better),
         Quantity(f"final_personal_{metric.name}", f"personal {name}, final", form, better),
         Quantity(f"best_personal_{metric.name}", f"personal {name}, best", form, better),
-        _measured("density", None),
-        _measured("density_all_weights", None),
-        Quantity("bytes", "bytes, up and down", format_bytes),
-        *(_measured(key) for key in COSTS[1:]),
+        measured("density", None),
+        measured("density_all_weights", None),
+        TRAFFIC,
+        *(measured(key) for key in COSTS[1:]),
     )
 
 
-def _measured(key: str, higher_is_better: bool | None = False) -> Quantity:
-    measure = _FORMS[key]
+def measured(key: str, higher_is_better: bool | None = False) -> Quantity:
+    """Return one of the measures that the tables of single runs show, under the same name and unit."""
+    measure = _MEASURES[key]
     return Quantity(key, measure.label, measure.form, higher_is_better)
 
 

@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from fedprune.results.measures import MEASURES
 from fedprune.results.records import Record
 from fedprune.studies.outcomes import Metric, Outcome, headline
 from fedprune.studies.statistics.estimates import Estimate
 from fedprune.studies.statistics.groups import group_outcomes
-from fedprune.studies.statistics.quantities import Quantity
-from fedprune.units import format_bytes
+from fedprune.studies.statistics.quantities import TRAFFIC, Quantity, measured
 
-_FORMS = {measure.key: measure for measure in MEASURES}
 #: What is counted until a target is reached.
 COSTS_UNTIL: tuple[Quantity, ...] = (
     Quantity("rounds", "rounds", lambda rounds: f"{rounds:g}"),
-    Quantity("bytes", "bytes, up and down", format_bytes),
-    *(Quantity(key, _FORMS[key].label, _FORMS[key].form) for key in ("flops", "device_seconds", "joules")),
+    TRAFFIC,
+    *(measured(key) for key in ("flops", "device_seconds", "joules")),
 )
 
 
