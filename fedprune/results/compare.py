@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from fedprune.results.figures import RunFigure
 
-# Parts of a scenario that may differ between compared runs; the clients' algorithm follows the strategy.
-_FREE = ("name", "strategy", "engine", "clients.algorithm", "clients.training.execution")
+#: Parts of a scenario that may differ between compared runs; the clients' algorithm follows the strategy.
+FREE = ("name", "strategy", "engine", "clients.algorithm", "clients.training.execution")
 _MARKERS = "osD^vPX*"
 
 
@@ -230,7 +230,7 @@ def _differences(runs: Sequence[Run]) -> tuple[str, ...]:
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the settings, dotted, that are to be the same."""
     for key, value in document.items():
-        if f"{prefix}{key}" in _FREE:
+        if f"{prefix}{key}" in FREE:
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

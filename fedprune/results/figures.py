@@ -26,6 +26,7 @@ _STEPS: dict[str, tuple[tuple[float, str], ...]] = {
     "bytes": ((1.0, "B"), (2.0**10, "KiB"), (2.0**20, "MiB"), (2.0**30, "GiB"), (2.0**40, "TiB")),
     "flops": ((1.0, "FLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP"), (1e15, "PFLOP")),
     "seconds": ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d")),
+    "joules": ((1e-3, "mJ"), (1.0, "J"), (1e3, "kJ"), (1e6, "MJ"), (1e9, "GJ")),
 }
 #: What became of a class's clients in a round, as `ClassRecord` counts it; no colours of classes.
 _ATTENDANCE = {
@@ -55,7 +56,7 @@ class RunFigure(Figure):
 
 
 def scale(quantity: str, largest: float) -> tuple[float, str]:
-    """Return the largest unit of "bytes", "flops" or "seconds" not above ``largest``: factor and name."""
+    """Return a quantity's largest unit not above ``largest``: its factor and its name."""
     steps = _STEPS[quantity]
     return max((step for step in steps if step[0] <= largest), default=steps[0])
 

@@ -351,6 +351,22 @@ def versions() -> dict[str, str]:
     return found | ({"git commit": commit} if commit else {})
 
 
+def versions_of(directory: Path) -> dict[str, str]:
+    """Return the versions that made a run, as its ``scenario.yaml`` has them; {} where it has none."""
+    found: dict[str, str] = {}
+    try:
+        with (directory / SCENARIO).open(encoding="utf-8") as file:
+            for line in file:
+                if not line.startswith("#"):
+                    break
+                name, separator, version = line.removeprefix("#   ").rstrip("\n").partition(": ")
+                if line.startswith("#   ") and separator:
+                    found[name] = version
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return found
+
+
 def _git_commit(checkout: Path) -> str | None:
     """Return the commit of a checkout, marked "-dirty" where files differ from it; None without one."""
     if not (checkout / ".git").exists():
