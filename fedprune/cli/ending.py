@@ -22,8 +22,8 @@ _INTERRUPTED = 130
 # What only an extra installs.
 _EXTRAS = {
     **dict.fromkeys(("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn"), "sim"),
-    **dict.fromkeys(("pandas", "scipy"), "study"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    **dict.fromkeys(("jinja2", "pandas", "plotly", "scipy"), "study"),
 }
 
 
