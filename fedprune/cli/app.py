@@ -19,6 +19,7 @@ from fedprune.cli.devices import devices
 from fedprune.cli.ending import exit_status
 from fedprune.cli.export import export
 from fedprune.cli.list import list_names
+from fedprune.cli.report import report
 from fedprune.cli.resume import resume
 from fedprune.cli.run import run
 from fedprune.cli.schema import schema
@@ -69,6 +70,7 @@ study.command("run")(run_study)
 study.command("table")(show_table)
 study.command("watch")(watch)
 app.add_typer(study, name="study")
+app.command("report")(report)
 app.command("export")(export)
 app.command("bench-model")(bench_model)
 deploy.command("init")(init)

@@ -55,6 +55,7 @@ def test_version_and_help(capsys):
         "list",
         "devices",
         "compare",
+        "report",
         "export",
         "bench-model",
     ):
