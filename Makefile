@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint docs dist clean
+.PHONY: help install demo test test-fast browser lint docs dist clean
 
 help:  ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test: install  ## Run every test
 
 test-fast: install  ## Run the tests that take a moment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+browser:  ## Install Chromium, in which tests open reports, where there is none (Debian or Ubuntu, as root)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium; }
 
 lint: install  ## Check style and types
 	$(BIN)/ruff check .
