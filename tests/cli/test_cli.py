@@ -17,7 +17,7 @@ from results.made_runs import write_run
 import fedprune
 from fedprune.cli import main
 from fedprune.cli.arguments import parse_settings
-from fedprune.cli.ending import Ending
+from fedprune.engine.ending import Ending
 from fedprune.errors import RunError, UserError
 from fedprune.scenario import load_scenario
 
