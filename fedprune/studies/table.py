@@ -22,7 +22,7 @@ from fedprune.studies.statistics import (
     GroupSummary,
     diverged,
     group_outcomes,
-    group_spread,
+    group_spreads,
     quantities,
 )
 
@@ -99,10 +99,9 @@ def client_table(outcomes: Sequence[Outcome]) -> Table:
     metric = headline(outcomes)
     rows: list[tuple[str, str, str, GroupSpread]] = []
     for group in group_outcomes(outcomes):
-        for whose in ("global", "personal"):
-            if (spread := group_spread(group, metric, whose)) is not None:
-                classes = spread.by_device if len(spread.by_device) > 1 else {}
-                rows += [(group.name, whose, device, spread) for device in ("all", *classes)]
+        for whose, spread in group_spreads(group, metric).items():
+            classes = spread.by_device if len(spread.by_device) > 1 else {}
+            rows += [(group.name, whose, device, spread) for device in ("all", *classes)]
     return _client_table(rows, metric.name)
 
 

@@ -16,11 +16,11 @@ from fedprune.errors import UserError
 from fedprune.studies.outcomes import Metric
 from fedprune.studies.statistics import (
     Estimate,
-    client_spread,
+    client_spreads,
     compare_groups,
     costs_until,
     group_outcomes,
-    group_spread,
+    group_spreads,
     holm,
     pareto_front,
     pareto_fronts,
@@ -456,27 +456,27 @@ class TestClients:
 
     def test_of_a_run(self, tmp_path):
         lines = [
+            (1, "train", 2, "pi", "ok", 0.7),
             (1, "evaluate", 0, "phone", "ok", 0.1),
+            (1, "evaluate", 3, "pi", "ok", 0.0),  # Not there in the last evaluation: of another model.
             (2, "train", 0, "phone", "ok", 0.9),
             (2, "evaluate", 0, "phone", "ok", 0.4),
             (2, "evaluate", 1, "phone", "ok", 0.6),
             (2, "evaluate", 2, "pi", "ok", 0.8),
-            (1, "train", 2, "pi", "ok", 0.7),
             (2, "train", 2, "pi", "failed", None),
-            (1, "evaluate", 3, "pi", "ok", 0.0),  # Not there in the last evaluation: of another model.
             (2, "query.growth", 0, "phone", "ok", None),
         ]
         run = outcome("A", 0, 0.6, directory=_clients(tmp_path, lines))
-        found = client_spread(run, ACCURACY)
+        spreads = client_spreads(run, ACCURACY)
+        found, personal = spreads["global"], spreads["personal"]
         assert (found.overall.clients, found.overall.mean) == (3, pytest.approx(0.6))
         assert {name: each.mean for name, each in found.by_device.items()} == {"phone": 0.5, "pi": 0.8}
-        personal = client_spread(run, ACCURACY, "personal")
         assert (personal.overall.clients, personal.overall.mean) == (2, pytest.approx(0.8))
 
     def test_the_worst_of_a_lower_is_better_metric_is_the_highest(self, tmp_path):
         lines = [(1, "evaluate", number, "pi", "ok", value) for number, value in enumerate([10.0, 30.0])]
         run = outcome("A", 0, 20.0, metric=PERPLEXITY, directory=_clients(tmp_path, lines, "perplexity"))
-        assert client_spread(run, PERPLEXITY).overall.worst == 30.0
+        assert client_spreads(run, PERPLEXITY)["global"].overall.worst == 30.0
 
     def test_without_values_there_is_no_spread(self, tmp_path):
         lines = [(1, "train", 0, "pi", "ok", None)]
@@ -485,12 +485,12 @@ class TestClients:
             outcome("A", 1, 0.6, directory=_clients(tmp_path, lines)),
             outcome("A", 2, 0.6, directory=tmp_path / "empty"),
         ]
-        assert [client_spread(run, ACCURACY) for run in runs] == [None] * 3
-        assert group_spread(group_outcomes(runs)[0], ACCURACY) is None
+        assert [client_spreads(run, ACCURACY) for run in runs] == [{}] * 3
+        assert group_spreads(group_outcomes(runs)[0], ACCURACY) == {}
 
     def test_records_of_older_runs_have_no_column(self, tmp_path):
         (tmp_path / "clients.jsonl").write_text('{"type": "evaluate", "status": "ok", "client": 0}\n')
-        assert client_spread(outcome("A", 0, 0.6, directory=tmp_path), ACCURACY) is None
+        assert client_spreads(outcome("A", 0, 0.6, directory=tmp_path), ACCURACY) == {}
 
     def test_over_seeds(self, tmp_path):
         runs = []
@@ -498,7 +498,7 @@ class TestClients:
             lines = [(1, "evaluate", number, "pi", "ok", value) for number, value in enumerate(values)]
             runs.append(outcome("A", seed, 0.5, directory=_clients(tmp_path / str(seed), lines)))
         runs.append(outcome("A", 2, 0.5))
-        found = group_spread(group_outcomes(runs)[0], ACCURACY)
+        found = group_spreads(group_outcomes(runs)[0], ACCURACY)["global"]
         assert found.overall["worst"].values == (0.2, 0.4)
         assert found.by_device["pi"]["mean"].mean == pytest.approx(0.5)
         assert found.overall["clients"].values == (2, 3)

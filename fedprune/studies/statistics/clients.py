@@ -25,7 +25,7 @@ HOW_TO_MEASURE_CLIENTS = (
 #: The share of clients that are the worst.
 WORST = 0.1
 Whose = Literal["global", "personal"]
-_TASKS: Mapping[str, str] = {"global": "evaluate", "personal": "train"}
+_MODELS: tuple[Whose, ...] = ("global", "personal")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def spread_of(values: Iterable[float], *, higher_is_better: bool = True) -> Spre
     )
 
 
-def client_spread(outcome: Outcome, metric: Metric, whose: Whose = "global") -> ClientSpread | None:
+def client_spreads(outcome: Outcome, metric: Metric) -> dict[Whose, ClientSpread]:
     """Return the spread over the clients of a run, from its run folder.
 
     Parameters
@@ -112,53 +112,63 @@ def client_spread(outcome: Outcome, metric: Metric, whose: Whose = "global") -> 
         The run.
     metric
         Its headline metric, which is also the column of ``clients.jsonl``.
-    whose
-        The "global" model's, in the last round in which clients tested it, or that of the clients' own
-        ("personal") models, each after its last training.
 
     Returns
     -------
-    ClientSpread or None
-        None where there are no values of clients: see `HOW_TO_MEASURE_CLIENTS`.
+    dict
+        "global": of the global model, in the last round in which clients tested it. "personal": of the
+        clients' own models, each after its last training. Without those of which there are no values: see
+        `HOW_TO_MEASURE_CLIENTS`.
     """
     if outcome.directory is None:
-        return None
-    last: dict[int, tuple[int, str, float]] = {}
-    for record in each_line(outcome.directory / CLIENTS):
-        value = record.get(metric.name)
-        if record["type"] == _TASKS[whose] and record["status"] == "ok" and value is not None:
-            last[record["client"]] = record["round"], record["device"], float(value)
-    if not last:
-        return None
-    newest = max(number for number, _, _ in last.values())
-    kept = [
-        (device, value) for number, device, value in last.values() if whose == "personal" or number == newest
-    ]
-    devices = sorted({device for device, _ in kept})
-
-    def of(these: Iterable[str]) -> Spread:
-        chosen = set(these)
-        values = [value for device, value in kept if device in chosen]
-        return spread_of(values, higher_is_better=metric.higher_is_better)
-
-    return ClientSpread(of(devices), {device: of([device]) for device in devices})
+        return {}
+    tested: dict[int, tuple[str, float]] = {}
+    trained: dict[int, tuple[str, float]] = {}
+    last = -1
+    for record in each_line(outcome.directory / CLIENTS):  # In the order of the rounds.
+        if record["status"] != "ok" or (value := record.get(metric.name)) is None:
+            continue
+        if record["type"] == "evaluate":
+            if record["round"] != last:
+                last, tested = record["round"], {}
+            tested[record["client"]] = record["device"], float(value)
+        elif record["type"] == "train":
+            trained[record["client"]] = record["device"], float(value)
+    values: dict[Whose, dict[int, tuple[str, float]]] = {"global": tested, "personal": trained}
+    return {whose: _by_device(list(found.values()), metric) for whose, found in values.items() if found}
 
 
-def group_spread(group: Group, metric: Metric, whose: Whose = "global") -> GroupSpread | None:
+def group_spreads(group: Group, metric: Metric) -> dict[Whose, GroupSpread]:
     """Return the spread over clients of a group's complete runs, as estimates over seeds.
 
-    None where no run has values of its clients. A device that only some runs have is estimated over these.
+    It has the keys of `client_spreads`. A device that only some runs have is estimated over these.
     """
-    spreads = [found for run in group.complete if (found := client_spread(run, metric, whose)) is not None]
-    if not spreads:
-        return None
-    devices = sorted({device for spread in spreads for device in spread.by_device})
-    return GroupSpread(
-        _estimates([spread.overall for spread in spreads]),
-        {
-            device: _estimates([s.by_device[device] for s in spreads if device in s.by_device])
-            for device in devices
-        },
+    of_runs = [client_spreads(run, metric) for run in group.complete]
+    spreads: dict[Whose, GroupSpread] = {}
+    for whose in _MODELS:
+        found = [each[whose] for each in of_runs if whose in each]
+        devices = sorted({device for each in found for device in each.by_device})
+        if found:
+            spreads[whose] = GroupSpread(
+                _estimates([each.overall for each in found]),
+                {
+                    device: _estimates([each.by_device[device] for each in found if device in each.by_device])
+                    for device in devices
+                },
+            )
+    return spreads
+
+
+def _by_device(values: Sequence[tuple[str, float]], metric: Metric) -> ClientSpread:
+    """Return the spread of values, each with the device of its client."""
+
+    def of(chosen: Iterable[float]) -> Spread:
+        return spread_of(chosen, higher_is_better=metric.higher_is_better)
+
+    devices = sorted({device for device, _ in values})
+    return ClientSpread(
+        of(value for _, value in values),
+        {device: of(value for each, value in values if each == device) for device in devices},
     )
 
 
