@@ -96,6 +96,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (RunError("no client left"), 1, "error: no client left\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (ModuleNotFoundError("x", name="matplotlib.figure"), 2, "pip install 'fedprune[sim]'"),
+        (ModuleNotFoundError("x", name="scipy.stats"), 2, "pip install 'fedprune[study]'"),
     ],
 )
 def test_what_goes_wrong_inside_a_command_sets_the_status(error, status, said, monkeypatch, capsys):
