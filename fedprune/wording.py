@@ -1,4 +1,4 @@
-"""How messages name values and suggest the nearest of the known names."""
+"""How messages name values and errors, and suggest the nearest of the known names."""
 
 from __future__ import annotations
 
@@ -45,3 +45,9 @@ def show(value: object) -> str:
     else:
         text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception as one line: its type and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

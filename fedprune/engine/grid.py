@@ -23,9 +23,10 @@ from flwr.clientapp import ClientApp
 from fedprune.engine.cluster import return_freed_memory
 from fedprune.engine.records import pack_arrays
 from fedprune.engine.simulated_grid import RUN_ID, SimulatedGrid
-from fedprune.engine.worker import Outcome, Worker, one_line
+from fedprune.engine.worker import Outcome, Worker
 from fedprune.errors import RunError
 from fedprune.protocol.faults import CODES, Fault
+from fedprune.wording import one_line
 
 #: A Ray call is filled with tasks until it should last this long, or reply with this much, ...
 CHUNK_SECONDS = 0.02

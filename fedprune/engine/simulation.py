@@ -23,7 +23,6 @@ from fedprune.determinism import deterministic
 from fedprune.engine import checkpoints
 from fedprune.engine.checkpoints import Checkpoint
 from fedprune.engine.hosts import Host, OnRay
-from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError, UserError
 from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_folder, refuse_complete
 from fedprune.results.plugin_copies import warn_of_changes
@@ -38,6 +37,7 @@ from fedprune.server.strategy import PruningStrategy, build_strategy
 from fedprune.sparsity.masks import Masks
 from fedprune.training.evaluation import Score, chunks, combine, score
 from fedprune.wire import largest_reply, set_state
+from fedprune.wording import one_line
 
 Evaluate = Callable[[Mapping[str, Tensor], Masks], Score]
 

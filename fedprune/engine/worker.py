@@ -31,6 +31,7 @@ from fedprune.engine.records import (
 )
 from fedprune.protocol.faults import CODES, Fault
 from fedprune.wire import payload_bytes
+from fedprune.wording import one_line
 
 #: How many shared records a worker keeps unpacked: the global model, with and without its mask,
 #: of this round and the last.
@@ -55,12 +56,6 @@ class Outcome:
     code: int
     reason: str
     state: bytes | None
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as one line: its type and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 class Worker:

@@ -25,12 +25,12 @@ from fedprune.engine.cluster import Placement
 from fedprune.engine.ending import Ending
 from fedprune.engine.hosts import Host, InProcess, OnRay, can_run_in_process
 from fedprune.engine.simulation import run as run_scenario
-from fedprune.engine.worker import one_line
 from fedprune.errors import FedpruneError, RunError, UserError
 from fedprune.results.folder import holds_rounds, is_run_folder
 from fedprune.scenario import Scenario
 from fedprune.studies.plan import PlannedRun
 from fedprune.studies.store import StudyFolder
+from fedprune.wording import one_line
 
 #: How often what is known of the runs that go on is brought up to date.
 TICK_SECONDS = 0.5
