@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 SEED ?= 0
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export WANDB_ERROR_REPORTING := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast browser lint docs dist clean
@@ -24,7 +26,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
 	@echo "Installing into $(VENV), step 2 of 2: fedprune and what it needs."
 	$(BIN)/python -m pip install --disable-pip-version-check \
-		--config-settings editable_mode=compat --editable '.[sim,study,export,dev,docs]'
+		--config-settings editable_mode=compat --editable '.[sim,study,export,tensorboard,mlflow,wandb,dev,docs]'
 	@touch $@
 	@echo "Installed into $(VENV) in $$(($$(date +%s) - $$(cat $(VENV)/began))) s."
 

@@ -35,6 +35,7 @@ from fedprune.cli.app import app
 from fedprune.costs import ledger
 from fedprune.costs.devices import profiles
 from fedprune.errors import Fault
+from fedprune.loggers import LOGGERS
 from fedprune.scenario import json_schema
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity import execution
@@ -169,6 +170,17 @@ def options(name: str) -> str:
     return _model_table(found.Options, list(dict.fromkeys(order)))
 
 
+def loggers() -> str:
+    """Return the built-in loggers with their options."""
+    parts = []
+    for name in LOGGERS:
+        kind = registry.load("logger", name)
+        options = list(kind.Options.model_fields)
+        parts.append(f"### {name}\n\n{inspect.cleandoc(kind.__doc__ or '')}\n")
+        parts.append(_model_table(kind.Options, options) if options else "It has no options.\n")
+    return "\n".join(parts)
+
+
 def section(name: str) -> str:
     """Return the table of one section of the scenario, by the name of its schema."""
     schema = json_schema()
@@ -232,7 +244,7 @@ def commands() -> str:
     return "\n".join(_command("fedprune", typer.main.get_command(app)))
 
 
-_MAKERS = (methods, named, options, section, columns, devices, faults, api, commands)
+_MAKERS = (methods, named, options, loggers, section, columns, devices, faults, api, commands)
 MADE: Mapping[str, Callable[..., str]] = {maker.__name__: maker for maker in _MAKERS}
 
 

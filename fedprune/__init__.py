@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedprune.data.sources import Request, Source
     from fedprune.engine.simulation import resume, run
     from fedprune.errors import FedpruneError, RunError, UserError, WireError
+    from fedprune.loggers import Logger, RunEnd, RunStart
     from fedprune.protocol.reports import GrowthRequest
     from fedprune.results.modelfile import load_model
     from fedprune.results.run import Run, load_run
@@ -42,12 +43,15 @@ _EXPORTS = {
     "FitResult": "fedprune.client.base",
     "GrowthRequest": "fedprune.protocol.reports",
     "Images": "fedprune.data.dataset",
+    "Logger": "fedprune.loggers",
     "Masks": "fedprune.sparsity.masks",
     "OverlapMean": "fedprune.server.aggregation",
     "PruningStrategy": "fedprune.server.strategy",
     "Request": "fedprune.data.sources",
     "Run": "fedprune.results.run",
+    "RunEnd": "fedprune.loggers",
     "RunError": "fedprune.errors",
+    "RunStart": "fedprune.loggers",
     "Scenario": "fedprune.scenario",
     "Source": "fedprune.data.sources",
     "TrainReply": "fedprune.server.aggregation",
@@ -71,12 +75,15 @@ __all__ = [
     "FitResult",
     "GrowthRequest",
     "Images",
+    "Logger",
     "Masks",
     "OverlapMean",
     "PruningStrategy",
     "Request",
     "Run",
+    "RunEnd",
     "RunError",
+    "RunStart",
     "Scenario",
     "Source",
     "TrainReply",

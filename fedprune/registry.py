@@ -1,9 +1,9 @@
 """One way to find a plug-in: a built-in name, an entry point, "package.module:Name" or "file.py:Name".
 
-A strategy, aggregator, client, model, data set, criterion, layer distribution or schedule is looked up here
-by its kind and name; a built-in one has no privilege but its short name. This module imports a plug-in when
-it is asked for, and knows nothing about what it does. A process that needs one that another process has
-loaded loads it by the same kind, name and directory.
+A strategy, aggregator, client, model, data set, criterion, layer distribution, schedule or logger is looked
+up here by its kind and name; a built-in one has no privilege but its short name. This module imports a
+plug-in when it is asked for, and knows nothing about what it does. A process that needs one that another
+process has loaded loads it by the same kind, name and directory.
 
 A relative "file.py" starts from the folder of the file that names it: the scenario's, or that of the class
 whose attribute (`named_by`) or whose option's default (`place_defaults`) it is.
@@ -68,6 +68,9 @@ _KINDS = {
         "distribution", "fedprune.distributions", "fedprune.sparsity.distributions", table="DISTRIBUTIONS"
     ),
     "schedule": _Kind("schedule", "fedprune.schedules", "fedprune.sparsity.schedules", table="SCHEDULES"),
+    "logger": _Kind(
+        "logger", "fedprune.loggers", "fedprune.loggers", table="LOGGERS", bases=("fedprune.loggers:Logger",)
+    ),
 }
 
 
@@ -77,7 +80,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     Parameters
     ----------
     kind : str
-        "strategy", "aggregator", "client", "model", "data", "criterion", "distribution" or "schedule".
+        "strategy", "aggregator", "client", "model", "data", "criterion", "distribution", "schedule" or
+        "logger".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
         "package.module:Name", "package.module.Name", or "file.py:Name".
@@ -88,8 +92,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     -------
     Any
         The class or function: for a strategy a subclass of Flower's ``Strategy``, for a client one of
-        `fedprune.client.Client`, for an aggregator one of `fedprune.server.aggregation.Aggregator` or of
-        Flower's ``Strategy``, else a callable.
+        `fedprune.client.Client`, for a logger one of `fedprune.loggers.Logger`, for an aggregator one of
+        `fedprune.server.aggregation.Aggregator` or of Flower's ``Strategy``, else a callable.
 
     Raises
     ------

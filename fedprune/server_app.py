@@ -21,6 +21,7 @@ from fedprune.determinism import make_deterministic
 from fedprune.engine.flower_grid import FlowerGrid
 from fedprune.engine.simulation import finished, make_strategy, opened, remember, score_locally
 from fedprune.errors import UserError
+from fedprune.loggers.channels import logged
 from fedprune.protocol.run_config import scenario_of
 from fedprune.results.plugin_copies import warn_of_changes
 from fedprune.results.progress import Progress
@@ -60,8 +61,10 @@ def main(grid: Grid, context: Context) -> None:
         shown = stack.enter_context(Progress(scenario.rounds))
         if dense := stays_dense(strategy.module, strategy.options):
             shown.note(dense)
-        heard += [folder, shown, remember(folder, strategy)]
+        told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
+        heard += [folder, shown, told, remember(folder, strategy)]
         with finished(folder, strategy, data):
+            told.wait(heard)
             folder.started()
             strategy.start(FlowerGrid(grid))
 

@@ -20,6 +20,7 @@ FLOORS = (
     {"deployment"},
     {"studies"},
     {"engine"},
+    {"loggers"},
     {"results"},
     {"strategies", "clients"},
     {"server", "client"},

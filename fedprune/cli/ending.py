@@ -24,6 +24,7 @@ _EXTRAS = {
     **dict.fromkeys(("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn"), "sim"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
     **dict.fromkeys(("jinja2", "pandas", "plotly", "scipy"), "study"),
+    **{tracker: tracker for tracker in ("tensorboard", "mlflow", "wandb")},
 }
 
 

@@ -19,6 +19,7 @@ _KINDS = {
     "criteria": "criterion",
     "distributions": "distribution",
     "schedules": "schedule",
+    "loggers": "logger",
 }
 _DEVICES = "devices"
 
@@ -28,8 +29,8 @@ def list_names(
 ) -> None:
     """List what a scenario can name.
 
-    KIND is one of strategies, aggregators, clients, models, data, criteria, distributions, schedules and
-    devices; all of them where it is left out.
+    KIND is one of strategies, aggregators, clients, models, data, criteria, distributions, schedules, loggers
+    and devices; all of them where it is left out.
     """
     from fedprune import registry
 

@@ -15,7 +15,7 @@ def resume(
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with the run in RUN_DIR from its newest checkpoint; --set may change keys under engine."""
+    """Go on with the run in RUN_DIR from its newest checkpoint; --set may change engine and logging."""
     began = time.perf_counter()
     from fedprune.engine.simulation import resume as go_on
 

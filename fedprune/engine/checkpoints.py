@@ -94,7 +94,7 @@ def write(directory: Path, scenario: Scenario, server_round: int, content: Mappi
     directory : Path
         The run folder.
     scenario : Scenario
-        What is run; only the same scenario, but for ``engine``, goes on from the checkpoint.
+        What is run; only the same scenario, but for ``engine`` and ``logging``, goes on from the checkpoint.
     server_round : int
         The round that has ended.
     content : Mapping[str, Any]
@@ -284,8 +284,8 @@ def _differences(ours: Any, theirs: Any, key: str) -> Iterator[str]:
 
 
 def _identity(scenario: Scenario) -> dict[str, Any]:
-    """Return what results depend on: the scenario but for its engine."""
-    return scenario.model_dump(mode="json", exclude={"engine"})
+    """Return what results depend on: the scenario but for its engine and its loggers."""
+    return scenario.model_dump(mode="json", exclude={"engine", "logging"})
 
 
 @cache

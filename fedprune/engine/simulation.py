@@ -24,6 +24,7 @@ from fedprune.engine import checkpoints
 from fedprune.engine.checkpoints import Checkpoint
 from fedprune.engine.hosts import Host, OnRay
 from fedprune.errors import FedpruneError, UserError
+from fedprune.loggers.channels import logged
 from fedprune.results.folder import SCENARIO, RunFolder, holds_rounds, is_run_folder, refuse_complete
 from fedprune.results.plugin_copies import warn_of_changes
 from fedprune.results.progress import Progress
@@ -126,12 +127,14 @@ def run(
         folder.began = began
         folder.draws &= figures
         heard.insert(0, folder)
+        told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
         # Ray is left to the outer stack: it ends after the folder is finished, however long that takes it.
         with finished(folder, strategy, data):
             grid = stack.enter_context(host.grid(plan, data, largest_reply(strategy.layout), heard))
             if checkpoint is not None:
                 grid.states = from_columns(checkpoint.content["clients"])
-            heard.append(remember(folder, strategy, lambda: grid.states))
+            told.wait(heard)
+            heard += [told, remember(folder, strategy, lambda: grid.states)]
             evaluation.grid = grid
             folder.started()
             strategy.start(grid)
@@ -150,7 +153,7 @@ def resume(
     """Resume an interrupted run from its newest checkpoint; see `run`.
 
     Its results, but for wall time, are those of an uninterrupted run. ``overrides``
-    may replace values under ``engine``; for ``began`` see `run`.
+    may replace values under ``engine``, and ``logging``; for ``began`` see `run`.
 
     Raises
     ------

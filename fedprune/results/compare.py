@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedprune.results.figures import RunFigure
 
 #: Parts of a scenario that may differ between compared runs; the clients' algorithm follows the strategy.
-FREE = ("name", "strategy", "engine", "clients.algorithm", "clients.training.execution")
+FREE = ("name", "strategy", "engine", "logging", "clients.algorithm", "clients.training.execution")
 _MARKERS = "osD^vPX*"
 
 

@@ -44,6 +44,7 @@ FIGURES = tuple(
     f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in ("png", "pdf")
 )
 CHECKPOINTS = "checkpoints"
+TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"  # What loggers write, see `fedprune.loggers`.
 
 # The first line of a run's scenario.yaml: it tells a run folder from a person's own folder.
 _SIGNATURE = "# A run of fedprune: the scenario as it was resolved. It can be run again as it is."
@@ -315,6 +316,8 @@ def _make_room(directory: Path, *, overwrite: bool) -> None:
     for path in _own_files(directory):
         path.unlink()
     plugin_copies.remove(directory)
+    for name in (TENSORBOARD, MLFLOW, WANDB):
+        shutil.rmtree(directory / name, ignore_errors=True)
     for pattern in ("round-*", ".round-*.unfinished"):
         for path in (directory / CHECKPOINTS).glob(pattern):
             if path.is_dir():

@@ -13,6 +13,7 @@ from fedprune.scenario.devices import DeviceShare
 from fedprune.scenario.engine import EngineSpec
 from fedprune.scenario.evaluation import EvaluationSpec, WireSpec
 from fedprune.scenario.faults import FaultAt, FaultName, FaultsSpec, Share
+from fedprune.scenario.logging import LoggerSpec
 from fedprune.scenario.model import ModelSpec
 from fedprune.scenario.scenario import Scenario, load_scenario
 from fedprune.scenario.schema import json_schema
@@ -31,6 +32,7 @@ __all__ = [
     "FaultName",
     "FaultsSpec",
     "Fraction",
+    "LoggerSpec",
     "ModelSpec",
     "OptimizerSpec",
     "PartitionSpec",

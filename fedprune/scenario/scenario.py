@@ -7,9 +7,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from fedprune.errors import ScenarioError
 from fedprune.scenario import yaml_file as documents
@@ -19,6 +27,7 @@ from fedprune.scenario.data import DataSpec
 from fedprune.scenario.engine import EngineSpec
 from fedprune.scenario.evaluation import EvaluationSpec, WireSpec
 from fedprune.scenario.faults import FaultsSpec
+from fedprune.scenario.logging import Logger, each_once
 from fedprune.scenario.model import ModelSpec
 from fedprune.scenario.strategy import StrategySpec
 from fedprune.scenario.validation import explain, refuse
@@ -60,6 +69,13 @@ class Scenario(Spec):
         default=FaultsSpec(),
         description="Faults that a simulation injects into training tasks; none where not given.",
     )
+    logging: Annotated[tuple[Logger, ...], AfterValidator(each_once)] = Field(
+        default=(),
+        strict=False,
+        description="Loggers, which tell trackers such as TensorBoard of the run: names, or mappings of a "
+        "name and options; results do not depend on them.",
+        examples=[["tensorboard"]],
+    )
 
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -91,6 +107,12 @@ class Scenario(Spec):
                 "faults", "a task that hangs needs an end: set engine.task_timeout, for example to 60"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_logging(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A scenario without loggers is what it was before there were any: the same digest and files.
+        written: dict[str, Any] = handler(self)
+        return written if self.logging else {k: v for k, v in written.items() if k != "logging"}
 
     @property
     def directory(self) -> Path:

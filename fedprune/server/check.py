@@ -1,14 +1,15 @@
 """Whether what a scenario names exists and takes the options that it is given, before anything runs.
 
 `fedprune.scenario` validates what a scenario says by itself; this module looks up what it refers to: the
-strategy, the model, the data set and its path, the clients, their devices, and every "file.py:Name". `check`
-builds and downloads nothing.
+strategy, the model, the data set and its path, the clients, their devices, the loggers, and every
+"file.py:Name". `check` builds and downloads nothing.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,7 +42,7 @@ def check(scenario: Scenario) -> None:
     ScenarioError
         One line for each mistake, with the file and line where known, the key, and what would be right.
     """
-    mistakes = [mistake for look in (_model, _data, _devices, _strategy) for mistake in look(scenario)]
+    mistakes = [mistake for look in _LOOKS for mistake in look(scenario)]
     if mistakes:
         raise ScenarioError("\n".join(scenario.complaint(*mistake) for mistake in mistakes))
 
@@ -200,3 +201,30 @@ def _devices(scenario: Scenario) -> Iterator[_Mistake]:
                 f"no device profile {show(device.profile)}{hint}; or give memory, compute, downlink and "
                 "uplink",
             )
+
+
+def _loggers(scenario: Scenario) -> Iterator[_Mistake]:
+    for number, spec in enumerate(scenario.logging):
+        key = ("logging", number)
+        try:
+            logger = registry.load("logger", spec.name, scenario.directory)
+        except PluginError as error:
+            yield (*key, "name"), str(error)
+            continue
+        for module, package in logger.needs.items():
+            if not _installed(module):
+                yield (*key, "name"), f"{spec.name} needs {module}: pip install '{package}' adds it"
+        try:
+            logger.Options.model_validate(spec.options)
+        except ValidationError as error:
+            for option, message in explain(error, logger.Options):
+                yield (*key, *option), message
+
+
+def _installed(module: str) -> bool:
+    """Say whether a module can be imported; a mere folder of its name, such as ``./wandb``, is none."""
+    found = find_spec(module)
+    return found is not None and found.origin is not None
+
+
+_LOOKS = (_model, _data, _devices, _strategy, _loggers)

@@ -88,9 +88,11 @@ class PlannedRun:
 def identity_of(scenario: Scenario) -> str:
     """Return sixteen hexadecimal digits of all that the results of a resolved scenario depend on.
 
-    That is every value but the name and the section ``engine``, of which ``instructions`` counts; and the
-    content of the plug-in files that it names.
+    That is every value but the name, the loggers and the section ``engine``, of which ``instructions``
+    counts; and the content of the plug-in files that it names.
     """
+    if scenario.logging:
+        scenario = scenario.override(logging=[])  # And so without their files.
     content = scenario.model_dump(mode="json", exclude=_INDIFFERENT)
     content["instructions"] = scenario.engine.instructions
     content["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of(scenario)]
