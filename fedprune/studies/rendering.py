@@ -7,8 +7,9 @@ needed.
 from __future__ import annotations
 
 import csv
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -147,11 +148,14 @@ class Table:
         return "\n\n".join(pieces) + "\n"
 
     def csv(self) -> str:
-        """Return the numbers as CSV, in raw units and to the last digit; what is not known is empty."""
+        """Return the numbers as CSV, in raw units and to the last digit; what is not known is empty.
+
+        A value of the grid that has parts is JSON.
+        """
         file = StringIO()
         writer = csv.DictWriter(file, list(self._columns), restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.records)
+        writer.writerows({key: _csv_cell(value) for key, value in record.items()} for record in self.records)
         return file.getvalue()
 
     def frame(self) -> DataFrame:
@@ -218,6 +222,10 @@ def _latex_head(text: str) -> str:
 def _markdown(text: str) -> str:
     """Escape what Markdown would read; a "<" before a number is none of that."""
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", re.sub(r"([\\|*_`])", r"\\\1", text))
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, Mapping | list | tuple) else value
 
 
 def _cells(tag: str, row: Sequence[str]) -> str:

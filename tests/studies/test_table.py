@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -168,6 +169,31 @@ class TestNumbers:
         )
         assert rows[0]["t_p"] == ""
         assert tiny["seeds"] == "0 1 2 3"
+
+    def test_the_reference_page_has_these_columns(self):
+        page = Path(__file__).parents[2] / "docs" / "reference" / "files.md"
+        section = page.read_text(encoding="utf-8").partition("## The CSV of a study's table")[2]
+        table, _, below = section.partition("\n\n`KEY` is")
+        words = re.findall(r"`(\w+)`", below.replace("METRIC", "accuracy"))
+        keys = [word for word in words[: words.index("wall_seconds") + 1] if word != "accuracy"]
+        costs, until = keys[keys.index("bytes") :], words[words.index("wall_seconds") + 1 :]
+        first = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+        named = re.findall(r"`([\w.]+)`", first)
+        kinds = [name.removeprefix("KEY") for name in named if name.startswith("KEY")]
+        columns = []
+        for name in named:
+            some = until if name.startswith("until") else costs
+            for each in [name.replace("_...", kind) for kind in kinds] if "..." in name else [name]:
+                places = {"KEY": keys, "COST": some}
+                mark = next((mark for mark in places if mark in each), None)
+                columns += [each] if mark is None else [each.replace(mark, key) for key in places[mark]]
+        found = claim_table(group("A", [0.5]), reference="A", target=0.7).csv().splitlines()[0].split(",")
+        assert sorted(columns) == sorted(found)
+
+    def test_values_of_the_grid_with_parts_are_json(self):
+        table = claim_table(group("A", [0.5], point={"strategy": {"name": "static", "density": 0.1}}))
+        (row,) = csv.DictReader(io.StringIO(table.csv()))
+        assert json.loads(row["strategy"]) == {"name": "static", "density": 0.1}
 
     def test_the_frame_has_the_same_columns(self):
         table = claim_table(study(), reference="FedAvg", target=0.7)

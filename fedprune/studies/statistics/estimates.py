@@ -90,10 +90,10 @@ class Estimate:
     @cached_property
     def half_width(self) -> float | None:
         """Half the width of the t interval: what is written after ±; None for one value."""
-        from scipy.stats import t
-
         if self.std is None:
             return None
+        from scipy.stats import t
+
         quantile = float(t.ppf((1 + CONFIDENCE) / 2, self.n - 1))
         return quantile * self.std / math.sqrt(self.n)
 
