@@ -1,0 +1,199 @@
+"""Which runs a study has, and by what each is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from inprocess import PLAN
+from pydantic import BaseModel
+
+from fedprune.errors import ScenarioError
+from fedprune.scenario import Scenario
+from fedprune.scenario.yaml_file import write
+from fedprune.studies.plan import PATHS, Plan, identity_of, slug
+from fedprune.studies.spec import load_study
+
+
+def plan_of(folder: Path, **changes: Any) -> Plan:
+    """Return the plan of a small study in a folder."""
+    content = {
+        "name": "small",
+        "base": dict(PLAN),
+        "seeds": 2,
+        "runs": {
+            "Dense": {"strategy": {"name": "fedavg"}},
+            "Static": {"strategy": {"name": "static"}},
+        },
+        "grid": {"strategy.density": [0.2, 0.1]},
+        **changes,
+    }
+    return Plan(load_study(content, folder))
+
+
+def test_the_grid_is_crossed_with_the_runs_that_have_its_keys(tmp_path):
+    runs = plan_of(tmp_path).runs()
+    assert [(run.variant, run.point.get("strategy.density"), run.seed) for run in runs] == [
+        ("Dense", None, 0),
+        ("Dense", None, 1),
+        ("Static", 0.2, 0),
+        ("Static", 0.2, 1),
+        ("Static", 0.1, 0),
+        ("Static", 0.1, 1),
+    ]
+    assert [run.scenario.strategy.options["density"] for run in runs] == [1, 1, 0.2, 0.2, 0.1, 0.1]
+    assert [run.scenario.seed for run in runs] == [0, 1] * 3
+    assert runs[-1].title == "Static, density 0.1, seed 1"
+    assert len({run.identity for run in runs}) == len({run.folder for run in runs}) == 6
+
+
+def test_several_keys_are_crossed_and_a_key_of_the_scenario_applies_to_all(tmp_path):
+    runs = plan_of(
+        tmp_path, grid={"strategy.density": [0.2, 0.1], "clients.training.epochs": [1, 2, 3]}
+    ).runs()
+    assert len(runs) == 2 * (3 + 6)
+    assert {run.scenario.clients.training.epochs for run in runs if run.variant == "Dense"} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("own", "densities"),
+    [
+        ({}, [0.2, 0.1]),
+        ({"only": {"strategy.density": [0.1]}}, [0.1]),
+        ({"except": {"strategy.density": [0.1]}}, [0.2]),
+        ({"except": ["strategy.density"]}, [0.4]),
+        ({"strategy.density": 0.5}, [0.5]),
+    ],
+)
+def test_a_run_says_how_it_is_crossed(tmp_path, own, densities):
+    static = {"strategy": {"name": "static"}} if "strategy.density" in own else {}
+    base = {**PLAN, "strategy": {"name": "static", "density": 0.4}}
+    runs = plan_of(tmp_path, base=base, seeds=1, runs={"Static": {**static, **own}, "Other": {}}).runs()
+    assert [run.scenario.strategy.options["density"] for run in runs if run.variant == "Static"] == densities
+
+
+def test_the_base_may_be_a_file_from_whose_folder_its_paths_start(tmp_path):
+    home, away = tmp_path / "studies", tmp_path / "scenarios"
+    home.mkdir()
+    away.mkdir()
+    (away / "base.yaml").write_text(write(PLAN))
+    (home / "mine.py").write_text("from strategies.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n")
+    runs = plan_of(
+        home, base="../scenarios/base.yaml", runs={"Mine": {"strategy": {"name": "mine.py:Mine"}}}, grid={}
+    ).runs()
+    assert runs[0].scenario.strategy.name == f"{home}/mine.py:Mine"
+    assert runs[0].scenario.directory == away
+
+
+def test_every_path_of_a_scenario_starts_from_the_study():
+    def paths(spec: type[BaseModel], around: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+        found = set()
+        for name, known in spec.model_fields.items():
+            kinds = [known.annotation]
+            while kinds:
+                kind = kinds.pop()
+                kinds += get_args(kind)
+                if kind is Path:
+                    found.add((*around, name))
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    found |= paths(kind, (*around, name))
+        return found
+
+    assert paths(Scenario) == set(PATHS)
+
+
+def test_a_path_in_a_run_starts_from_the_study(tmp_path):
+    (tmp_path / "table.parquet").write_bytes(b"")
+    runs = {"Own": {"data": {"name": "mine", "path": "table.parquet"}}}
+    assert plan_of(tmp_path, runs=runs, grid={}).runs()[0].scenario.data.path == tmp_path / "table.parquet"
+
+
+def complaint(folder: Path, text: str) -> str:
+    (folder / "base.yaml").write_text(write(PLAN))
+    (folder / "study.yaml").write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        Plan(load_study(folder / "study.yaml"))
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def test_mistakes_in_runs_and_grid_are_named_where_they_stand_each_once(tmp_path):
+    text = "\n".join(
+        [
+            "name: x",
+            "base: base.yaml",
+            "runs:",
+            "  A:",
+            "    strategy:",
+            "      name: static",
+            "      density: 0.1",
+            "      criterium: snip",
+            "  B: {clients.training.epochs: 0}",
+            "  C: {strategy: {name: statik}}",
+            "grid: {rounds: [2, two]}",
+        ]
+    )
+    assert complaint(tmp_path, text).splitlines() == [
+        "study.yaml:8: runs.A.strategy.criterium: no such key; did you mean 'criterion'? (the method's "
+        "documentation has all 7)",
+        "study.yaml:11: grid.rounds: 'two' is not a whole number",
+        "study.yaml:9: runs.B.clients.training.epochs: 0 is out of range: must be at least 1",
+        "study.yaml:10: runs.C.strategy.name: no strategy 'statik'; did you mean 'static'? (`fedprune list` "
+        "has all 11); or write 'package.module:Name' or './file.py:Name'",
+    ]
+
+
+def test_a_mistake_in_the_base_is_named_there(tmp_path):
+    (tmp_path / "base.yaml").write_text(write({**PLAN, "rounds": 0}))
+    (tmp_path / "study.yaml").write_text("name: x\nbase: base.yaml\nruns: {A: {}}\n")
+    with pytest.raises(ScenarioError, match=r"base.yaml:3: rounds: 0 is out of range"):
+        Plan(load_study(tmp_path / "study.yaml"))
+    (tmp_path / "study.yaml").write_text("name: x\nbase: bas.yaml\nruns: {A: {}}\n")
+    with pytest.raises(ScenarioError, match=r"study.yaml:2: base: no such file .*did you mean 'base.yaml'"):
+        Plan(load_study(tmp_path / "study.yaml"))
+
+
+def test_a_key_that_no_run_has_is_refused(tmp_path):
+    with pytest.raises(ScenarioError, match=r"grid.strategy.score_lr: no run has this key"):
+        plan_of(tmp_path, runs={"Dense": {}}, grid={"strategy.score_lr": [0.1]})
+
+
+def test_a_run_is_known_by_what_its_results_depend_on(tmp_path):
+    scenario = plan_of(tmp_path).runs()[-1].scenario
+    same = [{"name": "other"}, {"engine.workers": 1}, {"engine.checkpoint_every": 5}]
+    other = [{"seed": 9}, {"rounds": 5}, {"strategy.density": 0.3}, {"engine.instructions": "native"}]
+    known = identity_of(scenario)
+    assert {identity_of(scenario.override(**change)) for change in same} == {known}
+    assert len({known, *(identity_of(scenario.override(**change)) for change in other)}) == 5
+
+
+def test_a_changed_plugin_is_another_run(tmp_path):
+    code = "from fedprune.strategies.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n"
+    (tmp_path / "mine.py").write_text(code)
+    runs = {"Mine": {"strategy": {"name": "mine.py:Mine"}}}
+    before = plan_of(tmp_path, runs=runs, grid={}).runs()[0].identity
+    assert plan_of(tmp_path, runs={"Renamed": runs["Mine"]}, grid={}).runs()[0].identity == before
+    (tmp_path / "mine.py").write_text(code + "    # changed\n")
+    assert plan_of(tmp_path, runs=runs, grid={}).runs()[0].identity != before
+
+
+def test_trials_are_the_products_of_a_variants_own_grid_on_seeds_of_their_own(tmp_path):
+    tune = {"grid": {"clients.training.optimizer.lr": [0.1, 0.01], "clients.training.epochs": [1, 2]}}
+    runs = {"Static": {"strategy": {"name": "static"}, "tune": {**tune, "seeds": [7, 8]}}}
+    plan = plan_of(tmp_path, runs=runs)
+    trials = plan.trials("Static")
+    assert len(trials) == 8
+    assert {trial.seed for trial in trials} == {7, 8}
+    assert {trial.scenario.strategy.options["density"] for trial in trials} == {0.2}
+    tried = {(t.scenario.clients.training.optimizer.lr, t.scenario.clients.training.epochs) for t in trials}
+    assert tried == {(0.1, 1), (0.1, 2), (0.01, 1), (0.01, 2)}
+    won = plan.tuned(plan.runs(), "Static", {"clients.training.epochs": 2})
+    assert {run.scenario.clients.training.epochs for run in won} == {2}
+    assert [run.point for run in won] == [run.point for run in plan.runs()]
+
+
+@pytest.mark.parametrize("text", ["FedTiny, density 0.05", "  ../x", "é", "", "a" * 10])
+def test_a_slug_is_a_name_for_a_folder(text):
+    assert slug(text)
+    assert "/" not in slug(text)
+    assert not slug(text).startswith((".", "-"))
