@@ -193,13 +193,13 @@ class Ours(Sparse):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
-    """With a strategy and clients in files beside the scenario, which import another file there."""
+    """With a strategy and clients in files beside the scenario, which import another there; and with loggers."""
     for name, text in PLUG_INS.items():
         (tmp_path / name).write_text(text)
     plan = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**plan, "strategy": {**STRATEGY, "name": "./mine.py:Mine"}}))
     out = tmp_path / "flwr"
-    config = f'scenario="{path}" out="{out}" set="rounds=2"'
+    config = f'scenario="{path}" out="{out}" set="rounds=2 logging=[tensorboard,mlflow,wandb]"'
     shown = flower(
         "run", ".", "local", "--stream", "--federation-config", "num-supernodes=4", "--run-config", config
     )
@@ -209,3 +209,6 @@ def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
     assert found.summary["status"] == "complete"
     assert_same_results(found, done)
     assert found.scenario.clients.algorithm == f"{tmp_path}/ours.py:Ours"
+    for logged in ("tensorboard/events.out.tfevents.*", "mlflow/artifacts/*/artifacts/summary.json"):
+        assert list(out.glob(logged)), shown.stdout[-3000:] + shown.stderr[-3000:]
+    assert list(out.glob("wandb/offline-run-*/files/summary.json"))

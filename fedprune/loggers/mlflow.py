@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from fedprune.loggers.base import Logger, RunEnd, RunStart
-from fedprune.results.folder import MLFLOW
+from fedprune.results.folder import MLFLOW, MLFLOW_RUN
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
 _STATES = {"complete": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-_RUN_ID = "run_id"  # The file that says which run of MLflow's a run folder is.
 _EVERY_ROUND = "density"  # A metric that all rounds have.
 
 # What MLflow takes at once.
@@ -70,10 +69,11 @@ class MLflow(Logger):
         self._last = 0
         # A metric keeps every value that it is given: what comes again must not be given again.
         self._told: set[int] = set()
-        known = self._known(home / _RUN_ID) if start.last_round is not None else None
+        file = start.directory / MLFLOW_RUN  # It says which run of MLflow's this is.
+        known = self._known(file) if start.last_round is not None else None
         if known is None:
-            self._run = self._make(start, (home / "artifacts").as_uri() if uri is None else None)
-            (home / _RUN_ID).write_text(f"{self._run}\n", encoding="utf-8")
+            self._run = self._make(start, home if uri is None else None)
+            file.write_text(f"{self._run}\n", encoding="utf-8")
         else:
             self._run = known
             self._client.update_run(known, status="RUNNING")
@@ -118,13 +118,15 @@ class MLflow(Logger):
             return None
         return known
 
-    def _make(self, start: RunStart, artifacts: str | None) -> str:
-        """Make a run with its parameters; return its id."""
+    def _make(self, start: RunStart, home: Path | None) -> str:
+        """Make a run with its parameters; return its id. Only one stays in a store of its own, ``home``."""
         from mlflow.entities import Param
 
-        run = self._client.create_run(
-            self._experiment(artifacts), run_name=start.name, tags=dict(self.options.tags)
-        )
+        experiment = self._experiment((home / "artifacts").as_uri() if home is not None else None)
+        if home is not None:
+            for replaced in self._client.search_runs([experiment]):
+                self._client.delete_run(replaced.info.run_id)
+        run = self._client.create_run(experiment, run_name=start.name, tags=dict(self.options.tags))
         found = [Param(_name(key), str(value)) for key, value in start.parameters.items()]
         for first in range(0, len(found), _PARAMETERS):
             self._client.log_batch(run.info.run_id, params=found[first : first + _PARAMETERS])

@@ -44,7 +44,9 @@ FIGURES = tuple(
     f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in ("png", "pdf")
 )
 CHECKPOINTS = "checkpoints"
-TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"  # What loggers write, see `fedprune.loggers`.
+# What loggers write, see `fedprune.loggers`.
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+MLFLOW, MLFLOW_RUN = "mlflow", "mlflow/run_id"
 
 # The first line of a run's scenario.yaml: it tells a run folder from a person's own folder.
 _SIGNATURE = "# A run of fedprune: the scenario as it was resolved. It can be run again as it is."
@@ -316,7 +318,7 @@ def _make_room(directory: Path, *, overwrite: bool) -> None:
     for path in _own_files(directory):
         path.unlink()
     plugin_copies.remove(directory)
-    for name in (TENSORBOARD, MLFLOW, WANDB):
+    for name in (TENSORBOARD, WANDB):  # A database of MLflow's may be open: its logger deletes the run there.
         shutil.rmtree(directory / name, ignore_errors=True)
     for pattern in ("round-*", ".round-*.unfinished"):
         for path in (directory / CHECKPOINTS).glob(pattern):
@@ -332,7 +334,7 @@ def _holds_records(directory: Path) -> bool:
 def _own_files(directory: Path) -> Iterator[Path]:
     """Yield the files of a run, but for its scenario.yaml, which the next run replaces."""
     names = (SUMMARY, ROUNDS, CLIENTS, MODEL, *FIGURES)
-    own = [*names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
+    own = [MLFLOW_RUN, *names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
     yield from (directory / name for name in own if (directory / name).is_file())
 
 

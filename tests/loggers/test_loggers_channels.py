@@ -187,11 +187,12 @@ def test_a_run_leaves_a_logger_alone_that_never_answers(
 def test_a_new_run_in_a_folder_replaces_what_loggers_left(tmp_path: Path) -> None:
     run = tmp_path / "run"
     logged_run(run, [])
-    for name in ("tensorboard", "mlflow", "wandb"):
-        (run / name).mkdir()
-        (run / name / "old").touch()
+    left = ("tensorboard/old", "wandb/old", "mlflow/run_id")
+    for name in left:
+        (run / name).parent.mkdir()
+        (run / name).touch()
     logged_run(run, [], overwrite=True)
-    assert not any((run / name).exists() for name in ("tensorboard", "mlflow", "wandb"))
+    assert not any((run / name).exists() for name in left)
 
 
 # The scenario ------------------------------------------------------------------------------------

@@ -79,6 +79,17 @@ def test_a_run_and_how_it_goes_on_in_the_run_folder(tmp_path: Path) -> None:
     assert model.read_bytes() == done.model_file.read_bytes()
 
 
+def test_a_new_run_in_a_folder_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    """In one process, too, in which the tracker keeps its database open."""
+    uri = f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}"
+    logged_run(tmp_path / "run", NAMED)
+    [before] = runs(uri)
+    done = logged_run(tmp_path / "run", NAMED, overwrite=True)
+    [after] = runs(uri)
+    assert after.info.run_id != before.info.run_id
+    assert_every_round_once(uri, after.info.run_id, done)
+
+
 def test_runs_share_a_store_at_a_uri(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(
         tmp_path

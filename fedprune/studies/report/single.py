@@ -18,7 +18,7 @@ PAGE = "report.html"
 #: Settings that a group's name can bear.
 _MOST_NAMED = 3
 #: What may differ between the runs of one group.
-_FREE = ("name", "seed", "engine.")
+_FREE = ("name", "seed", "engine.", "logging")
 
 
 def outcomes_of(runs: Sequence[Run]) -> list[Outcome]:
