@@ -193,7 +193,7 @@ class Ours(Sparse):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
-    """With a strategy and clients in files beside the scenario, which import another there; and with loggers."""
+    """With loggers; and a strategy and clients in files beside the scenario, which import another there."""
     for name, text in PLUG_INS.items():
         (tmp_path / name).write_text(text)
     plan = yaml.safe_load(path.read_text())
