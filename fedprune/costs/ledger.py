@@ -30,6 +30,9 @@ class TaskRecord:
         The name of its device's profile; "unknown" for such a node.
     examples
         Examples that the client trained or was tested on, as its reply says; 0 without a reply.
+    accuracy
+        On what the client holds out, in [0, 1]: of an ``evaluate`` task that of the model it was sent, of a
+        ``train`` task that of its own model after training; null for others, and where nothing is held out.
     bytes_down, bytes_up
         Bytes of the message and of the reply, as serialized.
     mask_bytes_down, mask_bytes_up
@@ -62,6 +65,7 @@ class TaskRecord:
     client: int | None
     device: str
     examples: int
+    accuracy: float | None = None
     bytes_down: int
     bytes_up: int
     mask_bytes_down: int

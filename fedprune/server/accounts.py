@@ -20,7 +20,7 @@ from fedprune.costs.devices import DeviceProfile, joules
 from fedprune.costs.ledger import Listener, Tally, TaskRecord
 from fedprune.errors import WireError
 from fedprune.protocol.faults import Fault, fault_of
-from fedprune.protocol.messages import whole
+from fedprune.protocol.messages import real, whole
 from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.dense_baseline import DenseBaseline
 from fedprune.server.exchange import Exchange
@@ -29,6 +29,11 @@ from fedprune.wire import check_size, content_bytes, mask_bytes, verify_checksum
 
 #: What a client may report of its costs.
 _COSTS = ("flops", "peak-memory-bytes", "num-examples")
+#: By a task's type, on how many held-out examples a client scored a model, and how well that did.
+_SCORES = {
+    MessageType.EVALUATE: ("num-examples", "accuracy"),
+    MessageType.TRAIN: ("test-examples", "test-accuracy"),
+}
 #: Faults of which the server hears nothing.
 _SILENT = {Fault.NO_REPLY, Fault.LATE, Fault.DROPPED_OUT, Fault.GONE, Fault.WORKER_DIED}
 #: How results call the device of a node that never joined.
@@ -49,6 +54,7 @@ class _Task(Generic[_T]):
     fault: Fault | None
     reason: str | None
     examples: int
+    accuracy: float | None
     bytes_down: int
     bytes_up: int
     mask_bytes_up: int
@@ -235,6 +241,7 @@ class RoundAccounts:
             fault=fault,
             reason=reason,
             examples=examples,
+            accuracy=_accuracy(sent.kind, metrics) if fault is None else None,
             bytes_down=sent.bytes_down,
             bytes_up=bytes_up,
             mask_bytes_up=mask_up,
@@ -264,7 +271,7 @@ class RoundAccounts:
                 continue
             status = "surplus" if task.fault is None else task.status
             cut = task.until(last[0], self._registry.clients[number].profile)
-            yield replace(cut, status=status, result=())
+            yield replace(cut, status=status, result=(), accuracy=None)
 
     def _settle(self, server_round: int, task: _Task[Any]) -> None:
         """Enter a task into the accounts."""
@@ -282,6 +289,7 @@ class RoundAccounts:
             client=client.number,
             device=client.profile.name,
             examples=task.examples,
+            accuracy=task.accuracy,
             bytes_down=task.bytes_down,
             bytes_up=task.bytes_up,
             mask_bytes_down=min(sent.mask_bytes, task.bytes_down),
@@ -318,6 +326,12 @@ def _check_costs(reply: Message) -> None:
     needed = ("examples-seen",) if reply.metadata.message_type == MessageType.TRAIN else ()
     for key in (*needed, *(key for key in _COSTS if key in metrics)):
         whole(metrics, key)
+
+
+def _accuracy(kind: str, metrics: MetricRecord) -> float | None:
+    """Return how well a model did on what the client holds out, as a reply that has been read says."""
+    examples, accuracy = _SCORES.get(kind, ("", ""))
+    return real(metrics, accuracy) if accuracy in metrics and metrics.get(examples) else None
 
 
 def _measured(metrics: MetricRecord) -> dict[str, Any]:

@@ -496,6 +496,34 @@ def test_client_accuracy_is_that_of_the_state_that_the_server_has(strategy):
         assert record.client_accuracy == pytest.approx(right.mean(), abs=1e-12)
 
 
+@pytest.mark.parametrize("strategy", [{"name": "fedavg"}, MOVING], ids=lambda s: s["name"])
+def test_every_task_has_the_accuracy_on_what_its_client_holds_out(strategy):
+    made = federate(plan(strategy=strategy, rounds=2, **CLIENTS_EVALUATE))
+    own = {(entry.round, entry.client): entry.state for entry in trained(made)}
+    for task in made.tasks:
+        if task.type not in ("evaluate", "train"):
+            assert task.accuracy is None
+            continue
+        state = made.states[task.round] if task.type == "evaluate" else own[task.round, task.client]
+        expected = answered_right(made, state, task.client).mean()
+        assert task.accuracy == pytest.approx(expected, abs=1e-12)
+    assert {task.type for task in made.tasks if task.accuracy is not None} == {"evaluate", "train"}
+
+
+def test_a_task_that_failed_or_a_client_that_holds_nothing_out_has_no_accuracy():
+    def tamper(message, reply):
+        if (kind_of(message), message.metadata.dst_node_id) == ("evaluate", 3):
+            return Message(with_metric(reply.content, accuracy=1.5), reply_to=message)
+        if (kind_of(message), message.metadata.dst_node_id) == ("evaluate", 2):
+            return Message(with_metric(reply.content, num_examples=0), reply_to=message)
+        return reply
+
+    made = federate(plan(rounds=1, clients__per_round=4, **CLIENTS_EVALUATE), tamper=tamper)
+    known = {task.client: task.accuracy is not None for task in tasks_of(made, "evaluate")}
+    assert known == {0: False, 1: False, 2: True, 3: True}
+    assert all(task.accuracy is None for task in federate(plan()).tasks)
+
+
 def test_a_client_that_claims_to_be_right_more_than_always_is_refused():
     def tamper(message, reply):
         if (kind_of(message), message.metadata.dst_node_id) == ("evaluate", 3):
