@@ -1,7 +1,7 @@
 """fedprune: run federated pruning from one YAML file, and know what it costs every client.
 
-What a user runs (`run`, `resume`, `load_run`, `load_model`, `load_scenario`) and what the author of a
-plug-in subclasses or calls is importable from here. Everything else is internal and may change.
+What a user runs (`run`, `resume`, `study`, `load_run`, `load_model`, `load_scenario`) and what the author of
+a plug-in subclasses or calls is importable from here. Everything else is internal and may change.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedprune.server.strategy import PruningStrategy
     from fedprune.sparsity.masks import Masks
     from fedprune.sparsity.pruning import prunable, prune
+    from fedprune.studies.study import Study, study
 
 # Imported when first used: `fedprune --help` needs no PyTorch, a device nothing of the server.
 _EXPORTS = {
@@ -54,6 +55,7 @@ _EXPORTS = {
     "RunStart": "fedprune.loggers",
     "Scenario": "fedprune.scenario",
     "Source": "fedprune.data.sources",
+    "Study": "fedprune.studies.study",
     "TrainReply": "fedprune.server.aggregation",
     "UserError": "fedprune.errors",
     "WeightedMean": "fedprune.server.aggregation",
@@ -65,6 +67,7 @@ _EXPORTS = {
     "prune": "fedprune.sparsity.pruning",
     "resume": "fedprune.engine.simulation",
     "run": "fedprune.engine.simulation",
+    "study": "fedprune.studies.study",
 }
 __all__ = [
     "Aggregator",
@@ -86,6 +89,7 @@ __all__ = [
     "RunStart",
     "Scenario",
     "Source",
+    "Study",
     "TrainReply",
     "UserError",
     "WeightedMean",
@@ -98,6 +102,7 @@ __all__ = [
     "prune",
     "resume",
     "run",
+    "study",
 ]
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
-from typing import Any
 
 from fedprune import models
 from fedprune.costs.flops import ModelCost
@@ -21,6 +20,7 @@ from fedprune.costs.memory import optimizer_slots, step_memory
 from fedprune.costs.step import run_step
 from fedprune.data import Source
 from fedprune.determinism import deterministic
+from fedprune.errors import FedpruneError
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.studies.outcomes import Outcome
@@ -48,14 +48,17 @@ class Needs:
         Returns a scenario's data set, which says how many examples there are.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Callable[[Scenario], Source]) -> None:
         self._source = source
         self._known: dict[str, tuple[float, int]] = {}
 
     def of(self, scenario: Scenario) -> Need:
-        """Return what a scenario needs."""
-        source: Source = self._source(scenario)
-        seconds, memory = self._step(scenario, source)
+        """Return what a scenario needs; nothing but a process, where its data or model cannot be had."""
+        try:
+            source = self._source(scenario)
+            seconds, memory = self._step(scenario, source)
+        except FedpruneError:  # The run will say so.
+            return Need(0.0, PROCESS_BYTES)
         spec = scenario.clients
         examples = len(source.train) * (1 - scenario.data.server_fraction) / spec.count
         examples *= 1 - scenario.data.client_test_fraction

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from fedprune.results.measures import format_share
 from fedprune.studies.outcomes import Metric, Outcome
 from fedprune.studies.plan import PlannedRun
+from fedprune.studies.statistics.quantities import metric_form
 from fedprune.units import format_seconds
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def line_of(ended: Ended, outcome: Outcome) -> str:
         return f"{ended.run.title}: {ended.status}: {ended.reason}"
     metric = Metric.of(outcome.summary)
     value = outcome.summary.get(metric.final)
-    text = "-" if value is None else format_share(value) if metric.name == "accuracy" else f"{value:.4g}"
+    text = "-" if value is None else metric_form(metric.name)(value)
     return f"{ended.run.title}: {metric.name} {text}, {format_seconds(ended.seconds)}"
 
 

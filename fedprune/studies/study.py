@@ -17,12 +17,15 @@ from fedprune.studies.outcomes import Outcome, headline
 from fedprune.studies.plan import Plan, PlannedRun
 from fedprune.studies.spec import StudySpec, load_study
 from fedprune.studies.store import STUDY, StudyFolder
+from fedprune.wording import known_here
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
     from fedprune.studies.estimate import Needs
     from fedprune.studies.execute import Ended, Watcher
+    from fedprune.studies.statistics import Comparison
     from fedprune.studies.table import Table
 
 Jobs = int | Literal["auto"]
@@ -216,6 +219,67 @@ class Study:
     def table(self) -> DataFrame:
         """Return the numbers of `claims` as a data frame of pandas: a row a variant and point of the grid."""
         return self.claims().frame()
+
+    def compare(self, group: str, reference: str, quantity: str | None = None) -> Comparison:
+        """Compare two variants, or two points of the grid, seed by seed.
+
+        Parameters
+        ----------
+        group, reference : str
+            Their names as in the table: "FedTiny", or "FedTiny, density 0.05".
+        quantity : str, optional
+            What is compared, such as "bytes_up"; the final headline metric where not given.
+
+        Returns
+        -------
+        Comparison
+            The differences by seed, their mean with its intervals, and p values; not adjusted, since it is
+            one comparison.
+        """
+        from fedprune.studies.statistics import compare, group_outcomes, quantities
+
+        outcomes = self.outcomes
+        metric = headline(outcomes)
+        groups = {found.name: found for found in group_outcomes(outcomes)}
+        known = {found.key: found for found in quantities(metric)}
+        key = metric.final if quantity is None else quantity
+        for name, names, what in (
+            (group, groups, "group"),
+            (reference, groups, "group"),
+            (key, known, "quantity"),
+        ):
+            if name not in names:
+                raise UserError(f"there is no {what} {name!r}{known_here(name, names, '')}")
+        return compare(groups[group], groups[reference], known[key])
+
+    def plot(self, what: str = "curves", *, cost: str = "bytes", axes: Axes | None = None) -> Axes:
+        """Draw a figure for a paper; return its axes.
+
+        Parameters
+        ----------
+        what : "curves" or "costs"
+            The headline metric over the rounds, or against a cost.
+        cost : str
+            Which cost: "bytes", "bytes_up", "bytes_down", "flops", "device_seconds", "peak_memory_bytes" or
+            "joules".
+        axes : Axes, optional
+            Where to draw; a new figure where not given.
+
+        Examples
+        --------
+        >>> study("studies/quickstart.yaml").plot().figure.savefig("curves.pdf")  # doctest: +SKIP
+        """
+        from fedprune.studies import figures
+
+        if what not in figures.FIGURES:
+            raise UserError(f"there is no figure {what!r}; there are {', '.join(figures.FIGURES)}")
+        if what == "curves":
+            return figures.curves(self.outcomes, axes)
+        return figures.costs(self.outcomes, cost, axes)
+
+    def _repr_html_(self) -> str:
+        """Return the table of claims, for notebooks."""
+        return self.claims()._repr_html_()
 
     def check_target(self) -> None:
         """Refuse a target of another metric than the runs' headline one."""

@@ -1,0 +1,163 @@
+"""Figures of a study for a paper: one column wide, in colours and markers that all readers can tell apart.
+
+`Study.plot` returns their axes; ``axes.figure.savefig("x.pdf")`` writes vectors. The page that one hovers
+over is the matter of `fedprune.studies.report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import rc_context
+from matplotlib.ticker import MaxNLocator
+
+from fedprune.errors import UserError
+from fedprune.results.figures import COLOURS, PERCENT, RunFigure, log_axis, scale
+from fedprune.studies.outcomes import Metric, Outcome, headline
+from fedprune.studies.statistics import (
+    Estimate,
+    Group,
+    group_outcomes,
+    is_share,
+    pareto_front,
+    summarise_groups,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FIGURES = ("curves", "costs")
+#: Width of a column of a paper in two columns, in inches, and the size of its letters in points.
+COLUMN = 3.35
+_STYLE: Any = {
+    "font.size": 8.0,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+}
+_MARKERS = "osD^vPX*"
+_LINES = ("-", "--", "-.", ":")
+#: What a cost is measured in, and what its axis is called.
+COSTS = {
+    "bytes": ("bytes", "traffic, up and down"),
+    "bytes_up": ("bytes", "bytes up"),
+    "bytes_down": ("bytes", "bytes down"),
+    "flops": ("flops", "computation"),
+    "device_seconds": ("seconds", "device time"),
+    "peak_memory_bytes": ("bytes", "peak memory"),
+    "joules": ("joules", "energy"),
+}
+
+
+def curves(outcomes: Sequence[Outcome], axes: Axes | None = None) -> Axes:
+    """Draw the headline metric over the rounds: the mean over seeds, and its 95 % t interval as a band.
+
+    Parameters
+    ----------
+    outcomes
+        All runs; those that are complete are drawn.
+    axes : Axes, optional
+        Where to draw; a new figure, one column wide, where not given.
+    """
+    metric = headline(outcomes)
+    with rc_context(_STYLE):
+        axes = _axes(axes)
+        for place, group in enumerate(_drawn(outcomes)):
+            points = _over_rounds(group, metric)
+            rounds = [number for number, _ in points]
+            colour = COLOURS[place % len(COLOURS)]
+            style = _LINES[place // len(COLOURS) % len(_LINES)]
+            axes.plot(rounds, [each.mean for _, each in points], style, color=colour, label=group.name)
+            bands = [(number, each.t_interval) for number, each in points]
+            known = [(number, *band) for number, band in bands if band is not None]
+            if known:
+                numbers, lows, highs = zip(*known, strict=True)
+                axes.fill_between(numbers, lows, highs, color=colour, alpha=0.18, lw=0)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _metric_axis(axes, metric)
+        _legend(axes)
+    return axes
+
+
+def costs(outcomes: Sequence[Outcome], cost: str = "bytes", axes: Axes | None = None) -> Axes:
+    """Draw the final headline metric against a cost, a point a group; a line joins those of the Pareto front.
+
+    Bars are 95 % t intervals over seeds.
+
+    Raises
+    ------
+    UserError
+        For a cost that is none of `COSTS`.
+    """
+    if cost not in COSTS:
+        raise UserError(f"there is no cost {cost!r}; there are {', '.join(COSTS)}")
+    metric, (quantity, name) = headline(outcomes), COSTS[cost]
+    summaries = [
+        summary
+        for summary in summarise_groups(outcomes)
+        if cost in summary.estimates and metric.final in summary.estimates
+    ]
+    with rc_context(_STYLE):
+        axes = _axes(axes)
+        factor, unit = scale(quantity, max((each.estimates[cost].mean for each in summaries), default=1.0))
+        points = {}
+        for place, summary in enumerate(summaries):
+            spent, reached = summary.estimates[cost], summary.estimates[metric.final]
+            points[summary.name] = spent.mean / factor, reached.mean
+            axes.errorbar(
+                *points[summary.name],
+                xerr=None if spent.half_width is None else spent.half_width / factor,
+                yerr=reached.half_width,
+                fmt=_MARKERS[place % len(_MARKERS)],
+                color=COLOURS[place % len(COLOURS)],
+                elinewidth=0.8,
+                label=summary.name,
+            )
+        front = sorted(points[name] for name in pareto_front(summaries, metric, cost))
+        axes.plot([x for x, _ in front], [y for _, y in front], color="#808080", lw=0.8, zorder=0)
+        log_axis(axes, [spent for spent, _ in points.values()])
+        axes.set_xlabel(f"{name} ({unit})")
+        _metric_axis(axes, metric)
+        _legend(axes)
+    return axes
+
+
+def _axes(axes: Axes | None) -> Axes:
+    """Return the axes, of a new figure where there are none."""
+    if axes is None:
+        axes = RunFigure(figsize=(COLUMN, 2.5), layout="constrained").subplots()
+    axes.grid(alpha=0.3, lw=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _drawn(outcomes: Sequence[Outcome]) -> list[Group]:
+    return [group for group in group_outcomes(outcomes) if group.complete]
+
+
+def _over_rounds(group: Group, metric: Metric) -> list[tuple[int, Estimate]]:
+    """Return the estimate over the complete runs of a group for each round in which all were evaluated."""
+    by_round: dict[int, list[float]] = {}
+    for outcome in group.complete:
+        for record in outcome.rounds:
+            if record.get(metric.name) is not None:
+                by_round.setdefault(record["round"], []).append(record[metric.name])
+    whole = len(group.complete)
+    return [(number, Estimate.of(found)) for number, found in sorted(by_round.items()) if len(found) == whole]
+
+
+def _metric_axis(axes: Axes, metric: Metric) -> None:
+    if is_share(metric.name):
+        axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylabel(f"{metric.name.replace('_', ' ')}{' (%)' if is_share(metric.name) else ''}")
+
+
+def _legend(axes: Axes) -> None:
+    """Put the names below, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = max(1, min(3, 44 // (max(map(len, labels)) + 6)))
+        figure: Any = axes.figure
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

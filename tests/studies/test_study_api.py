@@ -1,0 +1,152 @@
+"""A study as an object: what it says of its runs, from folders that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inprocess import PLAN
+from scipy import stats
+
+import fedprune
+from fedprune.engine.hosts import InProcess
+from fedprune.engine.simulation import run as simulate
+from fedprune.errors import UserError
+from fedprune.studies import figures
+from fedprune.studies.study import Study
+
+SPEC: dict[str, Any] = {
+    "name": "small",
+    "base": {**PLAN, "rounds": 2},
+    "seeds": 2,
+    "runs": {"Dense": {"strategy": {"name": "fedavg"}}, "Static": {"strategy": {"name": "static"}}},
+    "grid": {"strategy.density": [0.3, 0.1]},
+    "reference": "Dense",
+    "target_accuracy": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Study:
+    """A study whose runs were done one after another in this process; the last of them is missing."""
+    made = fedprune.study(SPEC, out=tmp_path_factory.mktemp("study"))
+    for run in made.planned()[:-1]:
+        simulate(run.scenario, out=made.folder.place(run), progress=False, host=InProcess(), figures=False)
+    return made
+
+
+def finals(done: Study, group: str) -> list[float]:
+    return [o.summary["final_accuracy"] for o in done.outcomes if o.group == group and o.complete]
+
+
+def test_it_knows_what_is_there(done):
+    assert [run.title for run in done.missing()] == ["Static, density 0.1, seed 1"]
+    assert len(done.runs) == 5
+    assert [outcome.complete for outcome in done.outcomes] == [True] * 5 + [False]
+
+
+def test_its_table_has_the_numbers_of_the_runs(done):
+    table = done.table().set_index("group")
+    for group in ("Dense", "Static, density 0.3"):
+        assert table.loc[group, "final_accuracy_mean"] == pytest.approx(sum(finals(done, group)) / 2)
+    assert table.loc["Static, density 0.1", "complete"] == 1
+    assert "Static, density 0.1" in done._repr_html_()
+
+
+def test_two_groups_are_compared_seed_by_seed(done):
+    found = done.compare("Static, density 0.3", "Dense")
+    ours, theirs = finals(done, "Static, density 0.3"), finals(done, "Dense")
+    assert list(found.differences.values()) == pytest.approx(
+        [a - b for a, b in zip(ours, theirs, strict=True)]
+    )
+    if ours != theirs:
+        assert found.t_p == pytest.approx(float(stats.ttest_rel(ours, theirs).pvalue))
+    assert done.compare("Static, density 0.1", "Dense").unpaired == (1,)
+    sent = done.compare("Static, density 0.3", "Dense", "bytes_up")
+    assert all(difference < 0 for difference in sent.differences.values())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("Static", "Dense"), "there is no group 'Static'"),
+        (("Dense", "Dens"), "there is no group 'Dens'; did you mean 'Dense'"),
+        (("Dense", "Dense", "bytesup"), "there is no quantity 'bytesup'; did you mean 'bytes_up'"),
+    ],
+)
+def test_a_name_that_is_none_is_said(done, names, message):
+    with pytest.raises(UserError, match=message):
+        done.compare(*names)
+
+
+def test_its_curves_are_means_over_seeds(done):
+    axes = done.plot()
+    drawn = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    assert list(drawn) == ["Dense", "Static, density 0.3", "Static, density 0.1"]
+    dense = [run.rounds for run in done.runs[:2]]
+    expected = [(a["accuracy"] + b["accuracy"]) / 2 for a, b in zip(*dense, strict=True)]
+    assert list(drawn["Dense"]) == pytest.approx(expected)
+    assert axes.figure.get_size_inches()[0] == figures.COLUMN
+
+
+@pytest.mark.parametrize("cost", figures.COSTS)
+def test_it_draws_every_cost(done, cost, tmp_path):
+    figure = done.plot("costs", cost=cost).figure
+    figure.savefig(tmp_path / "costs.pdf")
+    assert (tmp_path / "costs.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_an_unknown_figure_or_cost_is_refused(done):
+    with pytest.raises(UserError, match="there is no figure 'curve'; there are curves, costs"):
+        done.plot("curve")
+    with pytest.raises(UserError, match="there is no cost 'money'"):
+        done.plot("costs", cost="money")
+
+
+def test_a_target_of_another_metric_is_refused(done):
+    spec = {key: value for key, value in SPEC.items() if key != "target_accuracy"}
+    other = fedprune.study({**spec, "target_perplexity": 10}, out=done.directory)
+    with pytest.raises(UserError, match="target_perplexity: the headline metric is accuracy"):
+        other.claims()
+
+
+def test_a_lower_is_better_metric_chooses_the_lowest(tmp_path, monkeypatch):
+    """Which values won is a matter of the metric that the runs name, and of its direction."""
+    tune = {"grid": {"clients.training.epochs": [1, 2, 3]}, "seeds": [9]}
+    spec = {
+        **SPEC,
+        "runs": {"A": {"strategy": {"name": "fedavg"}, "tune": tune}},
+        "grid": {},
+        "reference": "A",
+    }
+    made = fedprune.study(spec, out=tmp_path)
+    for run, loss in zip(made.trials(), (3.0, 1.0, 2.0), strict=True):
+        place = made.folder.place(run)
+        simulate(run.scenario, out=place, progress=False, host=InProcess(), figures=False)
+        summary = json.loads((place / "summary.json").read_text())
+        summary |= {"headline": "perplexity", "higher_is_better": False, "final_perplexity": loss}
+        (place / "summary.json").write_text(json.dumps(summary))
+    assert made.won("A") == {"clients.training.epochs": 2}
+
+
+def test_remaining_time_follows_the_runs_that_ended(done):
+    from fedprune.studies.estimate import remaining_seconds
+
+    left = {"A": [(10.0, 1.0), (10.0, 0.5)], "B": [(4.0, 1.0)]}
+    assert remaining_seconds(left, [], 1) == 19.0
+    assert remaining_seconds(left, [], 4) == 10.0  # The longest alone takes as long.
+    assert remaining_seconds(left, [("A", 10.0, 30.0)], 1) == 57.0
+    assert remaining_seconds(left, [("A", 10.0, 30.0), ("B", 4.0, 4.0)], 1) == 49.0
+    assert remaining_seconds({}, [], 2) == 0.0
+    assert 0 < done.remaining_seconds(1) < 600
+
+
+def test_a_folder_of_anothers_is_not_taken_for_a_run(tmp_path):
+    made = fedprune.study(SPEC, out=tmp_path)
+    run = made.planned()[0]
+    place: Path = tmp_path / "runs" / f"mine-{run.identity}"
+    place.mkdir(parents=True)
+    assert made.folder.status(run) == "missing"
+    assert made.folder.rounds_done(run) == 0
