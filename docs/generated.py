@@ -39,6 +39,7 @@ from fedprune.loggers import LOGGERS
 from fedprune.scenario import json_schema
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity import execution
+from fedprune.studies import spec as studies
 from fedprune.units import format_byte_rate, format_bytes, format_flop_rate
 
 #: What is documented whole, besides `fedprune` itself.
@@ -193,6 +194,12 @@ def section(name: str) -> str:
     return _table(("key", "value", "default", "what it is"), rows)
 
 
+def study(name: str, *keys: str) -> str:
+    """Return the table of the keys of a part of a study file, all of them where none is named."""
+    model: type[BaseModel] = getattr(studies, name)
+    return _model_table(model, list(keys or model.model_fields))
+
+
 def columns(name: str) -> str:
     """Return the table of the columns of a record of the ledger, from its docstring."""
     record = getattr(ledger, name)
@@ -244,7 +251,7 @@ def commands() -> str:
     return "\n".join(_command("fedprune", typer.main.get_command(app)))
 
 
-_MAKERS = (methods, named, options, loggers, section, columns, devices, faults, api, commands)
+_MAKERS = (methods, named, options, loggers, section, study, columns, devices, faults, api, commands)
 MADE: Mapping[str, Callable[..., str]] = {maker.__name__: maker for maker in _MAKERS}
 
 
@@ -273,7 +280,7 @@ def _command(path: str, command: Any) -> Iterator[str]:
 
 
 def _model_table(model: type[BaseModel], keys: list[str]) -> str:
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(by_alias=False)
     rows = []
     for key in keys:
         field, spec = model.model_fields[key], schema["properties"][key]
@@ -281,7 +288,7 @@ def _model_table(model: type[BaseModel], keys: list[str]) -> str:
             default = "required"
         else:
             default = _default(spec.get("default", field.get_default(call_default_factory=True)))
-        rows.append((f"`{key}`", _type(spec, schema), default, field.description or ""))
+        rows.append((f"`{field.alias or key}`", _type(spec, schema), default, field.description or ""))
     return _table(("option", "value", "default", "what it does"), rows)
 
 

@@ -18,6 +18,8 @@ from pages import PAGES, ROOT, Block, blocks
 from fedprune.cli import main
 from fedprune.scenario import load_scenario
 from fedprune.server.check import check
+from fedprune.studies.plan import Plan
+from fedprune.studies.spec import load_study
 
 #: tests/deploy/test_guide.py runs this page, with real processes.
 GUIDE = ROOT / "docs" / "deploy.md"
@@ -62,7 +64,11 @@ def test_scenarios_are_valid(block: Block, tmp_path: Path) -> None:
         return
     content = yaml.safe_load(block.code)
     path = tmp_path / "shown.yaml"
-    if "rounds" in content:
+    if "runs" in content:
+        (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
+        path.write_text(block.code, encoding="utf-8")
+        assert Plan(load_study(path)).runs()
+    elif "rounds" in content:
         path.write_text(block.code, encoding="utf-8")
         check(load_scenario(path))
     else:
