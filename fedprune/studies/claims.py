@@ -103,8 +103,10 @@ class Claim:
 
     def reference_of(self, group: Group) -> Group | None:
         """Return the group that a group is compared with: its own where it is the reference's."""
-        if self.reference is None or group.variant == self.reference:
-            return None if self.reference is None else group
+        if self.reference is None:
+            return None
+        if group.variant == self.reference:
+            return group
         return reference_for(group, [each.group for each in self.summaries], self.reference)
 
     def ratio(self, group: Group, quantity: Quantity) -> float | None:
@@ -183,13 +185,12 @@ def target_text(claim: Claim) -> str:
 def record_of(claim: Claim, summary: GroupSummary) -> Record:
     """Return all numbers of a group, for a row of a CSV file."""
     group = summary.group
-    record: Record = {"group": group.name, "variant": group.variant, **group.point}
-    record |= {
-        key: getattr(summary, key) for key in ("planned", "complete", "failed", "unfinished", "diverged")
-    }
+    grid = dict.fromkeys(key for each in claim.summaries for key in each.group.point)
+    record: Record = {"group": group.name, "variant": group.variant, **grid, **group.point}
+    record |= {key: getattr(summary, key) for key in _COUNTS}
     record["seeds"] = " ".join(map(str, summary.seeds))
     for quantity in quantities(claim.metric):
-        record |= _numbers(quantity.key, summary.estimates.get(quantity.key))
+        record |= numbers_of(quantity.key, summary.estimates.get(quantity.key))
         if quantity.key in COSTS:
             record[f"{quantity.key}_relative"] = claim.ratio(group, quantity)
     record |= _comparison_numbers(claim.comparisons.get(group.name))
@@ -201,7 +202,8 @@ def record_of(claim: Claim, summary: GroupSummary) -> Record:
     return record
 
 
-def _numbers(key: str, estimate: Estimate | None) -> Record:
+def numbers_of(key: str, estimate: Estimate | None) -> Record:
+    """Return an estimate as numbers for a row of a CSV file, each under the key and what it is."""
     t = estimate.t_interval if estimate else None
     bootstrap = estimate.bootstrap_interval if estimate else None
     return {
@@ -219,7 +221,7 @@ def _comparison_numbers(found: Comparison | None) -> Record:
     p_values = ("t_p", "t_holm", "wilcoxon_p", "wilcoxon_holm")
     return {
         "reference": found.reference if found else None,
-        **_numbers("difference", found.difference if found else None),
+        **numbers_of("difference", found.difference if found else None),
         **{key: getattr(found, key) if found else None for key in p_values},
     }
 
@@ -228,7 +230,7 @@ def _until_numbers(until: CostsUntil) -> Record:
     record: Record = {"target": until.target, "ended": until.ended, "reached": until.reached}
     for cost in COSTS_UNTIL:
         record[f"until_{cost.key}_median"] = until.median(cost.key)
-        record |= _numbers(f"until_{cost.key}_of_reached", until.of_reached(cost.key))
+        record |= numbers_of(f"until_{cost.key}_of_reached", until.of_reached(cost.key))
     return record
 
 

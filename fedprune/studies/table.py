@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fedprune.results.measures import UNKNOWN, texts_of
 from fedprune.results.records import Record
-from fedprune.studies.claims import Claim, cost_part, record_of, result_part, until_part
+from fedprune.studies.claims import Claim, cost_part, numbers_of, record_of, result_part, until_part
 from fedprune.studies.digits import estimate_texts, format_p, unit_of
 from fedprune.studies.outcomes import Outcome, headline
 from fedprune.studies.rendering import Part, Table
 from fedprune.studies.statistics import (
     HOW_TO_MEASURE_CLIENTS,
     Estimate,
-    GroupSpread,
     GroupSummary,
     diverged,
     group_outcomes,
@@ -65,11 +64,14 @@ def seed_table(outcomes: Sequence[Outcome]) -> Table:
     """Return the table of every run, a row a run: what its summary says."""
     metric = headline(outcomes)
     shown = [each for each in quantities(metric) if any(each.of(run) is not None for run in outcomes)]
-    columns = [texts_of([each.of(run) for run in outcomes], each.form) for each in shown]
     states = [_state(run) for run in outcomes]
-    names = [(run.group, str(run.seed), state) for run, state in zip(outcomes, states, strict=True)]
-    rows = [(*name, *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True)]
-    heads = ("variant", "seed", "status", *(each.label for each in shown))
+    columns = {
+        "variant": [run.group for run in outcomes],
+        "seed": [str(run.seed) for run in outcomes],
+        "status": states,
+        **{each.label: texts_of([each.of(run) for run in outcomes], each.form) for each in shown},
+    }
+    grid = dict.fromkeys(key for run in outcomes for key in run.point)
     lost = [f"{run.group} (seed {run.seed})" for run in outcomes if diverged(run, metric)]
 
     def records() -> list[Record]:
@@ -77,6 +79,7 @@ def seed_table(outcomes: Sequence[Outcome]) -> Table:
             {
                 "group": run.group,
                 "variant": run.variant,
+                **grid,
                 **run.point,
                 "seed": run.seed,
                 "status": state,
@@ -87,7 +90,8 @@ def seed_table(outcomes: Sequence[Outcome]) -> Table:
         ]
 
     notes = (f"Diverged: {', '.join(lost)}.",) if lost else ()
-    return Table("Every run", (Part("", heads, tuple(rows), names=3),), notes, records)
+    part = Part("", tuple(columns), tuple(zip(*columns.values(), strict=True)), names=3)
+    return Table("Every run", (part,), notes, records)
 
 
 def client_table(outcomes: Sequence[Outcome]) -> Table:
@@ -97,43 +101,47 @@ def client_table(outcomes: Sequence[Outcome]) -> Table:
     values of clients, it has no rows, and a note says which settings of the scenario give them.
     """
     metric = headline(outcomes)
-    rows: list[tuple[str, str, str, GroupSpread]] = []
+    rows: list[tuple[str, str, str, Mapping[str, Estimate]]] = []
     for group in group_outcomes(outcomes):
         for whose, spread in group_spreads(group, metric).items():
-            classes = spread.by_device if len(spread.by_device) > 1 else {}
-            rows += [(group.name, whose, device, spread) for device in ("all", *classes)]
-    return _client_table(rows, metric.name)
-
-
-def _client_table(rows: Sequence[tuple[str, str, str, GroupSpread]], metric: str) -> Table:
-    of_rows = [
-        spread.overall if device == "all" else spread.by_device[device] for _, _, device, spread in rows
-    ]
-    unit = unit_of(metric)
-    columns = {
-        "clients": [f"{each['clients'].mean:.4g}" for each in of_rows],
-        f"{metric}, mean{unit}": estimate_texts([each["mean"] for each in of_rows], metric),
-        f"worst 10%{unit}": estimate_texts([each["worst"] for each in of_rows], metric),
-        f"std over clients{unit}": estimate_texts([each["std"] for each in of_rows], metric),
-        "Jain's index": [f"{each['jain'].mean:.3f}" if "jain" in each else UNKNOWN for each in of_rows],
-    }
-    names = [(name, whose, device) for name, whose, device, _ in rows]
-    cells = zip(*columns.values(), strict=True)
-    texts = tuple((*name, *each) for name, each in zip(names, cells, strict=True))
-
-    def records() -> list[Record]:
-        return [
-            {"group": name, "model": whose, "device": device, **dict(_flat(estimates))}
-            for (name, whose, device), estimates in zip(names, of_rows, strict=True)
-        ]
-
+            rows.append((group.name, whose, "all", spread.overall))
+            if len(spread.by_device) > 1:
+                rows += [(group.name, whose, device, of) for device, of in spread.by_device.items()]
+    name = metric.name.replace("_", " ")
+    title = f"{name[0].upper()}{name[1:]} of the clients{unit_of(metric.name)}"
+    if not rows:
+        return Table(title, (), (HOW_TO_MEASURE_CLIENTS,), list)
     notes = (
         "Of a run's clients each counts the same; ±: 95% t intervals over seeds.",
         "The global model is that of the last round that clients tested; the personal ones are each client's "
         "after its last training.",
     )
-    parts = (Part("", ("variant", "model", "device", *columns), texts, names=3),) if rows else ()
-    return Table(f"{metric} of the clients", parts, notes if rows else (HOW_TO_MEASURE_CLIENTS,), records)
+    part = _client_part(title, rows, metric.name)
+    return Table(title, (part,), notes, lambda: [_client_record(*row) for row in rows])
+
+
+def _client_part(
+    title: str, rows: Sequence[tuple[str, str, str, Mapping[str, Estimate]]], metric: str
+) -> Part:
+    estimates = [each for *_, each in rows]
+    columns = {
+        "variant": [name for name, _, _, _ in rows],
+        "model": [whose for _, whose, _, _ in rows],
+        "device": [device for _, _, device, _ in rows],
+        "clients": [f"{each['clients'].mean:.4g}" for each in estimates],
+        "mean": estimate_texts([each["mean"] for each in estimates], metric),
+        "worst 10%": estimate_texts([each["worst"] for each in estimates], metric),
+        "std over clients": estimate_texts([each["std"] for each in estimates], metric),
+        "Jain's index": [f"{each['jain'].mean:.3f}" if "jain" in each else UNKNOWN for each in estimates],
+    }
+    return Part(title, tuple(columns), tuple(zip(*columns.values(), strict=True)), names=3)
+
+
+def _client_record(name: str, whose: str, device: str, estimates: Mapping[str, Estimate]) -> Record:
+    record: Record = {"group": name, "model": whose, "device": device}
+    for key, each in estimates.items():
+        record |= numbers_of(key, each)
+    return record
 
 
 def _notes(claim: Claim) -> Iterator[str]:
@@ -207,10 +215,3 @@ def _listed(names: Iterable[object]) -> str:
 
 def _state(outcome: Outcome) -> str:
     return "not begun" if outcome.summary is None else str(outcome.summary["status"])
-
-
-def _flat(estimates: Mapping[str, Estimate]) -> Iterator[tuple[str, float | None]]:
-    for key, each in estimates.items():
-        yield f"{key}_n", each.n
-        yield f"{key}_mean", each.mean
-        yield f"{key}_std", each.std

@@ -101,6 +101,7 @@ class TestClaim:
         assert [row["complete"] for row in table.records] == [0, 0]
         assert table.text()
         assert table.latex()
+        assert seed_table(outcomes).parts[0].rows == (("A", "0", "not begun"), ("B", "0", "not begun"))
 
     def test_a_metric_of_which_less_is_better(self):
         outcomes = group("Dense", [20.1, 20.5, 20.9], metric=PERPLEXITY, curve=[90.0, 20.0])
@@ -153,6 +154,7 @@ class TestNumbers:
         assert [row["group"] for row in rows] == ["FedAvg", "Tiny, density 0.1", "Tiny, density 0.05"]
         tiny = rows[1]
         assert (tiny["strategy.density"], rows[0]["strategy.density"]) == ("0.1", "")
+        assert list(tiny)[:3] == ["group", "variant", "strategy.density"]
         expected = Estimate.of(SPARSE)
         assert float(tiny["final_accuracy_mean"]) == expected.mean
         assert float(tiny["final_accuracy_std"]) == expected.std
