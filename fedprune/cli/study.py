@@ -94,6 +94,32 @@ def show_table(
     print(texts[form]().rstrip("\n"))
 
 
+def report(
+    file: StudyFile,
+    out: Out = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="PAGE", help="The page.  [default: DIR/report.html]")
+    ] = None,
+    refresh: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="Write it again every so often until all runs are complete; the open page follows.",
+        ),
+    ] = None,
+) -> None:
+    """Write a study, FILE, as one HTML page: tables, curves, costs, settings, warnings."""
+    study = _open(file, out)
+    while True:
+        done = not study.missing([*study.trials(), *study.planned()])
+        page = study.report(to, refresh=None if done else refresh)
+        if done or refresh is None:
+            break
+        time.sleep(refresh)
+    print(page)
+
+
 def watch(
     file: StudyFile,
     out: Out = None,
@@ -135,24 +161,15 @@ def _jobs(text: str) -> Jobs:
 
 def _announce(study: Study, jobs: Jobs, *, list_runs: bool) -> None:
     """Say on standard error what there is to do, and how long it should take."""
-    import os
-
-    from fedprune.units import format_seconds
-
     runs = [*study.trials(), *study.planned()]
-    left = study.missing(runs)
     if list_runs:
         rows = [
             (run.group, str(run.seed), "tuning" if run.trial else "", study.folder.status(run))
             for run in runs
         ]
         console_on_stdout().print(table(("run",), ("seed", "", "status"), rows))
-    text = f"{study.spec.name}: {len(runs)} runs, {len(runs) - len(left)} of them complete"
-    if left:
-        at_a_time = min(jobs, len(left)) if isinstance(jobs, int) else min(os.cpu_count() or 1, len(left))
-        seconds = study.remaining_seconds(at_a_time)
-        text += f"; the rest should take about {format_seconds(seconds)}, {at_a_time} at a time"
-    print(text, file=sys.stderr, flush=True)
+    text = study.progress_text(None if jobs == "auto" else jobs)
+    print(f"{study.spec.name}: {text}", file=sys.stderr, flush=True)
 
 
 def _width() -> int | None:

@@ -34,7 +34,7 @@ from fedprune.wording import known_here
 #: Scenario keys that hold paths; those of a study start from its own folder.
 PATHS = (("data", "path"), ("clients", "profiles"), ("clients", "trace"))
 #: Parts of a scenario that results do not depend on.
-_INDIFFERENT = {"name", "engine"}
+_INDIFFERENT = {"name", "engine", "logging"}
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,13 @@ class Plan:
         self._refuse_idle_keys()
 
     @property
-    def base(self) -> Scenario:
-        """What the study says of the engine and the rest, before any run changes it."""
-        return next(iter(self._scenarios.values()))
+    def base(self) -> Mapping[str, Any]:
+        """What all runs start from, as plain data: resolved, where it is a scenario by itself."""
+        try:
+            scenario = resolve(Scenario._validated(self._content, self._directory, self._origin))
+        except ScenarioError:
+            return self._content
+        return scenario.model_dump(mode="json")
 
     def runs(self) -> list[PlannedRun]:
         """Return the runs of the comparison, variant by variant; those to be tuned have no tuned values."""

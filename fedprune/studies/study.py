@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -219,6 +221,50 @@ class Study:
     def table(self) -> DataFrame:
         """Return the numbers of `claims` as a data frame of pandas: a row a variant and point of the grid."""
         return self.claims().frame()
+
+    def report(self, path: Path | str | None = None, *, refresh: int | None = None) -> Path:
+        """Write the study as one HTML page; return where it is.
+
+        Parameters
+        ----------
+        path : Path or str, optional
+            The page; ``report.html`` in the study's folder where not given.
+        refresh : int, optional
+            Seconds after which the open page loads itself again and shows how far the study is.
+        """
+        from fedprune.studies.report import write_report
+
+        self.check_target()
+        return write_report(
+            self.outcomes,
+            self.directory / "report.html" if path is None else path,
+            title=self.spec.name,
+            reference=self.spec.reference,
+            target=self.spec.target,
+            base=self.plan.base,
+            command=self.command,
+            refresh=refresh,
+            progress=self.progress_text() if refresh else None,
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that does the study again."""
+        file = self.spec.origin.name or str(self.directory / STUDY)
+        return f"fedprune study run {shlex.quote(file)} --out {shlex.quote(str(self.directory))}"
+
+    def progress_text(self, jobs: int | None = None) -> str:
+        """Return how far the study is, and how long the rest should take with ``jobs`` runs at a time."""
+        from fedprune.units import format_seconds
+
+        runs = [*self.trials(), *self.planned()]
+        left = self.missing(runs)
+        text = f"{len(runs) - len(left)} of {len(runs)} runs are complete"
+        if left:
+            at_a_time = min(jobs or os.cpu_count() or 1, len(left))
+            seconds = format_seconds(self.remaining_seconds(at_a_time))
+            text += f"; the rest should take about {seconds}, {at_a_time} at a time"
+        return text
 
     def compare(self, group: str, reference: str, quantity: str | None = None) -> Comparison:
         """Compare two variants, or two points of the grid, seed by seed.

@@ -160,7 +160,12 @@ def test_a_key_that_no_run_has_is_refused(tmp_path):
 
 def test_a_run_is_known_by_what_its_results_depend_on(tmp_path):
     scenario = plan_of(tmp_path).runs()[-1].scenario
-    same = [{"name": "other"}, {"engine.workers": 1}, {"engine.checkpoint_every": 5}]
+    same = [
+        {"name": "other"},
+        {"engine.workers": 1},
+        {"engine.checkpoint_every": 5},
+        {"logging": ["tensorboard"]},
+    ]
     other = [{"seed": 9}, {"rounds": 5}, {"strategy.density": 0.3}, {"engine.instructions": "native"}]
     known = identity_of(scenario)
     assert {identity_of(scenario.override(**change)) for change in same} == {known}
