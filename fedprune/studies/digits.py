@@ -1,7 +1,7 @@
 """How many digits of an estimate are written: as many as its interval leaves known.
 
-Half a width of an interval has two digits, and the mean ends at the same place. All numbers of a column have
-the same decimals.
+Half a width of an interval has two digits, in percent one decimal at least, and the mean ends at the same
+place. All numbers of a column have the same decimals.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from fedprune.results.measures import UNKNOWN
 from fedprune.studies.statistics import Comparison, Estimate, is_share
 
-_MOST_OF_PERCENT = 2
+_LEAST_OF_PERCENT, _MOST_OF_PERCENT = 1, 2
 _MOST_DIGITS = 6
 _LEAST_P = 0.001
 
@@ -99,12 +99,12 @@ def _half_widths(estimates: Iterable[Estimate], factor: float) -> list[float]:
 
 
 def _decimals(values: Sequence[float], half_widths: Sequence[float], metric: str) -> int:
-    """Return the decimals of a column: two digits of the narrowest half width, and none that are noise."""
+    """Return the decimals of a column: as many as its narrowest half width has two digits with."""
     if is_share(metric):
-        most = _MOST_OF_PERCENT
+        least, most = _LEAST_OF_PERCENT, _MOST_OF_PERCENT
     else:
         largest = max(map(abs, values), default=0.0)
-        most = max(0, _MOST_DIGITS - 1 - (math.floor(math.log10(largest)) if largest else 0))
+        least, most = 0, max(0, _MOST_DIGITS - 1 - (math.floor(math.log10(largest)) if largest else 0))
     if half_widths:
-        return min(most, max(0, 1 - math.floor(math.log10(min(half_widths)))))
+        return min(most, max(least, 1 - math.floor(math.log10(min(half_widths)))))
     return min(most, 2 if is_share(metric) else max(0, most - 2))

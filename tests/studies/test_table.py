@@ -244,7 +244,7 @@ class TestDigits:
 
     def test_differences_have_signs_but_nothing_does_not(self):
         found = compare_groups([*group("A", [0.5, 0.5]), *group("B", [0.51, 0.49])], "A")["B"]
-        assert difference_texts([found, None], "accuracy", ["", "none"]) == ["0 [-13, +13]", "none"]
+        assert difference_texts([found, None], "accuracy", ["", "none"]) == ["0.0 [-12.7, +12.7]", "none"]
 
     @given(st.floats(0, 1))
     def test_no_p_value_is_written_as_nothing(self, p):
