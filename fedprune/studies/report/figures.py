@@ -23,11 +23,12 @@ Points = list[tuple[int, float]]
 
 #: More points no curve shows; what is left out lies on a straight line, or is every other point.
 MOST_POINTS = 250
-#: Layers from the first to the last: from viridis, readable on white and on black.
-_LAYERS = ("#482878", "#3E4A89", "#31688E", "#26828E", "#1F9E89", "#35B779", "#6DCD59", "#B4DE2C")
+#: Layers from the first to the last: viridis, with an end that is readable on white.
+_LAYERS = ("#482878", "#3E4A89", "#31688E", "#26828E", "#1F9E89", "#35B779", "#7FA82E", "#B08A00")
 _MOST_MARKERS = 16
+_FEW_ROUNDS = 10
 _DIGITS = 5
-_ALPHA = "2E"  # Of a band, in hexadecimal.
+_ALPHA = "24"  # Of a band, in hexadecimal.
 _EDGE = 0.02  # Beyond 0 and 1, so that a marker there is not cut.
 _WIDE = 8
 _END = "<extra></extra>"  # Without the trace's name a second time, beside the box.
@@ -90,7 +91,8 @@ def headline_curves(looks: Sequence[Look], metric: Metric) -> Plot:
             }
         )
     # Bands below, so that none hides a line.
-    return {"data": bands + lines, "layout": {"xaxis": _rounds_axis(), "yaxis": _metric_axis(metric, values)}}
+    layout = {"xaxis": _rounds_axis(lines), "yaxis": _metric_axis(metric, values)}
+    return {"data": bands + lines, "layout": layout}
 
 
 def pareto(
@@ -170,12 +172,15 @@ def layer_traces(look: Look) -> list[Trace]:
     return traces
 
 
-def layers_layout(curves: Iterable[Trace]) -> Plot:
+def layers_layout(curves: Sequence[Trace]) -> Plot:
     """Return the layout of a plot of densities: logarithmic where they span more than a factor of ten."""
     values = [value for trace in curves for value in trace["y"] if value > 0]
     wide = bool(values) and max(values) > 10 * min(values)
     axis = {"title": {"text": "density: kept share of weights"}, "tickformat": "~%"}
-    return {"xaxis": _rounds_axis(), "yaxis": axis | ({"type": "log"} if wide else {"rangemode": "tozero"})}
+    return {
+        "xaxis": _rounds_axis(curves),
+        "yaxis": axis | ({"type": "log"} if wide else {"rangemode": "tozero"}),
+    }
 
 
 def class_bars(looks: Sequence[Look], cost: Quantity, totals: Mapping[str, Mapping[str, float]]) -> Plot:
@@ -338,8 +343,10 @@ def _cost_axis(cost: Quantity, spent: Sequence[float]) -> tuple[float, dict[str,
     return factor, axis
 
 
-def _rounds_axis() -> dict[str, Any]:
-    return {"title": {"text": "round"}, "tickformat": "d"}
+def _rounds_axis(traces: Iterable[Trace]) -> dict[str, Any]:
+    """Return the axis of rounds, with ticks at whole numbers also where there are few."""
+    last = max((number for trace in traces for number in trace["x"]), default=0)
+    return {"title": {"text": "round"}, "tickformat": "d"} | ({"dtick": 1} if last <= _FEW_ROUNDS else {})
 
 
 def _form(metric: Metric) -> str:

@@ -219,13 +219,15 @@ def _lead(outcomes: Sequence[Outcome], members: Sequence[Group]) -> str:
     seeds = sorted({outcome.seed for outcome in outcomes})
     runs = "1 run" if len(outcomes) == 1 else f"{len(outcomes)} runs"
     groups = f" in {len(members)} groups" if 1 < len(members) < len(outcomes) else ""
-    ended = "" if complete == len(outcomes) else f", {complete} of them complete"
+    ended = "" if complete == len(outcomes) else f", {complete} of {len(outcomes)} complete"
     return f"{runs}{groups}{ended}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
 
 
 def _curves_note(outcomes: Sequence[Outcome], metric: Metric) -> str:
     better = "Higher" if metric.higher_is_better else "Lower"
-    note = f"{better} is better. The mean over seeds, and the band of its 95 % t interval."
+    note = f"{better} is better."
+    if len(outcomes) > len({outcome.group for outcome in outcomes}):
+        note += " The mean over seeds, and the band of its 95 % t interval."
     if any(len(outcome.rounds) > figures.MOST_POINTS for outcome in outcomes):
         note += f" Of long runs about {figures.MOST_POINTS} evenly spaced rounds are drawn."
     return note

@@ -81,6 +81,12 @@ def test_curves_are_means_and_bands_their_intervals(metric: Metric):
     assert ends == pytest.approx([estimate.t_interval.high, estimate.t_interval.low], rel=1e-4)
 
 
+@pytest.mark.parametrize("rounds", [1, 3, 10])
+def test_few_rounds_have_a_tick_each(rounds):
+    plot = figures.headline_curves(looks_of(group_outcomes([outcome(rounds=rounds)])), ACCURACY)
+    assert plot["layout"]["xaxis"]["dtick"] == 1
+
+
 def test_one_seed_has_no_band():
     plot = figures.headline_curves(looks_of(group_outcomes([outcome()])), ACCURACY)
     assert [trace["mode"] for trace in plot["data"]] == ["lines+markers"]

@@ -195,7 +195,7 @@ def test_runs_that_have_not_begun_or_ended_are_shown_as_such():
     waiting = replace(outcome("Later", 0.1, 1), summary=None, rounds=())
     broken = outcome("Broken", 0.1, 0, status="interrupted", final_accuracy=None)
     made = Structure(page([waiting, broken], title="A"))
-    assert "2 runs, 0 of them complete" in made.text
+    assert "2 runs, 0 of 2 complete" in made.text
     assert "Not begun: Later" in made.text
     assert "Broken, density 0.1, seed 0, was interrupted" in made.text
     assert "No run is complete." in made.text

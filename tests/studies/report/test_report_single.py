@@ -107,7 +107,7 @@ def test_runs_that_did_not_complete_have_a_report(folders, status, capsys):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "reason": "no power"}))
     assert main(["report", str(folders[1])]) == 0
     text = (folders[1] / "report.html").read_text(encoding="utf-8")
-    assert "1 run, 0 of them complete" in text
+    assert "1 run, 0 of 1 complete" in text
     assert ("no power" in text) is (status is not None)
 
 

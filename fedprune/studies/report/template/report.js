@@ -27,10 +27,13 @@
   applyTheme();
   const dark = () => !printing && (theme.value === "dark" || (theme.value === "system" && system.matches));
   const colours = () => dark()
-    ? { ink: "#e6eaee", grid: "#2c353f", line: "#5a6673", page: "#14181d", black: "#f2f2f2" }
-    : { ink: "#1b2127", grid: "#e3e8ed", line: "#8a949e", page: "#ffffff", black: "#000000" };
-  const tinted = (colour) =>
-    typeof colour === "string" && colour.startsWith("#000000") ? colours().black + colour.slice(7) : colour;
+    ? { ink: "#e6eaee", grid: "#2c353f", line: "#5a6673", page: "#14181d" }
+    : { ink: "#1b2127", grid: "#e3e8ed", line: "#8a949e", page: "#ffffff" };
+  // The colours that cannot be told from a dark page, and what stands for them there. An alpha may follow.
+  const LIGHTER = {
+    "#000000": "#f2f2f2", "#0072B2": "#4aa3df", "#482878": "#a98ae0", "#3E4A89": "#8093e0", "#31688E": "#5a9cc8",
+  };
+  const tinted = (colour) => dark() ? (LIGHTER[colour.slice(0, 7)] ?? colour.slice(0, 7)) + colour.slice(7) : colour;
 
   // ---- Reload ------------------------------------------------------------------------------------------
   const follow = byId("follow");
