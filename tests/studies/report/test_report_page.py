@@ -185,9 +185,10 @@ def test_a_page_reloads_where_it_is_asked_to_and_else_stays():
 
 def test_a_metric_of_which_less_is_better():
     made = Structure(page(study(metric=PERPLEXITY), title="A", reference="FedAvg", target=60.0))
-    assert "Perplexity (lower is better)" in made.text
+    assert "Perplexity over the rounds" in made.text
     assert "Lower is better." in made.text
-    assert "accuracy, final" not in made.text
+    assert "Higher is better." not in made.text
+    assert "Costs until perplexity 60" in made.text
     assert made.data["plots"]["curves"]["layout"]["yaxis"]["title"]["text"] == "perplexity"
 
 

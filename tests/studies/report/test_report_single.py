@@ -82,7 +82,7 @@ def test_the_report_of_several_lies_here_and_compares_with_the_dense_one(
     assert capsys.readouterr().out == "report.html\n"
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<title>dense, sparse</title>" in text
-    assert "difference to dense" in text
+    assert '<tr class="reference"><th scope="row">dense</th>' in text
     assert "3 runs in 2 groups" in text
 
 
@@ -91,7 +91,11 @@ def test_what_is_asked_for_goes_into_the_page(folders, tmp_path, capsys):
     options = ["--title", "Mine", "--reference", "sparse", "--target", "0.6", "--out", str(page)]
     assert main(["report", *map(str, folders), *options]) == 0
     text = page.read_text(encoding="utf-8")
-    for part in ("<title>Mine</title>", "difference to sparse", "Costs until accuracy 60%"):
+    for part in (
+        "<title>Mine</title>",
+        '<tr class="reference"><th scope="row">sparse</th>',
+        "Costs until accuracy 60%",
+    ):
         assert part in text
 
 
