@@ -12,6 +12,8 @@ from fedprune.results.folder import TENSORBOARD
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_TOLD = "last_round"  # The file that says up to which round the event files are whole.
+
 
 class TensorBoard(Logger):
     """Event files for TensorBoard: scalars, the scenario, figures and hyperparameters with what they reached.
@@ -28,15 +30,16 @@ class TensorBoard(Logger):
         from torch.utils.tensorboard import SummaryWriter
 
         home = start.directory / TENSORBOARD
-        begun = any(home.glob("events.out.tfevents.*"))
-        self._last = 0 if start.last_round is None else start.last_round
+        self._told = home / _TOLD
+        self._last = 0
         self._parameters = start.parameters
-        purge = None if start.last_round is None else start.last_round + 1
-        self._writer = SummaryWriter(str(home), purge_step=purge)
-        if not begun:
+        first = 0 if start.last_round is None else min(start.last_round, _last_told(self._told)) + 1
+        self._writer = SummaryWriter(str(home), purge_step=None if start.last_round is None else first)
+        if first == 0:
             text = "".join(f"    {line}\n" for line in start.scenario.to_yaml().splitlines())
             self._writer.add_text("scenario", text, 0)
-            for number, scalars in start.earlier:
+        for number, scalars in start.earlier:
+            if number >= first:
                 self.on_round(number, scalars)
         self._writer.flush()
 
@@ -46,6 +49,7 @@ class TensorBoard(Logger):
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, number)
         self._writer.flush()
+        self._told.write_text(f"{number}\n", encoding="utf-8")
 
     def on_end(self, end: RunEnd) -> None:
         """Write the summary, the figures and how the run ended."""
@@ -69,3 +73,11 @@ class TensorBoard(Logger):
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._writer.add_image(f"figures/{file.stem}", pixels, self._last, dataformats="HWC")
+
+
+def _last_told(file: Path) -> int:
+    """Return the round that a file says; -1 where it does not, or is not there."""
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return -1

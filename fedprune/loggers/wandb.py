@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 # As the tracker itself says of a script that ended so.
 _EXIT_CODES = {"complete": 0, "interrupted": 255, "failed": 1}
+# How soon a round is on disk, where it outlives the process; the tracker's own default is 15.
+_FLUSH_SECONDS = 0.1
+# How long a run may take to end there before it can go on in the same process.
+_IN_USE_SECONDS = 30.0
 _STATE = "fedprune.json"  # The file that says which run of the tracker a run folder is, and how far it is.
 
 
@@ -51,12 +56,13 @@ class WandB(Logger):
         """Make a run, or go on with it."""
         import wandb
 
+        settings = wandb.Settings(console="off", silent=True, x_transaction_log_flush_interval=_FLUSH_SECONDS)
         home = start.directory / WANDB
         home.mkdir(exist_ok=True)
         self._state = home / _STATE
         known, self._last = _known(self._state) if start.last_round is not None else (None, -1)
         mode: Any = self.options.mode or os.environ.get("WANDB_MODE", "offline")
-        self._run = wandb.init(
+        self._run = _begun(
             project=self.options.project,
             entity=self.options.entity,
             group=self.options.group,
@@ -68,7 +74,7 @@ class WandB(Logger):
             id=known,
             resume="allow" if known is not None and mode == "online" else None,
             reinit="create_new",  # A run that the process has of its own is none of ours.
-            settings=wandb.Settings(console="off", silent=True),
+            settings=settings,
         )
         self._note()
         for number, scalars in start.earlier:
@@ -96,6 +102,20 @@ class WandB(Logger):
         """Write down which run this is, and the last step that it has."""
         state = {"id": self._run.id, "step": self._last}
         write_atomically(self._state, f"{json.dumps(state)}\n".encode())
+
+
+def _begun(**settings: Any) -> Run:
+    """Make a run; wait where the tracker's own process is still at the end of the same one."""
+    import wandb
+
+    until = time.monotonic() + _IN_USE_SECONDS
+    while True:
+        try:
+            return wandb.init(**settings)
+        except Exception as error:  # Its class is not public.
+            if "is in use" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(0.2)
 
 
 def _known(file: Path) -> tuple[str | None, int]:

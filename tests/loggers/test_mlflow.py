@@ -12,6 +12,7 @@ import pytest
 from fedprune.loggers.base import scalars
 from fedprune.results.run import Run
 from loggers.made_logged import broken_off, logged_run
+from loggers.read_back import mlflow_client, mlflow_runs
 
 pytest.importorskip("mlflow")
 
@@ -21,20 +22,8 @@ pytestmark = pytest.mark.slow
 NAMED = ["mlflow"]
 
 
-def client(uri: str) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def runs(uri: str, experiment: str = "fedprune") -> list[Any]:
-    """Return the runs of an experiment."""
-    reader = client(uri)
-    return list(reader.search_runs([reader.get_experiment_by_name(experiment).experiment_id]))
-
-
 def assert_every_round_once(uri: str, run_id: str, done: Run) -> None:
-    reader = client(uri)
+    reader = mlflow_client(uri)
     for name in {name for record in done.rounds for name in scalars(record)}:
         wanted = [
             (record["round"], scalars(record)[name]) for record in done.rounds if name in scalars(record)
@@ -55,11 +44,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_run_and_how_it_goes_on_in_the_run_folder(tmp_path: Path) -> None:
     broken_off(tmp_path / "run", NAMED)
     uri = f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}"
-    [run] = runs(uri)
+    [run] = mlflow_runs(uri)
     assert run.info.status == "KILLED"
     assert run.data.tags["fedprune.reason"] == "stopped by Ctrl-C"
     assert run.data.params["strategy.density"] == "0.2"
-    assert [metric.step for metric in client(uri).get_metric_history(run.info.run_id, "density")] == [
+    assert [metric.step for metric in mlflow_client(uri).get_metric_history(run.info.run_id, "density")] == [
         0,
         1,
         2,
@@ -67,15 +56,15 @@ def test_a_run_and_how_it_goes_on_in_the_run_folder(tmp_path: Path) -> None:
     ]
 
     done = logged_run(tmp_path / "run", NAMED, resume=True)
-    [again] = runs(uri)
+    [again] = mlflow_runs(uri)
     assert again.info.run_id == run.info.run_id
     assert again.info.status == "FINISHED"
     assert again.info.run_name == "test"
     assert_every_round_once(uri, again.info.run_id, done)
     assert again.data.metrics["summary/final_accuracy"] == done.summary["final_accuracy"]
-    kept = {file.path for file in client(uri).list_artifacts(again.info.run_id)}
+    kept = {file.path for file in mlflow_client(uri).list_artifacts(again.info.run_id)}
     assert kept == {"scenario.yaml", "summary.json", "model.safetensors"}
-    model = Path(client(uri).download_artifacts(again.info.run_id, "model.safetensors", str(tmp_path)))
+    model = Path(mlflow_client(uri).download_artifacts(again.info.run_id, "model.safetensors", str(tmp_path)))
     assert model.read_bytes() == done.model_file.read_bytes()
 
 
@@ -83,9 +72,9 @@ def test_a_new_run_in_a_folder_takes_the_place_of_the_one_before(tmp_path: Path)
     """In one process, too, in which the tracker keeps its database open."""
     uri = f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}"
     logged_run(tmp_path / "run", NAMED)
-    [before] = runs(uri)
+    [before] = mlflow_runs(uri)
     done = logged_run(tmp_path / "run", NAMED, overwrite=True)
-    [after] = runs(uri)
+    [after] = mlflow_runs(uri)
     assert after.info.run_id != before.info.run_id
     assert_every_round_once(uri, after.info.run_id, done)
 
@@ -97,13 +86,13 @@ def test_runs_share_a_store_at_a_uri(tmp_path: Path, store: str, monkeypatch: py
     settings = {"name": "mlflow", "uri": store, "experiment": "shared", "tags": {"kind": "trial"}}
     for number in (1, 2):
         logged_run(tmp_path / f"run-{number}", [settings])
-    found = runs(store, "shared")
+    found = mlflow_runs(store, "shared")
     assert len(found) == 2
     assert {run.data.tags["kind"] for run in found} == {"trial"}
     assert not (tmp_path / "run-1" / "mlflow" / "mlflow.db").exists()
     # Another run in the folder is another run there.
     logged_run(tmp_path / "run-1", [settings], overwrite=True)
-    assert len(runs(store, "shared")) == 3
+    assert len(mlflow_runs(store, "shared")) == 3
 
 
 def test_a_run_that_the_store_does_not_have_is_made_anew(
@@ -116,7 +105,7 @@ def test_a_run_that_the_store_does_not_have_is_made_anew(
     (tmp_path / "run" / "mlflow").mkdir()
     (tmp_path / "run" / "mlflow" / "run_id").write_text("0123456789abcdef0123456789abcdef\n")
     done = logged_run(tmp_path / "run", [settings], resume=True)
-    [run] = runs(store, "elsewhere")
+    [run] = mlflow_runs(store, "elsewhere")
     assert_every_round_once(store, run.info.run_id, done)
 
 
