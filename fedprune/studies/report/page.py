@@ -330,12 +330,15 @@ def _base(outcomes: Sequence[Outcome], base: Mapping[str, Any] | None) -> dict[s
 def _settings(
     groups: Sequence[Group], outcomes: Sequence[Outcome], base: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
+    """Return the differences of every group, those that all have first and once."""
     document = outcomes[0].document if base is None else base
-    return [
-        {"name": group.name, "seeds": seeds, "differences": own}
-        for group in groups
-        for seeds, own in of_group(group, document)
-    ]
+    found = [(group.name, *each) for group in groups for each in of_group(group, document)]
+    shared = (
+        [each for each in found[0][2] if all(each in own for _, _, own in found)] if len(found) > 1 else []
+    )
+    entries = [("all groups", "all", shared)] if shared else []
+    entries += [(name, seeds, [each for each in own if each not in shared]) for name, seeds, own in found]
+    return [{"name": name, "seeds": seeds, "differences": own} for name, seeds, own in entries]
 
 
 def _versions(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -217,6 +217,14 @@ def test_settings_are_differences_to_the_base():
     assert "no difference" in alone.text
 
 
+def test_a_difference_that_all_groups_have_stands_once():
+    base = outcome("Base", 0.3).document | {"rounds": 9}
+    text = page(study(), title="A", base=base)
+    assert text.count('<td class="key"><code>rounds</code></td>') == 1
+    assert text.count('<td class="key"><code>strategy.name</code></td>') == 5
+    assert "all groups" in Structure(text).text
+
+
 def test_versions_are_those_of_the_run_folders(tmp_path):
     runs = []
     for seed, version in enumerate(("1.2.3", "1.2.4")):
