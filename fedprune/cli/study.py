@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedprune.cli.arguments import Quiet
+from fedprune.cli.arguments import Quiet, parse_settings
 from fedprune.cli.ending import endable_study
 from fedprune.cli.tables import console_on_stdout, table
 from fedprune.errors import RunError, UserError
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 StudyFile = Annotated[Path, typer.Argument(metavar="FILE", hidden=True)]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="The study's folder.  [default: runs/NAME]")
+]
+
+BaseSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Put another value in the base; may be repeated."),
 ]
 
 
@@ -43,6 +49,7 @@ class Rows(StrEnum):
 
 def run(
     file: StudyFile,
+    settings: BaseSettings = None,
     out: Out = None,
     jobs: Annotated[
         str,
@@ -54,7 +61,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run the runs of FILE, a study, that are not complete yet, and print the table of all."""
-    study = _open(file, out)
+    study = _open(file, settings, out)
     at_a_time = _jobs(jobs)
     if dry_run or not quiet:
         _announce(study, at_a_time, list_runs=dry_run)
@@ -71,6 +78,7 @@ def run(
 
 def show_table(
     file: StudyFile,
+    settings: BaseSettings = None,
     out: Out = None,
     form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.text,
     rows: Annotated[
@@ -80,7 +88,7 @@ def show_table(
     """Print the table of a study, FILE: what its runs reached, with intervals, and what that cost."""
     from fedprune.studies.table import client_table, seed_table
 
-    study = _open(file, out)
+    study = _open(file, settings, out)
     if rows is Rows.groups:
         made = study.claims()
     else:
@@ -96,6 +104,7 @@ def show_table(
 
 def report(
     file: StudyFile,
+    settings: BaseSettings = None,
     out: Out = None,
     to: Annotated[
         Path | None, typer.Option("--to", metavar="PAGE", help="The page.  [default: DIR/report.html]")
@@ -110,7 +119,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a study, FILE, as one HTML page: tables, curves, costs, settings, warnings."""
-    study = _open(file, out)
+    study = _open(file, settings, out)
     while True:
         done = not study.missing([*study.trials(), *study.planned()])
         page = study.report(to, refresh=None if done else refresh)
@@ -122,12 +131,13 @@ def report(
 
 def watch(
     file: StudyFile,
+    settings: BaseSettings = None,
     out: Out = None,
     every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds between looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and stop.")] = False,
 ) -> None:
     """Show how far each run of a study, FILE, is, until all are complete."""
-    study = _open(file, out)
+    study = _open(file, settings, out)
     console = console_on_stdout()
     while True:
         runs = [*study.trials(), *study.planned()]
@@ -145,10 +155,10 @@ def watch(
         time.sleep(every)
 
 
-def _open(file: Path, out: Path | None) -> Study:
+def _open(file: Path, settings: Sequence[str] | None, out: Path | None) -> Study:
     from fedprune.studies.study import study
 
-    return study(file, out=out)
+    return study(file, out=out, overrides=parse_settings(settings or ()))
 
 
 def _jobs(text: str) -> Jobs:

@@ -127,7 +127,9 @@ class Plan:
 
     def __init__(self, study: StudySpec) -> None:
         self.study = study
-        self._content, self._origin, self._directory = _base(study)
+        content, origin, self._directory = _base(study)
+        changes = [(key, value, ("set", key)) for key, value in study.set.items()]
+        self._content, self._origin = self._changed(content, origin, changes)
         self._crossed = {name: list(self._points(name)) for name in study.runs}
         mistakes: dict[str, None] = {}
         self._scenarios: dict[tuple[str, int], Scenario] = {}
@@ -218,11 +220,19 @@ class Plan:
         self, name: str, point: Mapping[str, Any], tuned: Mapping[str, Any] | None = None
     ) -> Scenario:
         """Return the scenario of a variant at a point of the grid, resolved."""
-        content, origin = self._content, self._origin
         changes: list[tuple[str, Any, KeyPath]] = []
         changes += [(key, value, ("runs", name, key)) for key, value in self.study.runs[name].set.items()]
         changes += [(key, value, ("grid", key)) for key, value in point.items()]
         changes += [(key, value, ("runs", name, "tune", "grid", key)) for key, value in (tuned or {}).items()]
+        content, origin = self._changed(self._content, self._origin, changes)
+        content["name"] = slug(label(name, {**point, **(tuned or {})}))
+        return resolve(Scenario._validated(content, self._directory, origin))
+
+    def _changed(
+        self, content: Mapping[str, Any], origin: Origin, changes: Iterable[tuple[str, Any, KeyPath]]
+    ) -> tuple[dict[str, Any], Origin]:
+        """Return a scenario's content with other values: the key of each, the value, and where it stands."""
+        content = dict(content)
         for key, value, stands in changes:
             labels = self._labels(tuple(key.split(".")), stands)
             content, _ = yaml_file.override(
@@ -232,8 +242,7 @@ class Plan:
                 k: v for k, v in origin.overrides.items() if k[: len(key.split("."))] != tuple(key.split("."))
             }
             origin = replace(origin, overrides=kept | labels)
-        content = {**content, "name": slug(label(name, {**point, **(tuned or {})}))}
-        return resolve(Scenario._validated(content, self._directory, origin))
+        return content, origin
 
     def _labels(self, key: KeyPath, stands: KeyPath) -> dict[KeyPath, str]:
         """Return what to call a changed value, and all that is inside it, in messages."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -102,6 +103,11 @@ class StudySpec(Spec):
         "itself.",
         examples=["../scenarios/quickstart.yaml"],
     )
+    set: dict[str, Any] = Field(
+        default={},
+        description="Dotted key to value, put in the base before runs change it; `--set` adds to it.",
+        examples=[{"rounds": 12}],
+    )
     seeds: Seeds = Field(
         default=(0,),
         description="Seeds of every run: a list, or how many from 0 on. Runs of one seed share data split, "
@@ -150,6 +156,8 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if "seed" in self.set:
+            raise refuse("set.seed", "the runs have the seeds of the study: write them under `seeds`")
         if self.reference is not None and self.reference not in self.runs:
             raise refuse("reference", f"no run {self.reference!r}{known_here(self.reference, self.runs, '')}")
         for name, variant in self.runs.items():
@@ -191,7 +199,11 @@ class StudySpec(Spec):
         return self._origin.complaint(key, message)
 
 
-def load_study(source: Path | str | Mapping[str, Any], directory: Path | str | None = None) -> StudySpec:
+def load_study(
+    source: Path | str | Mapping[str, Any],
+    directory: Path | str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> StudySpec:
     """Read a study.
 
     Parameters
@@ -200,6 +212,8 @@ def load_study(source: Path | str | Mapping[str, Any], directory: Path | str | N
         A YAML file, or what one holds.
     directory : Path or str, optional
         The folder that relative paths of a mapping start from; the working directory where not given.
+    overrides : Mapping[str, object], optional
+        Dotted key of the base to value, over what ``set`` has; text is read as YAML.
 
     Raises
     ------
@@ -212,12 +226,30 @@ def load_study(source: Path | str | Mapping[str, Any], directory: Path | str | N
     else:
         content, origin = yaml_file.read(Path(source))
         folder = Path(source).parent
+    if overrides:
+        content, origin = _overridden(content, origin, overrides)
     context = {"directory": Path(os.path.abspath(folder)), "origin": origin}
     try:
         return StudySpec.model_validate(content, context=context)
     except ValidationError as error:
         mistakes = [(_as_written(key), text) for key, text in explain(error, StudySpec)]
         raise ScenarioError("\n".join(origin.complaint(*mistake) for mistake in mistakes)) from None
+
+
+def _overridden(
+    content: Mapping[str, Any], origin: Origin, overrides: Mapping[str, object]
+) -> tuple[dict[str, Any], Origin]:
+    """Return a study's content with more in its ``set``, after what the file has there."""
+    values = {
+        key: yaml_file.parse(value, f"--set {key}") if isinstance(value, str) else value
+        for key, value in overrides.items()
+    }
+    own = content.get("set")
+    if own is not None and not isinstance(own, Mapping):
+        return dict(content), origin  # Refused as it stands.
+    kept = {key: value for key, value in (own or {}).items() if key not in values}
+    labels: dict[KeyPath, str] = {("set", key): f"--set {key}" for key in values}
+    return {**content, "set": {**kept, **values}}, replace(origin, overrides=labels)
 
 
 def _as_written(key: KeyPath) -> KeyPath:

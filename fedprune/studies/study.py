@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -251,7 +252,11 @@ class Study:
     def command(self) -> str:
         """The command that does the study again."""
         file = self.spec.origin.name or str(self.directory / STUDY)
-        return f"fedprune study run {shlex.quote(file)} --out {shlex.quote(str(self.directory))}"
+        words = ["fedprune", "study", "run", file, "--out", str(self.directory)]
+        if self.spec.origin.name:  # The study's own copy has them.
+            set_here = [str(key[1]) for key in self.spec.origin.overrides]
+            words += [word for key in set_here for word in ("--set", f"{key}={_written(self.spec.set[key])}")]
+        return shlex.join(words)
 
     def progress_text(self, jobs: int | None = None) -> str:
         """Return how far the study is, and how long the rest should take with ``jobs`` runs at a time."""
@@ -338,7 +343,13 @@ class Study:
             )
 
 
-def study(source: Path | str | Mapping[str, Any], /, *, out: Path | str | None = None) -> Study:
+def study(
+    source: Path | str | Mapping[str, Any],
+    /,
+    *,
+    out: Path | str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Study:
     """Read a study; ``run`` does its runs, and what they came to can be read at any time.
 
     Parameters
@@ -347,6 +358,8 @@ def study(source: Path | str | Mapping[str, Any], /, *, out: Path | str | None =
         A study file, or what one holds.
     out : Path or str, optional
         The study's folder; ``runs/<name>`` in the working directory where not given.
+    overrides : Mapping[str, object], optional
+        Dotted key to value, put in the base of all runs: ``{"data.path": "cifar10"}``.
 
     Raises
     ------
@@ -357,7 +370,13 @@ def study(source: Path | str | Mapping[str, Any], /, *, out: Path | str | None =
     --------
     >>> study("studies/quickstart.yaml").run().table()  # doctest: +SKIP
     """
-    return Study(load_study(source), Path(out) if out is not None else None)
+    return Study(load_study(source, overrides=overrides), Path(out) if out is not None else None)
+
+
+def _written(value: Any) -> str:
+    """Return a value as ``--set`` reads it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if yaml_file.parse(text, "") == value else json.dumps(value)
 
 
 def _one_of_each(runs: Sequence[PlannedRun]) -> Iterator[PlannedRun]:

@@ -153,6 +153,49 @@ def test_a_mistake_in_the_base_is_named_there(tmp_path):
         Plan(load_study(tmp_path / "study.yaml"))
 
 
+def test_what_is_set_is_put_in_the_base_before_runs_change_it(tmp_path):
+    runs = plan_of(
+        tmp_path,
+        set={"rounds": 7, "clients.training.epochs": 2},
+        runs={"A": {"strategy": {"name": "fedavg"}}, "B": {"rounds": 3}},
+        grid={},
+        seeds=1,
+    ).runs()
+    assert [(run.scenario.rounds, run.scenario.clients.training.epochs) for run in runs] == [(7, 2), (3, 2)]
+    written_out = plan_of(tmp_path, base={**PLAN, "rounds": 3}, runs={"B": {}}, grid={}, seeds=1).runs()
+    same = plan_of(tmp_path, set={"rounds": 3}, runs={"C": {}}, grid={}, seeds=1).runs()
+    assert [run.identity for run in same] == [run.identity for run in written_out]
+
+
+def test_overrides_come_after_what_the_file_sets(tmp_path):
+    (tmp_path / "base.yaml").write_text(write(PLAN))
+    file = tmp_path / "study.yaml"
+    file.write_text("name: x\nbase: base.yaml\nset: {rounds: 7, model.width: 0.5}\nruns: {A: {}}\n")
+    spec = load_study(file, overrides={"rounds": "5", "model": "{name: cnn}"})
+    (run,) = Plan(spec).runs()
+    assert run.scenario.rounds == 5
+    assert run.scenario.model.options.get("width") != 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides", "message"),
+    [
+        ("set: {rounds: two}", {}, "study.yaml:4: set.rounds: 'two' is not a whole number"),
+        ("set: {}", {"rounds": "two"}, "--set rounds: 'two' is not a whole number"),
+        ("set: {}", {"clients.cuont": "1"}, "--set clients.cuont: no such key; did you mean 'count'"),
+        ("set: {seed: 3}", {}, "study.yaml:4: set.seed: the runs have the seeds of the study"),
+        ("set: {}", {"seed": "3"}, "--set seed: the runs have the seeds of the study"),
+        ("set: [rounds]", {"rounds": "2"}, "study.yaml:4: set: "),
+    ],
+)
+def test_a_mistake_in_what_is_set_is_named_where_it_stands(tmp_path, line, overrides, message):
+    (tmp_path / "base.yaml").write_text(write(PLAN))
+    (tmp_path / "study.yaml").write_text(f"name: x\nbase: base.yaml\nruns: {{A: {{}}}}\n{line}\n")
+    with pytest.raises(ScenarioError) as caught:
+        Plan(load_study(tmp_path / "study.yaml", overrides=overrides))
+    assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
+
+
 def test_a_key_that_no_run_has_is_refused(tmp_path):
     with pytest.raises(ScenarioError, match=r"grid.strategy.score_lr: no run has this key"):
         plan_of(tmp_path, runs={"Dense": {}}, grid={"strategy.score_lr": [0.1]})

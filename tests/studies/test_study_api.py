@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from inprocess import PLAN
 from scipy import stats
 
 import fedprune
+from fedprune.cli.arguments import parse_settings
 from fedprune.engine.hosts import InProcess
 from fedprune.engine.simulation import run as simulate
 from fedprune.errors import UserError
+from fedprune.scenario.yaml_file import write
 from fedprune.studies import figures
 from fedprune.studies.study import Study
 
@@ -150,3 +154,16 @@ def test_a_folder_of_anothers_is_not_taken_for_a_run(tmp_path):
     place.mkdir(parents=True)
     assert made.folder.status(run) == "missing"
     assert made.folder.rounds_done(run) == 0
+
+
+def test_its_command_sets_what_was_set(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(write({**SPEC, "set": {"rounds": 2}}))
+    overrides = {"clients.training.epochs": 3, "model": "{name: cnn, width: 0.5}", "data.augment": "[]"}
+    made = fedprune.study(file, out=tmp_path / "out", overrides=overrides)
+    words = shlex.split(made.command)
+    settings = [word for before, word in itertools.pairwise(words) if before == "--set"]
+    again = fedprune.study(file, out=tmp_path / "out", overrides=parse_settings(settings))
+    assert again.spec.set == made.spec.set
+    assert [run.identity for run in again.planned()] == [run.identity for run in made.planned()]
+    assert made.planned()[0].identity != fedprune.study(file, out=tmp_path).planned()[0].identity
