@@ -69,7 +69,7 @@ def differences(document: Mapping[str, Any], base: Mapping[str, Any]) -> list[Di
         Difference(key, _text(before, key), _text(after, key))
         for key in keys
         if key not in _IDENTITY
-        and (key not in before or key not in after or before[key] != after[key])
+        and not (key in before and key in after and _same(before[key], after[key]))
         and (key in after or not key.startswith(renamed))
     ]
 
@@ -112,6 +112,11 @@ def seeds_text(outcomes: Iterable[Outcome]) -> str:
     """
     numbers = [str(outcome.seed) for outcome in outcomes]
     return f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {', '.join(numbers)}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values are the same setting; to Python False is 0, and True is 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str:
