@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 _EXTRAS = {
     **dict.fromkeys(("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn"), "sim"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
-    **dict.fromkeys(("jinja2", "pandas", "plotly", "scipy"), "study"),
+    **dict.fromkeys(("jinja2", "optuna", "pandas", "plotly", "scipy"), "study"),
     **{tracker: tracker for tracker in ("tensorboard", "mlflow", "wandb")},
 }
 

@@ -45,6 +45,7 @@ class Rows(StrEnum):
     groups = "groups"
     runs = "runs"
     clients = "clients"
+    trials = "trials"
 
 
 def run(
@@ -82,7 +83,8 @@ def show_table(
     out: Out = None,
     form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.text,
     rows: Annotated[
-        Rows, typer.Option("--rows", help="What has a row: variants and grid points, runs, or clients.")
+        Rows,
+        typer.Option("--rows", help="What has a row: variants and grid points, runs, clients, trials."),
     ] = Rows.groups,
 ) -> None:
     """Print the table of a study, FILE: what its runs reached, with intervals, and what that cost."""
@@ -91,6 +93,8 @@ def show_table(
     study = _open(file, settings, out)
     if rows is Rows.groups:
         made = study.claims()
+    elif rows is Rows.trials:
+        made = study.trial_table()
     else:
         made = seed_table(study.outcomes) if rows is Rows.runs else client_table(study.outcomes)
     texts = {
@@ -121,7 +125,7 @@ def report(
     """Write a study, FILE, as one HTML page: tables, curves, costs, settings, warnings."""
     study = _open(file, settings, out)
     while True:
-        done = not study.missing([*study.trials(), *study.planned()])
+        done = study.finished
         page = study.report(to, refresh=None if done else refresh)
         if done or refresh is None:
             break
@@ -146,11 +150,17 @@ def watch(
             (run.group, str(run.seed), state, f"{study.folder.rounds_done(run)}/{run.scenario.rounds}")
             for run, state in zip(runs, states, strict=True)
         ]
+        for search in study.searches:
+            seeds = ", ".join(map(str, search.spec.seeds))
+            rows += [
+                (f"{search.spec.run}, trial {trial.number}", seeds, trial.state, "")
+                for trial in search.trials()
+            ]
         if console.is_terminal and not once:
             console.clear()
         console.print(table(("run",), ("seed", "status", "rounds"), rows))
-        console.print(f"{states.count('complete')} of {len(runs)} runs are complete")
-        if once or all(state == "complete" for state in states):
+        console.print(f"{states.count('complete')} of {len(runs)} runs are complete{study.searched_text()}")
+        if once or study.finished:
             return
         time.sleep(every)
 
@@ -177,6 +187,10 @@ def _announce(study: Study, jobs: Jobs, *, list_runs: bool) -> None:
             (run.group, str(run.seed), "tuning" if run.trial else "", study.folder.status(run))
             for run in runs
         ]
+        for search in study.searches:
+            seeds = ", ".join(map(str, search.spec.seeds))
+            state = f"{search.count_ended()} ended"
+            rows.append((f"{search.spec.run}, {search.spec.trials} trials", seeds, "search", state))
         console_on_stdout().print(table(("run",), ("seed", "", "status"), rows))
     text = study.progress_text(None if jobs == "auto" else jobs)
     print(f"{study.spec.name}: {text}", file=sys.stderr, flush=True)

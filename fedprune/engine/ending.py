@@ -1,8 +1,12 @@
-"""How a signal ends a run: in order, with its folder complete up to the last round."""
+"""How a signal, or a listener, ends a run: in order, with its folder complete up to the last round."""
 
 from __future__ import annotations
 
 from fedprune.costs.ledger import RoundRecord, TaskRecord
+
+
+class Halted(KeyboardInterrupt):
+    """Raised by a listener to end a run in order, as a signal does; its text says why."""
 
 
 class Ending:

@@ -22,6 +22,7 @@ from fedprune.data import FederatedData
 from fedprune.determinism import deterministic
 from fedprune.engine import checkpoints
 from fedprune.engine.checkpoints import Checkpoint
+from fedprune.engine.ending import Halted
 from fedprune.engine.hosts import Host, OnRay
 from fedprune.errors import FedpruneError, UserError
 from fedprune.loggers.channels import logged
@@ -280,8 +281,8 @@ def finished(folder: RunFolder, strategy: PruningStrategy, data: FederatedData) 
 
     try:
         yield
-    except KeyboardInterrupt:
-        finish("interrupted", "stopped by Ctrl-C")
+    except KeyboardInterrupt as stop:
+        finish("interrupted", str(stop) if isinstance(stop, Halted) else "stopped by Ctrl-C")
         raise
     except SystemExit as error:  # How Flower's ServerApp ends on a signal; and Ray, where its own dies.
         if error.code:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedprune import data as datasets
+from fedprune.costs.ledger import Listener
 from fedprune.data import Source
 from fedprune.determinism import make_deterministic
 from fedprune.engine.cluster import Placement
-from fedprune.engine.ending import Ending
+from fedprune.engine.ending import Ending, Halted
 from fedprune.engine.hosts import Host, InProcess, OnRay, can_run_in_process
 from fedprune.engine.simulation import run as run_scenario
 from fedprune.errors import FedpruneError, RunError, UserError
@@ -42,7 +43,10 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: "complete", "failed" or "interrupted", why, and after how many seconds."""
+    """How a run ended, why, and after how many seconds.
+
+    ``status`` is "complete", "failed", "interrupted" by a signal or "halted" by a listener of the run's own.
+    """
 
     run: PlannedRun
     status: str
@@ -63,6 +67,30 @@ class Watcher(Protocol):
         """Hear, every moment, which runs go on."""
 
 
+class Supply(Protocol):
+    """Has the runs that are to be done; may make them of what others came to."""
+
+    def next(self) -> PlannedRun | None:
+        """Return a run to begin now; None where there is none until one of those that go on has ended."""
+
+    def on_end(self, ended: Ended) -> None:
+        """Hear how a run has ended."""
+
+
+class Queue:
+    """Runs that are known beforehand, in their order; a `Supply`."""
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._left = deque(runs)
+
+    def next(self) -> PlannedRun | None:
+        """Return the next one."""
+        return self._left.popleft() if self._left else None
+
+    def on_end(self, ended: Ended) -> None:
+        """Do nothing: what is left does not depend on it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a process is given to do: a run, where to, and on how many workers of its own (0: none)."""
@@ -72,6 +100,7 @@ class Job:
     pretrained: Path
     device: str
     workers: int
+    listeners: tuple[Listener, ...] = ()
 
 
 class Runner:
@@ -103,10 +132,12 @@ class Runner:
                 resume=begun and not lost,
                 overwrite=lost,
                 progress=False,
-                listeners=[ending],
+                listeners=[ending, *job.listeners],
                 host=host,
                 figures=False,
             )
+        except Halted as halt:
+            return "halted", str(halt)
         except KeyboardInterrupt:
             return "interrupted", "stopped"
         except FedpruneError as error:
@@ -153,8 +184,8 @@ class Executor:
     _sources: dict[Hashable, Any] = field(default_factory=dict)
     _places: list[_Place] = field(default_factory=list)
 
-    def run(self, runs: Sequence[PlannedRun], jobs: int) -> list[Ended]:
-        """Do the runs, ``jobs`` at a time; return how each ended, in the order of their ends.
+    def run(self, supply: Supply, jobs: int) -> list[Ended]:
+        """Do the runs that there are, ``jobs`` at a time; return how each ended, in the order of their ends.
 
         Raises
         ------
@@ -165,26 +196,32 @@ class Executor:
         """
         import ray
 
-        waiting = deque((run, 1) for run in runs)
-        attempts: dict[str, int] = {}
+        again = deque[PlannedRun]()
+        attempts = Counter[str]()
         ended: list[Ended] = []
         share = max(1, self.placement.workers // jobs)
         try:
-            while waiting or any(place.run for place in self._places):
-                while waiting and (place := self._free(jobs, runs)) is not None:
-                    run, attempts[run.identity] = waiting.popleft()
-                    if (failed := self._begin(place, run, share)) is not None:
+            while True:
+                while (
+                    self._is_free(jobs) and (run := again.popleft() if again else supply.next()) is not None
+                ):
+                    attempts[run.identity] += 1
+                    if (failed := self._begin(self._free(jobs, run), run, share)) is not None:
+                        supply.on_end(failed)
+                        self.watcher.on_end(failed)
                         ended.append(failed)
                 busy = {place.reference: place for place in self._places if place.run is not None}
                 if not busy:
-                    continue
+                    break
                 done, _ = ray.wait(list(busy), num_returns=1, timeout=TICK_SECONDS)
                 for reference in done:
                     result = self._collect(busy[reference], attempts)
                     if isinstance(result, Ended):
+                        supply.on_end(result)
+                        self.watcher.on_end(result)
                         ended.append(result)
                     else:
-                        waiting.append((result, ATTEMPTS))
+                        again.append(result)
                 self.watcher.on_tick([place.run for place in self._places if place.run is not None])
         except BaseException:
             self._stop()
@@ -199,11 +236,15 @@ class Executor:
             ray.kill(place.actor)
         self._places = []
 
-    def _free(self, jobs: int, runs: Sequence[PlannedRun]) -> _Place | None:
-        """Return a process that has nothing to do; start one while there are fewer than may be."""
+    def _is_free(self, jobs: int) -> bool:
+        """Say whether another run may begin."""
+        return sum(place.run is not None for place in self._places) < jobs
+
+    def _free(self, jobs: int, run: PlannedRun) -> _Place:
+        """Return a process that has nothing to do; start those that there may be, where there is none."""
         idle = next((place for place in self._places if place.run is None), None)
-        if idle is None and len(self._places) < jobs:
-            instructions = runs[0].scenario.engine.instructions
+        if idle is None:
+            instructions = run.scenario.engine.instructions
             self._places += _start(jobs - len(self._places), instructions, self.placement)
             return self._places[-1]
         return idle
@@ -217,11 +258,9 @@ class Executor:
             scenario = self.folder.scenario(run)
         except FedpruneError as error:
             self.folder.note_failure(run, str(error))
-            failed = Ended(run, "failed", str(error), 0.0)
-            self.watcher.on_end(failed)
-            return failed
+            return Ended(run, "failed", str(error), 0.0)
         directory = self.folder.place(run).absolute()
-        job = Job(scenario, directory, self.folder.pretrained, place.device, own)
+        job = Job(scenario, directory, self.folder.pretrained, place.device, own, run.listeners)
         place.run, place.began = run, time.perf_counter()
         place.reference = place.actor.run.remote(job, source)
         self.watcher.on_begin(run)
@@ -245,9 +284,7 @@ class Executor:
             status, reason = "failed", f"its process died twice: {one_line(error)}"
         begun = is_run_folder(self.folder.place(run))
         self.folder.note_failure(run, reason if status == "failed" and not begun else None)
-        ended = Ended(run, status, reason, seconds)
-        self.watcher.on_end(ended)
-        return ended
+        return Ended(run, status, reason, seconds)
 
     def _source(self, scenario: Scenario) -> Any:
         """Return a reference to a scenario's data set in Ray's object store, where a machine has it once."""

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from fedprune import registry
+from fedprune.costs.ledger import Listener
 from fedprune.errors import PluginError, ScenarioError
 from fedprune.plugin_files import is_in_file, path_in
 from fedprune.results.plugin_copies import files_of
@@ -28,7 +29,7 @@ from fedprune.scenario.yaml_file import KeyPath, Origin
 from fedprune.server.check import resolve
 from fedprune.server.strategy import PruningStrategy
 from fedprune.studies.outcomes import label
-from fedprune.studies.spec import StudySpec, VariantSpec
+from fedprune.studies.spec import SearchSpec, StudySpec, VariantSpec
 from fedprune.wording import known_here
 
 #: Scenario keys that hold paths; those of a study start from its own folder.
@@ -55,6 +56,10 @@ class PlannedRun:
         Values of the variant's ``tune`` grid in it: those that are tried, or that won.
     trial
         Whether it is run to tune, and no part of the comparison.
+    number
+        The number of the trial where it is one of a search.
+    listeners
+        Told in its process of every task and round; they are pickled.
     """
 
     variant: str
@@ -63,16 +68,21 @@ class PlannedRun:
     scenario: Scenario = field(repr=False)
     tuned: Mapping[str, Any] = field(default_factory=dict)
     trial: bool = False
+    number: int | None = None
+    listeners: tuple[Listener, ...] = field(default=(), repr=False)
 
     @property
     def group(self) -> str:
         """What it is called together with those of other seeds."""
+        if self.number is not None:
+            return f"{label(self.variant, self.point)}, trial {self.number}"
         return label(self.variant, {**self.point, **(self.tuned if self.trial else {})})
 
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return f"{self.group}, seed {self.seed}{' (tuning)' if self.trial else ''}"
+        tuning = self.trial and self.number is None
+        return f"{self.group}, seed {self.seed}{' (tuning)' if tuning else ''}"
 
     @cached_property
     def identity(self) -> str:
@@ -139,6 +149,8 @@ class Plan:
                     self._scenarios[name, number] = self._scenario(name, point)
                 except ScenarioError as error:
                     mistakes |= dict.fromkeys(str(error).splitlines())
+        if not mistakes:  # Else each search would repeat those of its run.
+            mistakes |= dict.fromkeys(self._mistakes_in_ranges())
         if mistakes:
             raise ScenarioError("\n".join(mistakes))
         self._refuse_idle_keys()
@@ -166,7 +178,7 @@ class Plan:
         tune = self.study.runs[variant].tune
         if tune is None:
             return []
-        at = {key: tune.at.get(key, value) for key, value in self._crossed[variant][0].items()}
+        at = self._at(variant, tune.at)
         made = []
         for values in itertools.product(*tune.grid.values()):
             tuned = dict(zip(tune.grid, values, strict=True))
@@ -176,6 +188,37 @@ class Plan:
                 for seed in tune.seeds
             ]
         return made
+
+    def searched(
+        self, search: SearchSpec, values: Mapping[str, Any], number: int | None = None
+    ) -> list[PlannedRun]:
+        """Return the runs of a trial of a search, one a seed.
+
+        Raises
+        ------
+        ScenarioError
+            Where the values do not go together.
+        """
+        at = self._at(search.run, search.at)
+        scenario = self._scenario(search.run, at, values)
+        return [
+            PlannedRun(search.run, at, seed, _seeded(scenario, seed), dict(values), trial=True, number=number)
+            for seed in search.seeds
+        ]
+
+    def _at(self, variant: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the point of the grid at which a variant is tuned: the first, where none is chosen."""
+        return {key: chosen.get(key, value) for key, value in self._crossed[variant][0].items()}
+
+    def _mistakes_in_ranges(self) -> Iterator[str]:
+        """Yield what is wrong with the ends of searched ranges, each by itself."""
+        for search in self.study.search:
+            for key, values in search.ranges.items():
+                for value in values.ends:
+                    try:
+                        self.searched(search, {key: value})
+                    except ScenarioError as error:
+                        yield from str(error).splitlines()
 
     def tuned(self, runs: Iterable[PlannedRun], variant: str, tuned: Mapping[str, Any]) -> list[PlannedRun]:
         """Return those of the runs that are of a variant, with the values that won."""
@@ -223,7 +266,11 @@ class Plan:
         changes: list[tuple[str, Any, KeyPath]] = []
         changes += [(key, value, ("runs", name, key)) for key, value in self.study.runs[name].set.items()]
         changes += [(key, value, ("grid", key)) for key, value in point.items()]
-        changes += [(key, value, ("runs", name, "tune", "grid", key)) for key, value in (tuned or {}).items()]
+        search = self.study.search_of(name)
+        tried: KeyPath = ("runs", name, "tune", "grid")
+        if search is not None:
+            tried = (*self.study.place_of(search), "ranges")
+        changes += [(key, value, (*tried, key)) for key, value in (tuned or {}).items()]
         content, origin = self._changed(self._content, self._origin, changes)
         content["name"] = slug(label(name, {**point, **(tuned or {})}))
         return resolve(Scenario._validated(content, self._directory, origin))

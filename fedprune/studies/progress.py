@@ -42,8 +42,10 @@ class Progress:
     def __enter__(self) -> Self:
         """Start the bar where the stream is a terminal."""
         runs = [*self._study.trials(), *self._study.planned()]
+        searches = self._study.searches
         self._total = sum(run.scenario.rounds for run in runs)
-        self._count = len(runs)
+        self._total += sum(search.planned_runs * search.likely.scenario.rounds for search in searches)
+        self._count = len(runs) + sum(search.planned_runs for search in searches)
         states = [self._study.folder.status(run) for run in runs]
         self._complete = states.count("complete")
         self._rounds = sum(
@@ -61,6 +63,15 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def _done(self) -> tuple[int, int]:
+        """Return how many runs have ended well, and their rounds; a run that a search need not do counts."""
+        ended = [
+            (search.planned_runs - search.runs_left, search.likely.scenario.rounds)
+            for search in self._study.searches
+        ]
+        rounds = sum(count * rounds for count, rounds in ended)
+        return self._complete + sum(count for count, _ in ended), self._rounds + rounds
+
     def note(self, text: str) -> None:
         """Show a line that stays."""
         if not self._shown:
@@ -76,11 +87,11 @@ class Progress:
     def on_end(self, ended: Ended) -> None:
         """Show how a run ended."""
         self.ended.append(ended)
-        if ended.status == "complete":
+        if ended.status == "complete" and ended.run.number is None:
             self._complete += 1
             self._rounds += ended.run.scenario.rounds
         outcome = self._study.folder.outcome(ended.run)
-        self.note(f"[{self._complete}/{self._count}] {line_of(ended, outcome)}")
+        self.note(f"[{self._done()[0]}/{self._count}] {line_of(ended, outcome)}")
 
     def on_tick(self, running: Sequence[PlannedRun]) -> None:
         """Show how many rounds there are of the runs that go on."""
@@ -90,16 +101,19 @@ class Progress:
         texts = [
             f"{run.group} {rounds}/{run.scenario.rounds}" for run, rounds in zip(running, done, strict=True)
         ]
+        complete, before = self._done()
         self._bar.update(
             self._bar.task_ids[0],
-            completed=self._rounds + sum(done),
-            runs=f"{self._complete}/{self._count}",
+            completed=before + sum(done),
+            runs=f"{complete}/{self._count}",
             running="; ".join(texts),
         )
 
 
 def line_of(ended: Ended, outcome: Outcome) -> str:
     """Return how a run ended as one line of plain text."""
+    if ended.status == "halted":
+        return f"{ended.run.title}: {ended.reason}"
     if ended.status != "complete" or outcome.summary is None:
         return f"{ended.run.title}: {ended.status}: {ended.reason}"
     metric = Metric.of(outcome.summary)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
@@ -18,7 +18,8 @@ from fedprune.scenario import yaml_file
 from fedprune.scenario.base import Spec
 from fedprune.scenario.validation import explain, refuse
 from fedprune.scenario.yaml_file import KeyPath, Origin
-from fedprune.wording import known_here
+from fedprune.studies.objectives import column_of, direction_of, refuse_unknown
+from fedprune.wording import known_here, show
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1, strict=False)]
 """What a key of a grid is set to, one after the other."""
@@ -56,6 +57,153 @@ class TuneSpec(Spec):
         description="The grid's values at which the variant is tuned, dotted key to value; the first of each "
         "where not given.",
     )
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{show(value)} is not a number")
+    return value
+
+
+Number = Annotated[int | float, BeforeValidator(_number)]
+"""A bound of a range: whole numbers where both are whole."""
+
+
+class RangeSpec(Spec):
+    """What a search may set a key to: numbers from one to another, or one of a list."""
+
+    low: Number | None = Field(default=None, description="The least value.")
+    high: Number | None = Field(
+        default=None, description="The greatest value. Where both are whole numbers, so are all between."
+    )
+    log: bool = Field(default=False, description="Whether orders of magnitude count alike.")
+    step: Number | None = Field(default=None, description="Only every such value from the least one on.")
+    choices: Annotated[tuple[Any, ...], Field(min_length=1, strict=False)] | None = Field(
+        default=None, description="The values, in place of a range; a list by itself means the same."
+    )
+
+    @property
+    def whole(self) -> bool:
+        """Whether the values are whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values that say whether all of them are possible: the bounds, or every choice."""
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.choices is not None:
+            others = [key for key in ("low", "high", "log", "step") if key in self.model_fields_set]
+            if others:
+                raise refuse(others[0], "a list of choices has no bounds: leave it out")
+            if len({repr(value) for value in self.choices}) < len(self.choices):
+                raise refuse("choices", "a value is given twice: leave one of them out")
+            for value in self.choices:
+                if not isinstance(value, str | int | float | None):
+                    raise refuse("choices", f"{show(value)} is neither text, a number, true nor false")
+            return self
+        for key in ("low", "high"):
+            if getattr(self, key) is None:
+                raise refuse(key, "this key is missing: write {low: 1, high: 20}, or a list of values")
+        assert self.low is not None
+        assert self.high is not None
+        if self.low >= self.high:
+            raise refuse("high", f"{self.high} must be more than low, {self.low}")
+        if self.step is not None and self.step <= 0:
+            raise refuse("step", f"{self.step} is out of range: must be more than 0")
+        if self.log and self.low <= 0:
+            raise refuse("low", f"{self.low} is out of range: with log it must be more than 0")
+        if self.log and self.step is not None:
+            raise refuse("step", "a range has either log or step: leave one of them out")
+        return self
+
+
+def _range(value: object) -> object:
+    """Take a list for the choices that it has."""
+    return {"choices": value} if isinstance(value, list | tuple) else value
+
+
+def _objective(value: object) -> object:
+    """Take a figure's name for the figure and the direction in which it is better."""
+    return {value: direction_of(value)} if isinstance(value, str) else value
+
+
+class SearchSpec(Spec):
+    """How values of a run are searched before the comparison, on seeds that the comparison does not use."""
+
+    run: str = Field(description="The run whose values are searched.", examples=["FedTiny"])
+    ranges: dict[str, Annotated[RangeSpec, BeforeValidator(_range)]] = Field(
+        min_length=1,
+        description="Dotted key to {low, high}, with log or step where wanted, or to a list of choices.",
+        examples=[{"clients.training.optimizer.lr": {"low": 0.001, "high": 0.3, "log": True}}],
+    )
+    trials: int = Field(default=20, ge=1, description="How many values are tried, pruned ones included.")
+    seeds: Seeds = Field(
+        default=(1000,),
+        description="Seeds to search on; a trial's value is the mean over them. None may be one of the "
+        "study's own.",
+    )
+    objective: Annotated[dict[str, Literal["maximize", "minimize"]], BeforeValidator(_objective)] = Field(
+        default={"final_accuracy": "maximize"},
+        min_length=1,
+        description="A figure of summary.json, or several, each with maximize or minimize.",
+        examples=[{"final_accuracy": "maximize", "bytes_up": "minimize"}],
+    )
+    sampler: Literal["tpe", "random"] = Field(
+        default="tpe",
+        description="How values are chosen: by Optuna's tree-structured Parzen estimator, or at random.",
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**31, description="What the sampler draws from; trial n has seed + n."
+    )
+    prune: Literal["asha", "none"] = Field(
+        default="none",
+        description="Whether hopeless trials are ended early, by asynchronous successive halving: of those "
+        "that came to a rung, the best third goes on. Needs one objective that has a value each round.",
+    )
+    prune_from: int | None = Field(
+        default=None,
+        ge=1,
+        description="The round of the first rung; each further one is at three times the rounds. A ninth of "
+        "all rounds where not given.",
+    )
+    at: dict[str, Any] = Field(
+        default={},
+        description="The grid's values at which is searched, dotted key to value; the first of each where "
+        "not given.",
+    )
+    take: int | None = Field(
+        default=None,
+        ge=0,
+        description="The number of the trial whose values the comparison has. The best where not given and "
+        "there is one objective; none, where there are several.",
+    )
+
+    @property
+    def column(self) -> str | None:
+        """The column of ``rounds.jsonl`` that says of each round how good it is; None where there is none."""
+        return column_of(next(iter(self.objective))) if len(self.objective) == 1 else None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for key in self.objective:
+            refuse_unknown(key)
+        if self.prune != "none" and self.column is None:
+            raise refuse(
+                "prune", "needs one objective that has a value each round, such as final_accuracy: write none"
+            )
+        if self.prune_from is not None and self.prune == "none":
+            raise refuse("prune_from", "belongs to prune asha, but prune is none: leave it out")
+        if self.take is not None and self.take >= self.trials:
+            raise refuse("take", f"there are {self.trials} trials, from 0 on: no trial {self.take}")
+        return self
+
+
+def _searches(value: object) -> object:
+    """Take one search for a list of it."""
+    return (value,) if isinstance(value, Mapping) else value
 
 
 class VariantSpec(Spec):
@@ -122,6 +270,9 @@ class StudySpec(Spec):
     grid: dict[str, Values] = Field(
         default={}, description="Dotted key to a list of values; crossed with every run that has the key."
     )
+    search: Annotated[tuple[SearchSpec, ...], BeforeValidator(_searches), Field(strict=False)] = Field(
+        default=(), description="A search for a run's values, or a list of searches, one a run."
+    )
     reference: str | None = Field(
         default=None, description="The run that the others are compared with.", examples=["FedAvg"]
     )
@@ -170,19 +321,43 @@ class StudySpec(Spec):
                         if value not in self.grid[key]:
                             raise refuse(where, f"{value!r} is none of the grid's values of {key}")
             if variant.tune is not None:
-                self._check_tuning(name, variant.tune)
+                self._check_trials(f"runs.{name}.tune", "tune", variant.tune)
+        self._check_searches()
         return self
 
-    def _check_tuning(self, name: str, tune: TuneSpec) -> None:
-        shared = sorted(set(tune.seeds) & set(self.seeds))
+    def _check_trials(self, where: str, verb: str, trials: TuneSpec | SearchSpec) -> None:
+        shared = sorted(set(trials.seeds) & set(self.seeds))
         if shared:
             raise refuse(
-                f"runs.{name}.tune.seeds",
-                f"{', '.join(map(str, shared))} is a seed of the comparison, too: tune on others",
+                f"{where}.seeds",
+                f"{', '.join(map(str, shared))} is a seed of the comparison, too: {verb} on others",
             )
-        for key, value in tune.at.items():
+        for key, value in trials.at.items():
             if key not in self.grid or value not in self.grid[key]:
-                raise refuse(f"runs.{name}.tune.at", f"the grid has no {key}: {value!r}")
+                raise refuse(f"{where}.at", f"the grid has no {key}: {value!r}")
+
+    def _check_searches(self) -> None:
+        for number, search in enumerate(self.search):
+            where = f"search.{number}"
+            if search.run not in self.runs:
+                raise refuse(f"{where}.run", f"no run {search.run!r}{known_here(search.run, self.runs, '')}")
+            if search.run in [other.run for other in self.search[:number]]:
+                raise refuse(f"{where}.run", f"{search.run} is searched already: put all its ranges together")
+            if self.runs[search.run].tune is not None:
+                raise refuse(f"{where}.run", f"{search.run} has a tune grid of its own: keep one of them")
+            for key in search.ranges:
+                if key in self.grid:
+                    raise refuse(f"{where}.ranges", f"{key} is in the grid, too: take it out of one of them")
+            self._check_trials(where, "search", search)
+
+    def search_of(self, run: str) -> SearchSpec | None:
+        """Return the search for a run's values; None where there is none."""
+        return next((search for search in self.search if search.run == run), None)
+
+    def place_of(self, search: SearchSpec) -> KeyPath:
+        """Return where a search stands in the file."""
+        number = self.search.index(search)
+        return ("search", number) if ("search", number) in self._origin.lines else ("search",)
 
     @property
     def directory(self) -> Path:
@@ -232,7 +407,8 @@ def load_study(
     try:
         return StudySpec.model_validate(content, context=context)
     except ValidationError as error:
-        mistakes = [(_as_written(key), text) for key, text in explain(error, StudySpec)]
+        one = isinstance(content.get("search"), Mapping)
+        mistakes = [(_as_written(key, one), text) for key, text in explain(error, StudySpec)]
         raise ScenarioError("\n".join(origin.complaint(*mistake) for mistake in mistakes)) from None
 
 
@@ -252,6 +428,11 @@ def _overridden(
     return {**content, "set": {**kept, **values}}, replace(origin, overrides=labels)
 
 
-def _as_written(key: KeyPath) -> KeyPath:
-    """Return a key path as the file has it: the keys that a run sets stand in the run itself."""
+def _as_written(key: KeyPath, one_search: bool) -> KeyPath:
+    """Return a key path as the file has it.
+
+    The keys that a run sets stand in the run itself, and one search is not in a list.
+    """
+    if key[:1] == ("search",) and one_search:
+        return key[:1] + key[2:]
     return key[:2] + key[3:] if key[:1] == ("runs",) and key[2:3] == ("set",) else key

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedprune import data as datasets
 from fedprune.data import Source
-from fedprune.errors import UserError
+from fedprune.errors import RunError, UserError
 from fedprune.results.records import write_atomically
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, yaml_file
-from fedprune.studies.outcomes import Outcome, headline
+from fedprune.studies.outcomes import Outcome, headline, label
 from fedprune.studies.plan import Plan, PlannedRun
 from fedprune.studies.spec import StudySpec, load_study
 from fedprune.studies.store import STUDY, StudyFolder
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from fedprune.studies.estimate import Needs
-    from fedprune.studies.execute import Ended, Watcher
+    from fedprune.studies.execute import Ended, Supply, Watcher
+    from fedprune.studies.search import Search
     from fedprune.studies.statistics import Comparison
     from fedprune.studies.table import Table
 
@@ -63,6 +65,13 @@ class Study:
         """Return the runs that tune variants."""
         return [trial for name in self.spec.runs for trial in self.plan.trials(name)]
 
+    @cached_property
+    def searches(self) -> list[Search]:
+        """The searches for values of variants, as far as they are."""
+        from fedprune.studies.search import Search
+
+        return [Search(spec, self.plan, self.folder) for spec in self.spec.search]
+
     def planned(self) -> list[PlannedRun]:
         """Return the runs of the comparison; a variant that is not tuned yet is as it was before."""
         runs = self.plan.runs()
@@ -76,9 +85,12 @@ class Study:
     def won(self, variant: str) -> Mapping[str, Any] | None:
         """Return the values with which a variant did best in its trials; None while there are none.
 
-        The best is that of the best mean of the final headline metric over the tuning seeds. A trial that
-        failed or diverged counts as worse than any other.
+        Those of a search are what it found. Of a ``tune`` grid, they are those of the best mean of the final
+        headline metric over the tuning seeds; a trial that failed or diverged counts as worse than any other.
         """
+        for search in self.searches:
+            if search.spec.run == variant:
+                return None if (found := search.found()) is None else found.values
         trials = self.plan.trials(variant)
         outcomes = [self.folder.outcome(trial) for trial in trials]
         states = {self.folder.status(trial) for trial in trials}
@@ -138,15 +150,30 @@ class Study:
             self._keep()
             if self.trials():
                 self._do(self.missing(self.trials()), jobs, watcher)
+            for search in self.searches:
+                self._search(search, jobs, watcher)
             self._do(self.missing(), jobs, watcher)
         return self
 
-    def _do(self, runs: Sequence[PlannedRun], jobs: Jobs, watcher: Watcher) -> list[Ended]:
-        """Do some runs on Ray."""
+    def _search(self, search: Search, jobs: Jobs, watcher: Watcher) -> None:
+        """Do the trials of a search that are left."""
+        self._do([search.likely] * search.runs_left, jobs, watcher, search.supply)
+        if not search.ended:
+            raise RunError(f"the search for {search.spec.run} was stopped: the same again goes on with it")
+        search.found()
+
+    def _do(
+        self,
+        runs: Sequence[PlannedRun],
+        jobs: Jobs,
+        watcher: Watcher,
+        supply: Callable[[], Supply] | None = None,
+    ) -> list[Ended]:
+        """Do some runs on Ray; or those of a supply, which are like them."""
         if not runs:
             return []
         from fedprune.engine.cluster import cluster
-        from fedprune.studies.execute import Executor, jobs_for
+        from fedprune.studies.execute import Executor, Queue, jobs_for
 
         engine = runs[0].scenario.engine
         kinds = {run.scenario.engine.instructions for run in runs}
@@ -160,7 +187,7 @@ class Study:
             count = jobs_for(jobs, len(runs), memory, placement, available)
             executor = Executor(self.folder, placement, watcher, self.source)
             try:
-                return executor.run(runs, count)
+                return executor.run(Queue(runs) if supply is None else supply(), count)
             finally:
                 executor.close()
 
@@ -197,6 +224,9 @@ class Study:
             else:
                 done = self.folder.rounds_done(run) / run.scenario.rounds
                 left.setdefault(run.variant, []).append((need, 1 - done))
+        for search in self.searches:
+            need = self.needs.of(search.likely.scenario).seconds
+            left.setdefault(search.spec.run, []).extend([(need, 1.0)] * search.runs_left)
         return remaining_seconds(left, ended, jobs)
 
     # What it came to ---------------------------------------------------------------------
@@ -217,7 +247,32 @@ class Study:
         from fedprune.studies.table import claim_table
 
         self.check_target()
-        return claim_table(self.outcomes, reference=self.spec.reference, target=self.spec.target)
+        made = claim_table(self.outcomes, reference=self.spec.reference, target=self.spec.target)
+        return replace(made, notes=(*made.notes, *self.tuning_notes()))
+
+    def tuning_notes(self) -> list[str]:
+        """Return which variants have values that were found beforehand, and on which seeds."""
+        notes = []
+        for name, variant in self.spec.runs.items():
+            if variant.tune is not None and (won := self.won(name)) is not None:
+                seeds = ", ".join(map(str, variant.tune.seeds))
+                values = label("", won).removeprefix(", ")
+                notes.append(
+                    f"{name} was tuned on seeds {seeds}, which the comparison does not use: {values}."
+                )
+        if self.searches:
+            from fedprune.studies.search.table import taken
+
+            notes += [note for search in self.searches if (note := taken(search)) is not None]
+        return notes
+
+    def trial_table(self) -> Table:
+        """Return the table of the trials of all searches, a row a trial."""
+        from fedprune.studies.search.table import trial_table
+
+        if not self.searches:
+            raise UserError(f"{self.spec.name} has no search, so there is no trial")
+        return trial_table(self.searches)
 
     def table(self) -> DataFrame:
         """Return the numbers of `claims` as a data frame of pandas: a row a variant and point of the grid."""
@@ -246,6 +301,7 @@ class Study:
             command=self.command,
             refresh=refresh,
             progress=self.progress_text() if refresh else None,
+            notes=self.tuning_notes(),
         )
 
     @property
@@ -264,12 +320,25 @@ class Study:
 
         runs = [*self.trials(), *self.planned()]
         left = self.missing(runs)
-        text = f"{len(runs) - len(left)} of {len(runs)} runs are complete"
-        if left:
-            at_a_time = min(jobs or os.cpu_count() or 1, len(left))
+        text = f"{len(runs) - len(left)} of {len(runs)} runs are complete{self.searched_text()}"
+        if count := len(left) + sum(search.runs_left for search in self.searches):
+            at_a_time = min(jobs or os.cpu_count() or 1, count)
             seconds = format_seconds(self.remaining_seconds(at_a_time))
             text += f"; the rest should take about {seconds}, {at_a_time} at a time"
         return text
+
+    def searched_text(self) -> str:
+        """Return how far the searches are, to be put behind how far the runs are."""
+        return "".join(
+            f"; {search.count_ended()} of {search.spec.trials} trials for {search.spec.run} have ended"
+            for search in self.searches
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        searched = all(search.ended for search in self.searches)
+        return searched and not self.missing([*self.trials(), *self.planned()])
 
     def compare(self, group: str, reference: str, quantity: str | None = None) -> Comparison:
         """Compare two variants, or two points of the grid, seed by seed.

@@ -11,6 +11,7 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def write_report(
     command: str | None = None,
     refresh: int | None = None,
     progress: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of some runs as one HTML page.
 
@@ -61,6 +63,8 @@ def write_report(
         Seconds after which the page loads itself again; None for a page that stays as it is.
     progress
         How far the runs are, in words.
+    notes
+        What a reader of the claim has to know besides, such as on which seeds values were searched.
 
     Returns
     -------
@@ -83,6 +87,7 @@ def write_report(
         command=command,
         refresh=refresh,
         progress=progress,
+        notes=notes,
     )
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file")
@@ -104,11 +109,13 @@ def page(
     command: str | None = None,
     refresh: int | None = None,
     progress: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return the text of the page that `write_report` writes."""
     if not outcomes:
         raise UserError("there is no run to report on")
     claim = claim_table(outcomes, reference=reference, target=target)
+    claim = replace(claim, notes=(*claim.notes, *notes))
     metric, summaries = headline(outcomes), summarise_groups(outcomes)
     groups = [each.group for each in summaries]
     looks, versions = looks_of(groups), sections.versions_that_made(outcomes)
