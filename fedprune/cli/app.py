@@ -23,6 +23,7 @@ from fedprune.cli.report import report
 from fedprune.cli.resume import resume
 from fedprune.cli.run import run
 from fedprune.cli.schema import schema
+from fedprune.cli.study import plot as plot_study
 from fedprune.cli.study import report as report_study
 from fedprune.cli.study import run as run_study
 from fedprune.cli.study import show_table, watch
@@ -69,6 +70,7 @@ app.command("devices")(devices)
 app.command("compare")(compare)
 study.command("run")(run_study)
 study.command("table")(show_table)
+study.command("plot")(plot_study)
 study.command("report")(report_study)
 study.command("watch")(watch)
 app.add_typer(study, name="study")

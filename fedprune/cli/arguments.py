@@ -34,8 +34,8 @@ def load(path: Path, settings: Sequence[str] | None, more: Mapping[str, Any] | N
     return load_scenario(path, {**parse_settings(settings or ()), **(more or {})})
 
 
-def parse_settings(settings: Iterable[str]) -> dict[str, str]:
-    """Return "KEY=VALUE" texts as a mapping; the last of two with the same key counts.
+def parse_settings(settings: Iterable[str], option: str = "--set") -> dict[str, str]:
+    """Return an option's "KEY=VALUE" texts as a mapping; the last of two with the same key counts.
 
     Raises
     ------
@@ -46,6 +46,6 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str]:
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key.strip():
-            raise UserError(f"--set {setting}: write KEY=VALUE, such as --set strategy.density=0.1")
+            raise UserError(f"{option} {setting}: write KEY=VALUE, such as {option} strategy.density=0.1")
         values[key.strip()] = value
     return values

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +37,14 @@ class Format(StrEnum):
     markdown = "markdown"
     latex = "latex"
     csv = "csv"
+
+
+class What(StrEnum):
+    """What a figure shows."""
+
+    curves = "curves"
+    costs = "costs"
+    spent = "spent"
 
 
 class Rows(StrEnum):
@@ -104,6 +112,49 @@ def show_table(
         Format.csv: made.csv,
     }
     print(texts[form]().rstrip("\n"))
+
+
+def plot(
+    file: StudyFile,
+    settings: BaseSettings = None,
+    out: Out = None,
+    what: Annotated[
+        What,
+        typer.Option(
+            "--what",
+            help="The headline metric over rounds; at the end, against a cost; or the best so far, against "
+            "what was spent so far.",
+        ),
+    ] = What.curves,
+    cost: Annotated[
+        str, typer.Option(metavar="COST", help="Which cost, such as bytes_up, flops or device_seconds.")
+    ] = "bytes",
+    personal: Annotated[
+        bool, typer.Option("--personal", help="Of the clients' own models in place of the global one.")
+    ] = False,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Draw the runs with this value of the grid alone; may be repeated."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="IMAGE", help="The figure: pdf, svg or png.  [default: DIR/WHAT.pdf]"),
+    ] = None,
+) -> None:
+    """Draw a figure of a study, FILE, for a paper: one column wide, in vectors."""
+    from fedprune.scenario.yaml_file import parse
+
+    study = _open(file, settings, out)
+    points = {key: parse(value, f"--at {key}") for key, value in parse_settings(at or (), "--at").items()}
+    path = study.directory / f"{what}.pdf" if to is None else to
+    if path.suffix not in (".pdf", ".svg", ".png"):
+        raise UserError(f"--to {path}: name a file that ends in .pdf, .svg or .png")
+    figure: Any = study.plot(what.value, cost=cost, personal=personal, at=points).figure
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=300)
+    print(path)
 
 
 def report(

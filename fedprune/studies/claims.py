@@ -129,9 +129,10 @@ def result_part(claim: Claim) -> Part:
         "final": estimate_texts(claim.estimates(metric.final), metric.name),
         "best": estimate_texts(claim.estimates(metric.best), metric.name),
     }
-    personal = claim.estimates(f"final_personal_{metric.name}")
-    if any(personal):
-        columns["personal, final"] = estimate_texts(personal, metric.name)
+    for which in ("final", "best"):
+        personal = claim.estimates(f"{which}_personal_{metric.name}")
+        if any(personal):
+            columns[f"personal, {which}"] = estimate_texts(personal, metric.name)
     if claim.reference is not None:
         found = [claim.comparisons.get(each) for each in claim.names]
         of_reference = [each.group.variant == claim.reference for each in claim.summaries]

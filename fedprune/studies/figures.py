@@ -7,6 +7,8 @@ over is the matter of `fedprune.studies.report`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
@@ -27,7 +29,7 @@ from fedprune.studies.statistics import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIGURES = ("curves", "costs")
+FIGURES = ("curves", "costs", "spent")
 #: Width of a column of a paper in two columns, in inches, and the size of its letters in points.
 COLUMN = 3.35
 _STYLE: Any = {
@@ -50,7 +52,18 @@ COSTS = {
 }
 
 
-def curves(outcomes: Sequence[Outcome], axes: Axes | None = None) -> Axes:
+#: What rounds add up to: keys of `COSTS`, and the columns of a round that are added.
+_SPENT = {
+    "bytes": ("bytes_up", "bytes_down"),
+    "bytes_up": ("bytes_up",),
+    "bytes_down": ("bytes_down",),
+    "flops": ("flops",),
+    "device_seconds": ("device_seconds",),
+    "joules": ("joules",),
+}
+
+
+def curves(outcomes: Sequence[Outcome], axes: Axes | None = None, *, personal: bool = False) -> Axes:
     """Draw the headline metric over the rounds: the mean over seeds, and its 95 % t interval as a band.
 
     Parameters
@@ -59,15 +72,16 @@ def curves(outcomes: Sequence[Outcome], axes: Axes | None = None) -> Axes:
         All runs; those that are complete are drawn.
     axes : Axes, optional
         Where to draw; a new figure, one column wide, where not given.
+    personal
+        Draw the metric of the clients' own models in place of the global model's.
     """
-    metric = headline(outcomes)
+    metric = _metric(outcomes, personal)
     with rc_context(_STYLE):
         axes = _axes(axes)
         for place, group in enumerate(_drawn(outcomes)):
             points = _over_rounds(group, metric)
             rounds = [number for number, _ in points]
-            colour = COLOURS[place % len(COLOURS)]
-            style = _LINES[place // len(COLOURS) % len(_LINES)]
+            colour, style = _line(place)
             axes.plot(rounds, [each.mean for _, each in points], style, color=colour, label=group.name)
             bands = [(number, each.t_interval) for number, each in points]
             known = [(number, *band) for number, band in bands if band is not None]
@@ -81,7 +95,39 @@ def curves(outcomes: Sequence[Outcome], axes: Axes | None = None) -> Axes:
     return axes
 
 
-def costs(outcomes: Sequence[Outcome], cost: str = "bytes", axes: Axes | None = None) -> Axes:
+def spent(
+    outcomes: Sequence[Outcome], cost: str = "bytes", axes: Axes | None = None, *, personal: bool = False
+) -> Axes:
+    """Draw the best headline metric so far against what was spent of a cost so far: means over seeds.
+
+    Raises
+    ------
+    UserError
+        For a cost that is none, or that rounds do not add up to, as peak memory.
+    """
+    if cost not in _SPENT:
+        raise UserError(f"rounds do not add up to a cost {cost!r}; there are {', '.join(_SPENT)}")
+    metric, (quantity, name) = _metric(outcomes, personal), COSTS[cost]
+    found = {group.name: _so_far(group, metric, _SPENT[cost]) for group in _drawn(outcomes)}
+    with rc_context(_STYLE):
+        axes = _axes(axes)
+        largest = max((points[-1][0] for points in found.values() if points), default=1.0)
+        factor, unit = scale(quantity, largest)
+        for place, (group, points) in enumerate(found.items()):
+            colour, style = _line(place)
+            costs_so_far = [x / factor for x, _ in points]
+            axes.plot(costs_so_far, [best for _, best in points], style, color=colour, label=group)
+        log_axis(axes, [x / factor for points in found.values() for x, _ in points])
+        axes.set_xlabel(f"{name}, so far ({unit})")
+        _metric_axis(axes, metric)
+        axes.set_ylabel(f"best so far: {axes.get_ylabel()}")
+        _legend(axes)
+    return axes
+
+
+def costs(
+    outcomes: Sequence[Outcome], cost: str = "bytes", axes: Axes | None = None, *, personal: bool = False
+) -> Axes:
     """Draw the final headline metric against a cost, a point a group; a line joins those of the Pareto front.
 
     Bars are 95 % t intervals over seeds.
@@ -93,7 +139,7 @@ def costs(outcomes: Sequence[Outcome], cost: str = "bytes", axes: Axes | None = 
     """
     if cost not in COSTS:
         raise UserError(f"there is no cost {cost!r}; there are {', '.join(COSTS)}")
-    metric, (quantity, name) = headline(outcomes), COSTS[cost]
+    metric, (quantity, name) = _metric(outcomes, personal), COSTS[cost]
     summaries = [
         summary
         for summary in summarise_groups(outcomes)
@@ -131,6 +177,49 @@ def _axes(axes: Axes | None) -> Axes:
     axes.grid(alpha=0.3, lw=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def _metric(outcomes: Sequence[Outcome], personal: bool) -> Metric:
+    """Return what is drawn: the headline metric, or that of the clients' own models.
+
+    Raises
+    ------
+    UserError
+        Where clients have no models of their own, or nothing to test them on.
+    """
+    metric = headline(outcomes)
+    if not personal:
+        return metric
+    own = replace(metric, name=f"personal_{metric.name}")
+    if all((outcome.summary or {}).get(own.final) is None for outcome in outcomes):
+        raise UserError(f"no run has a {own.name}: clients test on what data.client_test_fraction holds out")
+    return own
+
+
+def _line(place: int) -> tuple[str, str]:
+    """Return colour and style of the line at a place: all colours first, then the next style."""
+    return COLOURS[place % len(COLOURS)], _LINES[place // len(COLOURS) % len(_LINES)]
+
+
+def _so_far(group: Group, metric: Metric, columns: Sequence[str]) -> list[tuple[float, float]]:
+    """Return what was spent up to each round and the best value up to it, both means over complete runs.
+
+    Rounds before the first in which all were evaluated are left out, and those without any cost.
+    """
+    better = max if metric.higher_is_better else min
+    runs = []
+    for outcome in group.complete:
+        total, best, points = 0.0, None, {}
+        for record in outcome.rounds:
+            total += sum(record.get(column) or 0 for column in columns)
+            value = record.get(metric.name)
+            if value is not None:
+                best = value if best is None else better(best, value)
+            if best is not None and total > 0:
+                points[record["round"]] = total, best
+        runs.append(points)
+    common = sorted(set.intersection(*map(set, runs)))
+    return [(fmean(points[n][0] for points in runs), fmean(points[n][1] for points in runs)) for n in common]
 
 
 def _drawn(outcomes: Sequence[Outcome]) -> list[Group]:

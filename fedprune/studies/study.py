@@ -372,16 +372,29 @@ class Study:
                 raise UserError(f"there is no {what} {name!r}{known_here(name, names, '')}")
         return compare(groups[group], groups[reference], known[key])
 
-    def plot(self, what: str = "curves", *, cost: str = "bytes", axes: Axes | None = None) -> Axes:
+    def plot(
+        self,
+        what: str = "curves",
+        *,
+        cost: str = "bytes",
+        personal: bool = False,
+        at: Mapping[str, Any] | None = None,
+        axes: Axes | None = None,
+    ) -> Axes:
         """Draw a figure for a paper; return its axes.
 
         Parameters
         ----------
-        what : "curves" or "costs"
-            The headline metric over the rounds, or against a cost.
+        what : "curves", "costs" or "spent"
+            The headline metric over the rounds; at the end, against a cost; or the best so far, against what
+            was spent so far.
         cost : str
             Which cost: "bytes", "bytes_up", "bytes_down", "flops", "device_seconds", "peak_memory_bytes" or
             "joules".
+        personal : bool
+            Draw the metric of the clients' own models in place of the global model's.
+        at : Mapping[str, Any], optional
+            Dotted key of the grid to value: of the runs that are crossed with it, draw those with this value.
         axes : Axes, optional
             Where to draw; a new figure where not given.
 
@@ -393,9 +406,18 @@ class Study:
 
         if what not in figures.FIGURES:
             raise UserError(f"there is no figure {what!r}; there are {', '.join(figures.FIGURES)}")
+        for key, value in (at or {}).items():
+            if value not in self.spec.grid.get(key, ()):
+                raise UserError(f"the grid has no {key}: {value!r}")
+        drawn = [
+            outcome
+            for outcome in self.outcomes
+            if all(outcome.point.get(key, value) == value for key, value in (at or {}).items())
+        ]
         if what == "curves":
-            return figures.curves(self.outcomes, axes)
-        return figures.costs(self.outcomes, cost, axes)
+            return figures.curves(drawn, axes, personal=personal)
+        draw = figures.costs if what == "costs" else figures.spent
+        return draw(drawn, cost, axes, personal=personal)
 
     def _repr_html_(self) -> str:
         """Return the table of claims, for notebooks."""

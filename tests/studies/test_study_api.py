@@ -13,6 +13,7 @@ from inprocess import PLAN
 from scipy import stats
 
 import fedprune
+from fedprune.cli import main
 from fedprune.cli.arguments import parse_settings
 from fedprune.engine.hosts import InProcess
 from fedprune.engine.simulation import run as simulate
@@ -102,9 +103,58 @@ def test_it_draws_every_cost(done, cost, tmp_path):
     assert (tmp_path / "costs.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.parametrize("cost", ["bytes", "flops", "device_seconds"])
+def test_what_was_spent_so_far_is_the_sum_of_the_rounds(done, cost):
+    lines = {line.get_label(): line for line in done.plot("spent", cost=cost).get_lines()}
+    assert list(lines) == ["Dense", "Static, density 0.3", "Static, density 0.1"]
+    run = done.runs[-1]  # The one run of its group.
+    columns = ("bytes_up", "bytes_down") if cost == "bytes" else (cost,)
+    spent = list(itertools.accumulate(sum(record[c] for c in columns) for record in run.rounds))
+    best = list(itertools.accumulate((record["accuracy"] for record in run.rounds), max))
+    drawn = lines["Static, density 0.1"]
+    points = [(x, y) for x, y in zip(spent, best, strict=True) if x > 0]
+    assert list(drawn.get_ydata()) == [y for _, y in points]
+    factor = drawn.get_xdata()[0] / points[0][0]
+    assert list(drawn.get_xdata()) == pytest.approx([factor * x for x, _ in points])
+
+
+def test_a_figure_may_be_of_one_point_of_the_grid(done):
+    axes = done.plot("costs", at={"strategy.density": 0.1})
+    assert axes.get_legend_handles_labels()[1] == ["Dense", "Static, density 0.1"]
+    with pytest.raises(UserError, match=r"the grid has no strategy.density: 0.2"):
+        done.plot(at={"strategy.density": 0.2})
+
+
+def test_a_figure_may_be_of_the_clients_own_models(done):
+    with pytest.raises(UserError, match="no run has a personal_accuracy"):
+        done.plot("spent", personal=True)
+    held_out = {**SPEC, "set": {"data.client_test_fraction": 0.2}}
+    with_own = fedprune.study(held_out, out=done.directory)
+    run = with_own.planned()[0]
+    simulate(run.scenario, out=with_own.folder.place(run), progress=False, host=InProcess(), figures=False)
+    (line,) = with_own.plot(personal=True).get_lines()
+    known = [r["personal_accuracy"] for r in with_own.runs[0].rounds if r["personal_accuracy"] is not None]
+    assert known
+    assert list(line.get_ydata()) == known
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [("pdf", b"%PDF"), ("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_command_draws_it(done, tmp_path, capsys, suffix, begins):
+    file, to = tmp_path / "study.yaml", tmp_path / "figures" / f"it.{suffix}"
+    file.write_text(write(SPEC))
+    command = ["study", "plot", str(file), "--out", str(done.directory), "--what", "spent"]
+    assert main([*command, "--cost", "flops", "--at", "strategy.density=0.3", "--to", str(to)]) == 0
+    assert capsys.readouterr().out == f"{to}\n"
+    assert to.read_bytes().startswith(begins)
+    assert main([*command, "--to", "it.doc"]) == 2
+    assert "name a file that ends in .pdf, .svg or .png" in capsys.readouterr().err
+
+
 def test_an_unknown_figure_or_cost_is_refused(done):
-    with pytest.raises(UserError, match="there is no figure 'curve'; there are curves, costs"):
+    with pytest.raises(UserError, match="there is no figure 'curve'; there are curves, costs, spent"):
         done.plot("curve")
+    with pytest.raises(UserError, match="rounds do not add up to a cost 'peak_memory_bytes'"):
+        done.plot("spent", cost="peak_memory_bytes")
     with pytest.raises(UserError, match="there is no cost 'money'"):
         done.plot("costs", cost="money")
 

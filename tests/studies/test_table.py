@@ -144,8 +144,11 @@ class TestClaim:
         assert column(claim_table(group("A", [0.5], joules=2.0)).parts[1], "energy") == {"A": "2 J"}
 
     def test_personal_values_have_a_column_where_they_are_known(self):
-        table = claim_table(group("A", [0.5], final_personal_accuracy=0.9))
+        own = {"final_personal_accuracy": 0.9, "best_personal_accuracy": 0.95}
+        table = claim_table(group("A", [0.5], **own))
         assert column(table.parts[0], "personal, final") == {"A": "90.00"}
+        assert column(table.parts[0], "personal, best") == {"A": "95.00"}
+        assert "personal, best" not in claim_table(group("A", [0.5])).parts[0].heads
 
 
 class TestNumbers:
