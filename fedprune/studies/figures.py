@@ -204,7 +204,8 @@ def _line(place: int) -> tuple[str, str]:
 def _so_far(group: Group, metric: Metric, columns: Sequence[str]) -> list[tuple[float, float]]:
     """Return what was spent up to each round and the best value up to it, both means over complete runs.
 
-    Rounds before the first in which all were evaluated are left out, and those without any cost.
+    It begins with round 1, or the first in which all were evaluated: on a logarithmic axis the few bytes of
+    round 0 would take most of the width. They are counted.
     """
     better = max if metric.higher_is_better else min
     runs = []
@@ -215,7 +216,7 @@ def _so_far(group: Group, metric: Metric, columns: Sequence[str]) -> list[tuple[
             value = record.get(metric.name)
             if value is not None:
                 best = value if best is None else better(best, value)
-            if best is not None and total > 0:
+            if best is not None and record["round"] > 0:
                 points[record["round"]] = total, best
         runs.append(points)
     common = sorted(set.intersection(*map(set, runs)))
