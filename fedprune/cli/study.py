@@ -71,6 +71,7 @@ def run(
 ) -> None:
     """Run the runs of FILE, a study, that are not complete yet, and print the table of all."""
     study = _open(file, settings, out)
+    study.check_target()
     at_a_time = _jobs(jobs)
     if dry_run or not quiet:
         _announce(study, at_a_time, list_runs=dry_run)

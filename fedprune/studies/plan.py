@@ -30,12 +30,14 @@ from fedprune.server.check import resolve
 from fedprune.server.strategy import PruningStrategy
 from fedprune.studies.outcomes import label
 from fedprune.studies.spec import SearchSpec, StudySpec, VariantSpec
-from fedprune.wording import known_here
+from fedprune.wording import known_here, one_line
 
 #: Scenario keys that hold paths; those of a study start from its own folder.
 PATHS = (("data", "path"), ("clients", "profiles"), ("clients", "trace"))
 #: Parts of a scenario that results do not depend on.
 _INDIFFERENT = {"name", "engine", "logging"}
+#: Characters of a text in a folder's name, which file systems let have 255 bytes in all.
+_LONGEST = 120
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def slug(text: str) -> str:
     >>> slug("FedTiny, density 0.05")
     'FedTiny-density-0.05'
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "run"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:_LONGEST].strip("-._") or "run"
 
 
 class Plan:
@@ -299,6 +301,10 @@ class Plan:
 
     def _refuse_idle_keys(self) -> None:
         for key in self.study.grid:
+            if key.partition(".")[0] in _INDIFFERENT:
+                raise ScenarioError(
+                    self.study.complaint(("grid", key), "no result depends on it: take it out of the grid")
+                )
             if not any(key in point for points in self._crossed.values() for point in points):
                 raise ScenarioError(
                     self.study.complaint(
@@ -310,8 +316,14 @@ class Plan:
 def _base(study: StudySpec) -> tuple[dict[str, Any], Origin, Path]:
     """Return what all runs start from, where it stands, and the folder that its paths start from."""
     if isinstance(study.base, str):
-        path = study.directory / Path(study.base).expanduser()
-        if not path.exists():
+        try:
+            path = study.directory / Path(study.base).expanduser()
+            there = path.exists()
+        except (OSError, RuntimeError, ValueError) as error:  # Too long, or the home of an unknown person.
+            raise ScenarioError(study.complaint(("base",), f"no such file: {one_line(error)}")) from None
+        if path.is_dir():
+            raise ScenarioError(study.complaint(("base",), f"{path} is a folder: name a scenario file"))
+        if not there:
             near = known_here(path.name, (file.name for file in path.parent.glob("*.y*ml")), "")
             raise ScenarioError(study.complaint(("base",), f"no such file {path}{near}"))
         content, origin = yaml_file.read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
@@ -45,6 +46,7 @@ class Progress:
         searches = self._study.searches
         self._total = sum(run.scenario.rounds for run in runs)
         self._total += sum(search.planned_runs * search.likely.scenario.rounds for search in searches)
+        self._names = Counter(run.identity for run in runs)  # A run may stand under several names.
         self._count = len(runs) + sum(search.planned_runs for search in searches)
         states = [self._study.folder.status(run) for run in runs]
         self._complete = states.count("complete")
@@ -88,8 +90,9 @@ class Progress:
         """Show how a run ended."""
         self.ended.append(ended)
         if ended.status == "complete" and ended.run.number is None:
-            self._complete += 1
-            self._rounds += ended.run.scenario.rounds
+            names = self._names[ended.run.identity] or 1
+            self._complete += names
+            self._rounds += names * ended.run.scenario.rounds
         outcome = self._study.folder.outcome(ended.run)
         self.note(f"[{self._done()[0]}/{self._count}] {line_of(ended, outcome)}")
 

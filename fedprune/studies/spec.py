@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from fedprune.errors import ScenarioError
 from fedprune.scenario import yaml_file
@@ -21,7 +22,15 @@ from fedprune.scenario.yaml_file import KeyPath, Origin
 from fedprune.studies.objectives import column_of, direction_of, refuse_unknown
 from fedprune.wording import known_here, show
 
-Values = Annotated[tuple[Any, ...], Field(min_length=1, strict=False)]
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{show(value)} is given twice: leave one of them out")
+    return values
+
+
+Values = Annotated[tuple[Any, ...], Field(min_length=1, strict=False), AfterValidator(_each_once)]
 """What a key of a grid is set to, one after the other."""
 
 
@@ -62,6 +71,8 @@ class TuneSpec(Spec):
 def _number(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{show(value)} is not a number")
+    if not isfinite(value):
+        raise ValueError(f"{show(value)} is not a finite number")
     return value
 
 
@@ -233,8 +244,14 @@ def _variant(value: object) -> object:
         raise ValueError("write a mapping of dotted keys to values, such as {strategy: {name: fedavg}}")
     own = {key: item for key, item in value.items() if key in _OWN}
     if isinstance(own.get("except"), list):
-        own["except"] = dict.fromkeys(own["except"])
+        own["except"] = dict.fromkeys(map(str, own["except"]))
     return {**own, "set": {key: item for key, item in value.items() if key not in _OWN}}
+
+
+def _file_or_mapping(value: object) -> object:
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"{show(value)} is neither a scenario file nor a mapping of a scenario's keys")
+    return value
 
 
 class StudySpec(Spec):
@@ -246,7 +263,7 @@ class StudySpec(Spec):
         "letter or a digit.",
         examples=["my-study"],
     )
-    base: str | dict[str, Any] = Field(
+    base: Annotated[str | dict[str, Any], BeforeValidator(_file_or_mapping)] = Field(
         description="The scenario that all runs start from: a file, relative to the study's, or the mapping "
         "itself.",
         examples=["../scenarios/quickstart.yaml"],
@@ -307,8 +324,7 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if "seed" in self.set:
-            raise refuse("set.seed", "the runs have the seeds of the study: write them under `seeds`")
+        self._check_names()
         if self.reference is not None and self.reference not in self.runs:
             raise refuse("reference", f"no run {self.reference!r}{known_here(self.reference, self.runs, '')}")
         for name, variant in self.runs.items():
@@ -321,9 +337,28 @@ class StudySpec(Spec):
                         if value not in self.grid[key]:
                             raise refuse(where, f"{value!r} is none of the grid's values of {key}")
             if variant.tune is not None:
+                for key in variant.tune.grid:
+                    self._refuse_of_grid(key, f"runs.{name}.tune.grid")
                 self._check_trials(f"runs.{name}.tune", "tune", variant.tune)
         self._check_searches()
         return self
+
+    def _check_names(self) -> None:
+        """Refuse runs without a name of one line, and a seed that is not under ``seeds``."""
+        for name in self.runs:
+            if not name.strip() or not name.isprintable():
+                raise refuse("runs", f"{name!r} is no name of a run: write some characters on one line")
+        places: dict[str, Mapping[str, Any]] = {"set": self.set, "grid": self.grid}
+        for name, variant in self.runs.items():
+            places[f"runs.{name}"] = variant.set
+            if variant.tune is not None:
+                places[f"runs.{name}.tune.grid"] = variant.tune.grid
+        places |= {f"search.{number}.ranges": search.ranges for number, search in enumerate(self.search)}
+        for where, keys in places.items():
+            if "seed" in keys:
+                raise refuse(
+                    f"{where}.seed", "the runs have the seeds of the study: write them under `seeds`"
+                )
 
     def _check_trials(self, where: str, verb: str, trials: TuneSpec | SearchSpec) -> None:
         shared = sorted(set(trials.seeds) & set(self.seeds))
@@ -346,9 +381,12 @@ class StudySpec(Spec):
             if self.runs[search.run].tune is not None:
                 raise refuse(f"{where}.run", f"{search.run} has a tune grid of its own: keep one of them")
             for key in search.ranges:
-                if key in self.grid:
-                    raise refuse(f"{where}.ranges", f"{key} is in the grid, too: take it out of one of them")
+                self._refuse_of_grid(key, f"{where}.ranges")
             self._check_trials(where, "search", search)
+
+    def _refuse_of_grid(self, key: str, where: str) -> None:
+        if key in self.grid:
+            raise refuse(where, f"{key} is in the grid, too: take it out of one of them")
 
     def search_of(self, run: str) -> SearchSpec | None:
         """Return the search for a run's values; None where there is none."""

@@ -146,6 +146,7 @@ class Study:
         """
         from fedprune.studies.progress import Progress
 
+        self.check_target()  # Before hours of work, not after them.
         with self.folder.held(), Progress(self, shown=progress) as watcher:
             self._keep()
             if self.trials():
@@ -216,7 +217,7 @@ class Study:
 
         ended: list[tuple[str, float, float]] = []
         left: dict[str, list[tuple[float, float]]] = {}
-        for run in [*self.trials(), *self.planned()]:
+        for run in {run.identity: run for run in [*self.trials(), *self.planned()]}.values():
             need = self.needs.of(run.scenario).seconds
             seconds = seconds_of(self.folder.outcome(run)) if self.folder.status(run) == "complete" else None
             if seconds is not None:
@@ -248,7 +249,24 @@ class Study:
 
         self.check_target()
         made = claim_table(self.outcomes, reference=self.spec.reference, target=self.spec.target)
-        return replace(made, notes=(*made.notes, *self.tuning_notes()))
+        return replace(made, notes=(*made.notes, *self.notes()))
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the numbers has to know of how the runs came to be."""
+        return [*self.tuning_notes(), *self._same_notes()]
+
+    def _same_notes(self) -> Iterator[str]:
+        """Yield which names stand for the same runs, so that there is no difference to be found."""
+        names: dict[tuple[str, ...], dict[str, None]] = {}
+        runs: dict[str, list[str]] = {}
+        for run in self.planned():
+            runs.setdefault(run.group, []).append(run.identity)
+        for name, identities in runs.items():
+            names.setdefault(tuple(identities), {})[name] = None
+        for same in names.values():
+            if len(same) > 1:
+                listed = ", ".join(same)
+                yield f"The same runs under several names, since their scenarios do not differ: {listed}."
 
     def tuning_notes(self) -> list[str]:
         """Return which variants have values that were found beforehand, and on which seeds."""
@@ -301,7 +319,7 @@ class Study:
             command=self.command,
             refresh=refresh,
             progress=self.progress_text() if refresh else None,
-            notes=self.tuning_notes(),
+            notes=self.notes(),
         )
 
     @property
@@ -320,7 +338,8 @@ class Study:
 
         runs = [*self.trials(), *self.planned()]
         left = self.missing(runs)
-        text = f"{len(runs) - len(left)} of {len(runs)} runs are complete{self.searched_text()}"
+        complete = sum(self.folder.status(run) == "complete" for run in runs)
+        text = f"{complete} of {len(runs)} runs are complete{self.searched_text()}"
         if count := len(left) + sum(search.runs_left for search in self.searches):
             at_a_time = min(jobs or os.cpu_count() or 1, count)
             seconds = format_seconds(self.remaining_seconds(at_a_time))
@@ -424,12 +443,21 @@ class Study:
         return self.claims()._repr_html_()
 
     def check_target(self) -> None:
-        """Refuse a target of another metric than the runs' headline one."""
-        named, metric = self.spec.target_metric, headline(self.outcomes)
+        """Refuse a target of another metric than the runs' headline one, or one that no run can miss."""
+        from fedprune.studies.statistics import is_share
+
+        named, metric, target = self.spec.target_metric, headline(self.outcomes), self.spec.target
         if named is not None and named != metric.name:
             raise UserError(
                 self.spec.complaint(
                     (f"target_{named}",), f"the headline metric is {metric.name}: write target_{metric.name}"
+                )
+            )
+        if target is not None and is_share(metric.name) and not 0 < target <= 1:
+            raise UserError(
+                self.spec.complaint(
+                    ("target" if named is None else f"target_{named}",),
+                    f"{target:g} is out of range: {metric.name} is a share, so more than 0 and at most 1",
                 )
             )
 

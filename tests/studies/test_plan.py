@@ -201,6 +201,28 @@ def test_a_key_that_no_run_has_is_refused(tmp_path):
         plan_of(tmp_path, runs={"Dense": {}}, grid={"strategy.score_lr": [0.1]})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", "a"), ("engine.workers", 1), ("engine.instructions", "native"), ("logging", [])],
+)
+def test_a_key_that_no_result_depends_on_is_refused(tmp_path, key, value):
+    with pytest.raises(ScenarioError, match=f"grid.{key}: no result depends on it"):
+        plan_of(tmp_path, runs={"Dense": {}}, grid={key: [value]})
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("b" * 300, "base: no such file: OSError: "),
+        ("~nobody-of-this-name/base.yaml", "base: no such file: RuntimeError: "),
+        ("", " is a folder: name a scenario file"),
+    ],
+)
+def test_a_base_that_is_no_file_is_named(tmp_path, base, message):
+    with pytest.raises(ScenarioError, match=message):
+        plan_of(tmp_path, base=base)
+
+
 def test_a_run_is_known_by_what_its_results_depend_on(tmp_path):
     scenario = plan_of(tmp_path).runs()[-1].scenario
     same = [
@@ -240,8 +262,9 @@ def test_trials_are_the_products_of_a_variants_own_grid_on_seeds_of_their_own(tm
     assert [run.point for run in won] == [run.point for run in plan.runs()]
 
 
-@pytest.mark.parametrize("text", ["FedTiny, density 0.05", "  ../x", "é", "", "a" * 10])
+@pytest.mark.parametrize("text", ["FedTiny, density 0.05", "  ../x", "é", "", "a" * 300])
 def test_a_slug_is_a_name_for_a_folder(text):
     assert slug(text)
     assert "/" not in slug(text)
+    assert len(slug(text)) < 200
     assert not slug(text).startswith((".", "-"))

@@ -91,6 +91,22 @@ def test_a_target_names_its_metric(tmp_path):
             {"runs": "{Dense: {tune: {grid: {strategy.lr: [1]}, at: {strategy.density: 0.3}}}}"},
             "runs.Dense.tune.at: the grid has no strategy.density: 0.3",
         ),
+        (
+            {"runs": "{Dense: {tune: {grid: {strategy.density: [0.3]}}}}"},
+            "runs.Dense.tune.grid: strategy.density is in the grid, too: take it out of one of them",
+        ),
+        ({"runs": "{Dense: {seed: 3}}"}, "runs.Dense.seed: the runs have the seeds of the study"),
+        ({"grid": "{seed: [1, 2]}"}, "study.yaml:9: grid.seed: the runs have the seeds of the study"),
+        ({"search": "{run: Dense, ranges: {seed: [1, 2]}}"}, "search.ranges.seed: the runs have the seeds"),
+        ({"grid": "{rounds: [2, 2]}"}, "study.yaml:9: grid.rounds: 2 is given twice: leave one of them out"),
+        ({"runs": "{Dense: {except: [[strategy.density]]}}"}, "runs.Dense.except: the grid has no key"),
+        ({"runs": "{' ': {}}"}, "runs: ' ' is no name of a run"),
+        ({"runs": '{"a\\nb": {}}'}, "runs: 'a\\nb' is no name of a run"),
+        ({"base": "3"}, "study.yaml:9: base: 3 is neither a scenario file nor a mapping"),
+        (
+            {"search": "{run: Dense, ranges: {clients.training.epochs: {low: .nan, high: 3}}}"},
+            "study.yaml:10: search.ranges.clients.training.epochs.low: nan is not a finite number",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path, changes, expected):

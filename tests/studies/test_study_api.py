@@ -166,6 +166,24 @@ def test_a_target_of_another_metric_is_refused(done):
         other.claims()
 
 
+@pytest.mark.parametrize("target", [0, 1.5, 80, -1])
+def test_a_target_that_no_share_can_be_is_refused_before_anything_runs(tmp_path, target):
+    made = fedprune.study({**SPEC, "target_accuracy": target}, out=tmp_path / "out")
+    with pytest.raises(UserError, match=f"target_accuracy: {target} is out of range"):
+        made.run(progress=False)
+    assert not made.directory.exists()
+
+
+def test_runs_of_two_names_and_one_content_are_counted_and_named(done):
+    runs = {**SPEC["runs"], "Also": SPEC["runs"]["Dense"]}
+    made = fedprune.study({**SPEC, "runs": runs}, out=done.directory)
+    assert made.progress_text().startswith("7 of 8 runs are complete")
+    assert [note for note in made.claims().notes if "several names" in note] == [
+        "The same runs under several names, since their scenarios do not differ: Dense, Also."
+    ]
+    assert not any("several names" in note for note in done.claims().notes)
+
+
 def test_a_lower_is_better_metric_chooses_the_lowest(tmp_path, monkeypatch):
     """Which values won is a matter of the metric that the runs name, and of its direction."""
     tune = {"grid": {"clients.training.epochs": [1, 2, 3]}, "seeds": [9]}
