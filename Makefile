@@ -1,4 +1,8 @@
-# make demo: install, run four scenarios, compare them.   make test: install, run every test.
+# make demo: install  ## Run four methods over three seeds, compare them, and write a page about it
+	$(BIN)/fedprune study run studies/quickstart.yaml
+	$(BIN)/fedprune study report studies/quickstart.yaml
+
+test: install, run every test.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv

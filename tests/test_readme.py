@@ -12,11 +12,9 @@ import pytest
 
 import fedprune
 from fedprune import registry
-from fedprune.results.compare import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUNS = ("quickstart-dense", "quickstart-static", "quickstart", "hidenseek-digits")
 
 
 def test_it_is_a_screen_and_a_half() -> None:
@@ -42,40 +40,37 @@ def test_every_package_is_in_the_layout(page: str) -> None:
     assert packages <= set(re.findall(r"\b(\w+)/", layout))
 
 
-def shown() -> dict[str, list[str]]:
-    """Return the table of the README: what is measured -> a cell for each run."""
-    (table,) = re.findall(r"```text\n( run +quickstart-dense.*?)```", README, flags=re.DOTALL)
-    rows = [re.split(r" {2,}", line.strip()) for line in table.splitlines() if "─" not in line]
-    return {name: cells for name, *cells in rows}
+def rows(text: str, title: str) -> dict[str, dict[str, str]]:
+    """Return a part of the table of a study as it is printed: variant -> head -> cell."""
+    part = text.split(f"{title}\n\n")[1].split("\n\n")[0]
+    heads, *lines = [re.split(r" {2,}", line.strip()) for line in part.splitlines() if "─" not in line]
+    return {cells[0]: dict(zip(heads, cells, strict=True)) for cells in lines if len(cells) > 1}
 
 
 def number(cell: str) -> float:
-    """Return the number of "5.71 MiB (0.07x)" in its unit, or the text itself of another cell."""
-    found = re.match(r"[\d.]+", cell)
+    """Return the number of "5.71 MiB (0.07x)" in its unit."""
+    found = re.match(r"-?[\d.]+", cell)
     assert found is not None, cell
     return float(found[0])
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.timeout(600)
-def test_its_table_is_what_the_scenarios_reach(tmp_path: Path, shared_ray: None) -> None:
+@pytest.mark.timeout(900)
+def test_its_table_is_what_the_study_reaches(tmp_path: Path, shared_ray: None) -> None:
     """Within what the README states: another kind of processor gives other last digits."""
-    assert "up to 2 points" in README
-    assert "costs by up to 2 %" in README
-    runs = [
-        fedprune.run(ROOT / "scenarios" / f"{name}.yaml", out=tmp_path / name, progress=False)
-        for name in RUNS
-    ]
-    measured = {name: cells for name, *cells in compare(runs).rows()}
-    table = shown()
-    assert all(name.startswith("wall time") for name in measured.keys() - table.keys())
-    for name, cells in table.items():
-        for cell, other in zip(cells, measured[name], strict=True):
-            if name.startswith("accuracy"):
-                assert number(other) == pytest.approx(number(cell), abs=2), name
-            elif "(" in cell:
-                assert number(other) == pytest.approx(number(cell), rel=0.02), name
-                assert cell.split()[1] == other.split()[1], name
-            else:
-                assert other == cell, name
+    assert "by up to 2 points and costs by up to 2 %" in README
+    study = fedprune.study(ROOT / "studies" / "quickstart.yaml", out=tmp_path).run(jobs=2, progress=False)
+    made = study.claims().text(None)
+    (shown,) = re.findall(r"```text\n(Accuracy.*?)```", README, flags=re.DOTALL)
+    reached, claimed = rows(made, "Accuracy (%)"), rows(shown, "Accuracy (%)")
+    assert reached.keys() == claimed.keys()
+    for variant, cells in claimed.items():
+        for head in ("final", "best"):
+            assert number(reached[variant][head]) == pytest.approx(number(cells[head]), abs=2)
+        assert [reached[variant][head] for head in ("runs", "density")] == [cells["runs"], cells["density"]]
+    spent, said = rows(made, "Costs of a run"), rows(shown, "Costs of a run")
+    for variant, cells in said.items():
+        for head, cell in list(cells.items())[1:]:
+            assert number(spent[variant][head]) == pytest.approx(number(cell), rel=0.02), (variant, head)
+            assert spent[variant][head].split()[1] == cell.split()[1]

@@ -87,6 +87,7 @@ def test_every_block_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shrink(Path("scenarios"))
+    shrink_study(Path("studies"))
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.reason is not None:
@@ -115,6 +116,18 @@ def shrink(folder: Path) -> None:
         if plan["strategy"]["name"] == "fedtiny":
             plan["strategy"] |= {"candidates": 2}
         (folder / path.name).write_text(yaml.safe_dump(plan), encoding="utf-8")
+
+
+def shrink_study(folder: Path) -> None:
+    """Write the quickstart's study into a folder, on the small scenarios."""
+    folder.mkdir()
+    content = yaml.safe_load((ROOT / "studies" / "quickstart.yaml").read_text(encoding="utf-8"))
+    content |= {"seeds": 2}
+    content["runs"]["FedTiny"]["strategy"] |= {"candidates": 2, "stop_adjusting_at": 2}
+    for each in content["runs"].values():
+        if "pretrain_epochs" in each.get("strategy", {}):
+            each["strategy"]["pretrain_epochs"] = 1
+    (folder / "quickstart.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 def run(command: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
