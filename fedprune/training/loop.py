@@ -17,9 +17,10 @@ from fedprune.data import parts
 from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.training import hold
+from fedprune.training.optimizers import SGD, Adam, Optimizer
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Prepare = Callable[[torch.optim.Optimizer], None]
+Prepare = Callable[[Optimizer], None]
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,16 @@ def train(
     return Trained(float(total / max(seen, 1)), seen)
 
 
-def make_optimizer(parameters: list[nn.Parameter], spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
-    """Build PyTorch's SGD or Adam as the scenario asks."""
+def make_optimizer(parameters: list[nn.Parameter], spec: OptimizerSpec, lr: float) -> Optimizer:
+    """Build SGD or Adam as the scenario asks."""
     if spec.name == "adam":
-        return torch.optim.Adam(
-            parameters, lr=lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, foreach=True
-        )
-    return torch.optim.SGD(
+        return Adam(parameters, lr=lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+    return SGD(
         parameters,
         lr=lr,
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
         nesterov=spec.nesterov,
-        foreach=True,
     )
 
 
