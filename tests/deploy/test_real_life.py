@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 import psutil
-import yaml
 from deployment import BIN, CountingProxy, Deployment, wait_until
 from inprocess import same_state
 
 from fedprune import load_run
 from fedprune.deployment.credentials import make_key_pair
+from fedprune.engine.hosts import InProcess
+from fedprune.engine.simulation import run as simulate
 from fedprune.scenario import Scenario
 from fedprune.wire import get_state
 
@@ -104,7 +105,7 @@ def test_a_connection_that_is_lost_for_a_minute(deployment, plan, tmp_path):
 
 
 def test_a_run_goes_on_when_its_server_was_killed(deployment, plan, tmp_path):
-    out, simulated = tmp_path / "out", tmp_path / "simulated"
+    out = tmp_path / "out"
     content = {**plan, "rounds": 4, "strategy": STATIC}
     deployment.write_scenario(content)
     deployment.start_nodes(0, 1, 2)
@@ -122,10 +123,13 @@ def test_a_run_goes_on_when_its_server_was_killed(deployment, plan, tmp_path):
     run = deployment.finish(deployment.submit(out, resume=True), out)
 
     assert [record["round"] for record in run.rounds] == [0, 1, 2, 3, 4]
-    plain = tmp_path / "plain.yaml"
-    plain.write_text(yaml.safe_dump(content))
-    subprocess.run([BIN / "fedprune", "run", plain, "--out", simulated, "--quiet"], check=True)
-    unbroken = load_run(simulated)
+    unbroken = simulate(
+        Scenario.from_mapping(content),
+        out=tmp_path / "simulated",
+        progress=False,
+        host=InProcess(),
+        figures=False,
+    )
     assert same_state(get_state(run.model()), get_state(unbroken.model()))
     assert [record["accuracy"] for record in run.rounds] == [record["accuracy"] for record in unbroken.rounds]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 
-from deployment import BIN, CountingProxy, wait_until
+from deployment import CountingProxy, wait_until
 from inprocess import same_state
 
-from fedprune import load_run
+from fedprune.engine.hosts import InProcess
+from fedprune.engine.simulation import run as simulate
 from fedprune.wire import get_state
 
 #: Strategy, and units of the model's hidden layer.
@@ -53,10 +53,10 @@ def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
             for proxy, count, rate in zip(proxies, before, idle, strict=True)
         ]
     for name, run in deployed.items():
-        simulated = tmp_path / f"{name}-simulated"
         scenario = deployment.directory / "app" / f"{name}.yaml"
-        subprocess.run([BIN / "fedprune", "run", scenario, "--out", simulated, "--quiet"], check=True)
-        reference = load_run(simulated)
+        reference = simulate(
+            scenario, out=tmp_path / f"{name}-simulated", progress=False, host=InProcess(), figures=False
+        )
         assert same_state(get_state(run.model()), get_state(reference.model())), name
         assert unmeasured(run.rounds) == unmeasured(reference.rounds), name
         assert unmeasured(run.clients) == unmeasured(reference.clients), name

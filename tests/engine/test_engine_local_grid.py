@@ -20,19 +20,7 @@ from fedprune.engine.simulation import run
 from fedprune.errors import RunError
 
 WALL = {"wall_seconds", "startup_seconds", "total_seconds"}
-STRATEGIES = {
-    "fedavg": {"name": "fedavg"},
-    "fedtiny": {
-        "name": "fedtiny",
-        "density": 0.2,
-        "candidates": 2,
-        "adjust_every": 1,
-        "stop_adjusting_at": 2,
-    },
-    "hidenseek": {"name": "hidenseek", "density": 0.2},
-    "lotteryfl": {"name": "lotteryfl", "density": 0.5, "accuracy_threshold": 0.0},
-    "feddst": {"name": "feddst", "density": 0.2, "adjust_every": 1, "stop_adjusting_at": 2},
-}
+FEDTINY = {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1, "stop_adjusting_at": 2}
 
 
 def lines(path):
@@ -41,19 +29,15 @@ def lines(path):
     return [{key: value for key, value in record.items() if key not in WALL} for record in records]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "fedtiny")) for name in STRATEGIES]
-)
-def test_it_gives_what_ray_gives(shared_ray, tmp_path, name):
-    scenario = plan(strategy=STRATEGIES[name], data__client_test_fraction=0.2, evaluation__clients=True)
+def test_it_gives_what_ray_gives_also_from_data_that_were_read_before(shared_ray, tmp_path):
+    """For every strategy: tests/strategies/test_every_strategy.py."""
+    scenario = plan(strategy=FEDTINY, data__client_test_fraction=0.2, evaluation__clients=True)
     hosts = {"ray": OnRay(), "here": InProcess(), "read": InProcess(source=read(scenario))}
-    hosts = hosts if name == "fedtiny" else dict(list(hosts.items())[:2])
-    runs = [
-        run(scenario, out=tmp_path / kind, progress=False, host=host, figures=False, engine__workers=2)
+    one, *others = (
+        run(scenario, out=tmp_path / kind, progress=False, host=host, figures=False, engine__workers=1)
         for kind, host in hosts.items()
-    ]
-    one = runs[0]
-    for other in runs[1:]:
+    )
+    for other in others:
         for file in ("rounds.jsonl", "clients.jsonl"):
             assert lines(one.directory / file) == lines(other.directory / file)
         state = other.model().state_dict()
@@ -69,7 +53,7 @@ def test_it_resumes_from_a_checkpoint_of_a_run_on_ray(shared_ray, tmp_path):
             if round.round == 1:
                 raise KeyboardInterrupt
 
-    scenario = plan(strategy=STRATEGIES["hidenseek"])
+    scenario = plan(strategy={"name": "hidenseek", "density": 0.2})
     whole = run(scenario, out=tmp_path / "whole", progress=False, host=InProcess(), figures=False)
     with pytest.raises(KeyboardInterrupt):
         # The checkpoint is made after all listeners: the round before it is the last that is kept.

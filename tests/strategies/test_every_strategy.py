@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import federate, same_state
+from inprocess import same_state
 
-import fedprune
 from fedprune import registry
-from fedprune.determinism import deterministic
+from fedprune.engine.hosts import InProcess
+from fedprune.engine.simulation import run as simulate
 from fedprune.scenario import Scenario
 from fedprune.server.check import resolve
 
@@ -68,11 +67,6 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "wall_seconds"}
 
 
-def as_read(records: list[Any]) -> list[dict[str, Any]]:
-    """Return records as they are once they have been written and read."""
-    return [timeless(json.loads(json.dumps(asdict(record)))) for record in records]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "execution"),
@@ -81,14 +75,12 @@ def as_read(records: list[Any]) -> list[dict[str, Any]]:
 def test_one_process_and_two_workers_give_the_same_bits(
     shared_ray: None, tmp_path: Path, name: str, execution: str
 ) -> None:
-    """One process: everything in it, client after client, without Ray."""
+    """One process: everything in it, client after client, without Ray, as in a study."""
     plan = resolve(scenario(name, 2, execution))
-    with deterministic():
-        one = federate(plan)
-    two = fedprune.run(plan, out=tmp_path / "run", progress=False)
-    assert as_read(one.rounds) == lines(two.directory / "rounds.jsonl")
-    assert as_read(one.tasks) == lines(two.directory / "clients.jsonl")
-    found = two.model().state_dict()
-    assert same_state(one.strategy.state, {name: found[name] for name in one.strategy.state})
+    one = simulate(plan, out=tmp_path / "one", progress=False, host=InProcess(), figures=False)
+    two = simulate(plan, out=tmp_path / "two", progress=False, figures=False)
+    for file in ("rounds.jsonl", "clients.jsonl"):
+        assert lines(one.directory / file) == lines(two.directory / file)
+    assert same_state(one.model().state_dict(), two.model().state_dict())
     assert two.summary["clients_failed"] == 0
     assert all(0 <= record["personal_accuracy"] <= 1 for record in two.rounds[1:])
