@@ -204,3 +204,35 @@ def test_a_study_that_is_broken_off_goes_on_where_it_was(shared_ray, tmp_path, n
         total = json.loads((place / "summary.json").read_text())
         assert total["status"] == "complete"
         assert done[run.identity] >= 1
+
+
+CLUSTER = """\
+import json
+import sys
+
+import ray
+from ray.cluster_utils import Cluster
+
+import fedprune
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=2)
+spec = json.loads(sys.argv[1])
+spec["base"]["engine"] = {"ray_address": cluster.address}
+done = fedprune.study(spec, out=sys.argv[2]).run(jobs=2, progress=False)
+print(sorted(done.folder.status(run) for run in done.planned()))
+cluster.shutdown()
+"""
+
+
+def test_on_a_cluster_of_several_machines_runs_are_the_same_and_their_folders_here(tmp_path):
+    spec = {**SMALL, "seeds": 1}
+    command = [sys.executable, "-c", CLUSTER, json.dumps(spec), str(tmp_path / "out")]
+    # A cluster of several nodes on one machine: what differs from several machines is the network between.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert "['complete', 'complete']" in done.stdout, done.stderr
+    made = opened(tmp_path, seeds=1)
+    for planned in made.planned():
+        place = made.folder.place(planned)
+        alone = by_itself(planned, tmp_path)
+        assert lines(place / "rounds.jsonl") == lines(alone.directory / "rounds.jsonl")
