@@ -32,8 +32,13 @@ _TESTS = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what starts Ray in one of the processes that share the tests, and deployments in one."""
+    """Keep what starts Ray in one of the processes that share the tests, and deployments in one.
+
+    Ray takes seconds of both cores to start: the fast tests are those that do without.
+    """
     for item in items:
+        if "shared_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
         if _TESTS / "engine" in item.path.parents or "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
         if _TESTS / "deploy" in item.path.parents:
