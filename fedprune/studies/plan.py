@@ -34,6 +34,8 @@ from fedprune.wording import known_here, one_line
 
 #: Scenario keys that hold paths; those of a study start from its own folder.
 PATHS = (("data", "path"), ("clients", "profiles"), ("clients", "trace"))
+#: Keys of a study, besides its runs, that hold keys of the scenario.
+_HOLD_KEYS = ("set", "grid")
 #: Parts of a scenario that results do not depend on.
 _INDIFFERENT = {"name", "engine", "logging"}
 #: Characters of a text in a folder's name, which file systems let have 255 bytes in all.
@@ -165,6 +167,16 @@ class Plan:
         except ScenarioError:
             return self._content
         return scenario.model_dump(mode="json")
+
+    def document(self) -> dict[str, Any]:
+        """Return the study as plain data that reads back to the same study from any folder."""
+        content, home = dict(self.study.content), self.study.directory
+        if isinstance(content["base"], str):
+            content["base"] = str((home / Path(content["base"]).expanduser()).resolve())
+        content["runs"] = {name: _all_located(each, home) for name, each in content["runs"].items()}
+        return {
+            key: _all_located(value, home) if key in _HOLD_KEYS else value for key, value in content.items()
+        }
 
     def runs(self) -> list[PlannedRun]:
         """Return the runs of the comparison, variant by variant; those to be tuned have no tuned values."""
@@ -365,6 +377,11 @@ def _sets(variant: VariantSpec, key: str) -> bool:
 def _prefix(labels: Mapping[KeyPath, str], key: str) -> str:
     """Return what errors about a change begin with: its label, of which the key is the end."""
     return labels.get(tuple(key.split(".")), key).removesuffix(key)
+
+
+def _all_located(values: Mapping[str, Any] | None, folder: Path) -> dict[str, Any]:
+    """Return dotted keys with the paths in their values made absolute."""
+    return {key: _located_under(key, value, folder) for key, value in (values or {}).items()}
 
 
 def _located_under(key: str, value: Any, folder: Path) -> Any:

@@ -302,6 +302,7 @@ class StudySpec(Spec):
 
     _directory: Path = PrivateAttr(default_factory=Path.cwd)
     _origin: Origin = PrivateAttr(default_factory=Origin)
+    _content: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any, /) -> None:
         """Keep where the study came from, given as the validation context."""
@@ -407,6 +408,11 @@ class StudySpec(Spec):
         """Where the study's keys stand."""
         return self._origin
 
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """The study as it was given, as plain data."""
+        return self._content
+
     def complaint(self, key: KeyPath, message: str) -> str:
         """Return one line that says where the value at a key path stands, and the message."""
         return self._origin.complaint(key, message)
@@ -441,7 +447,7 @@ def load_study(
         folder = Path(source).parent
     if overrides:
         content, origin = _overridden(content, origin, overrides)
-    context = {"directory": Path(os.path.abspath(folder)), "origin": origin}
+    context = {"directory": Path(os.path.abspath(folder)), "origin": origin, "content": content}
     try:
         return StudySpec.model_validate(content, context=context)
     except ValidationError as error:

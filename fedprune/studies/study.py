@@ -194,8 +194,7 @@ class Study:
 
     def _keep(self) -> None:
         """Write the study as it is run into its folder."""
-        text = yaml_file.write(self.spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
-        write_atomically(self.directory / STUDY, text.encode())
+        write_atomically(self.directory / STUDY, yaml_file.write(self.plan.document()).encode())
 
     def source(self, scenario: Scenario) -> Source:
         """Return a scenario's data set, read once for all runs that have the same."""

@@ -268,3 +268,26 @@ def test_a_slug_is_a_name_for_a_folder(text):
     assert "/" not in slug(text)
     assert len(slug(text)) < 200
     assert not slug(text).startswith((".", "-"))
+
+
+def test_a_study_reads_back_from_what_is_kept_of_it(tmp_path):
+    home, away = tmp_path / "studies", tmp_path / "elsewhere"
+    home.mkdir()
+    away.mkdir()
+    (home / "base.yaml").write_text(write(PLAN))
+    (home / "mine.py").write_text(
+        "from fedprune.strategies.static import Static\n\n\nclass Mine(Static):\n    pass\n"
+    )
+    (home / "study.yaml").write_text(
+        "name: x\nbase: base.yaml\nseeds: 2\nset: {rounds: 1}\ntarget_accuracy: 0.5\nruns:\n"
+        "  Dense: {}\n"
+        "  Mine: {strategy: {name: 'mine.py:Mine'}, except: {strategy.density: [0.3]}}\n"
+        "  Tuned:\n    strategy: {name: static}\n    tune: {grid: {clients.training.epochs: [1, 2]}}\n"
+        "grid: {strategy.density: [0.3, 0.2]}\n"
+    )
+    plan = Plan(load_study(home / "study.yaml", overrides={"clients.count": "5"}))
+    (away / "study.yaml").write_text(write(plan.document()))
+    again = Plan(load_study(away / "study.yaml"))
+    assert [run.identity for run in again.runs()] == [run.identity for run in plan.runs()]
+    assert again.trials("Tuned")[1].identity == plan.trials("Tuned")[1].identity
+    assert again.study.target_metric == "accuracy"
