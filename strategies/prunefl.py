@@ -1,14 +1,16 @@
 """PruneFL (Jiang et al., TNNLS 2022): Model Pruning Enables Efficient Federated Learning on Edge Devices.
 
 An initial pruning happens on one client, or on the server's data. Then, every few rounds, the clients report
-the mean squared gradient of every weight, and the server keeps the weights that promise the most
-descent per second of a round. The model may shrink and grow.
+the mean squared gradient of every weight. The largest weights of each layer stay; of all others, the server
+keeps those that promise the most descent per second of a round. The model may shrink and grow.
 
 Differences from the paper
 --------------------------
 - Gradients are squared batch by batch on ``importance_batches`` batches after local training, not summed up
   over all steps since the last adjustment.
-- The initial pruning is one step from the initial weights.
+- The initial pruning does not train in between. The authors' code prunes the same share of every layer by
+  magnitude, adjusts, and repeats this until the size is stable. Here it prunes once, to ``density`` by
+  ``distribution``, and adjusts once.
 - The model never exceeds ``density``, and every layer keeps at least one weight.
 - Weights that are never pruned count as time but not as descent.
 
@@ -36,7 +38,6 @@ from fedprune.protocol.reports import ImportanceRequest, read_importance
 from fedprune.scenario import Scenario
 from fedprune.server.aggregation import TrainReply
 from fedprune.server.strategy import PruningStrategy
-from fedprune.sparsity.distributions import total_kept
 from fedprune.sparsity.growth import mean_squared_gradient
 from fedprune.sparsity.masks import Masks, highest
 from fedprune.sparsity.pruning import all_kept, prunable
@@ -54,6 +55,9 @@ class PruneFL(PruningStrategy):
         initial: Literal["client", "server"] = Field(
             "client", description="Who prunes first: the fastest client, or the server on its public data."
         )
+        distribution: str = Field(
+            "erk", description="How much of each layer the initial pruning keeps: uniform, erk or global."
+        )
         adjust_every: int = Field(10, ge=1, description="Rounds from one adjustment to the next.")
         stop_adjusting_at: int | None = Field(
             None, ge=1, description="Last round that may adjust; no last one where not given."
@@ -62,7 +66,7 @@ class PruneFL(PruningStrategy):
             0.3,
             ge=0,
             le=1,
-            description="Share of the kept weights, the smallest, that an adjustment may prune.",
+            description="Share of each layer's kept weights, the smallest, that an adjustment may prune.",
         )
         importance_batches: int = Field(
             4, ge=1, description="Batches on which a client measures squared gradients."
@@ -80,11 +84,17 @@ class PruneFL(PruningStrategy):
     # Initial pruning ---------------------------------------------------------------------
 
     def prepare(self, grid: Grid) -> None:
-        """Prune once, by the importance that one site measures on the initial model."""
+        """Prune every layer by magnitude, and adjust by the importance that one site measures before.
+
+        Importance alone would leave some layers next to nothing, since a few weights of the others have far
+        larger gradients: a deep model does not learn through them.
+        """
         self.set_masks(all_kept(self.module, prunable(self.module, self.options.keep)))
         on_server = self.options.initial == "server"
         importance = self.measured_here() if on_server else self.measured_by_a_client(grid)
-        self.set_masks(self.chosen(importance, prunable_share=1.0))
+        set_state(self.module, self.state)
+        self.set_masks(self.pruned("magnitude", self.options.distribution))
+        self.set_masks(self.chosen(importance))
 
     def measured_here(self) -> dict[str, Tensor]:
         """Return the importance on the server's public data."""
@@ -139,38 +149,27 @@ class PruneFL(PruningStrategy):
         """Keep what promises the most descent per second."""
         if self.due(server_round):
             importance = {name: total / self.weight for name, total in self.total.items()}
-            self.set_masks(self.chosen(importance, self.options.prunable_share))
+            self.set_masks(self.chosen(importance))
 
-    def chosen(self, importance: Mapping[str, Tensor], prunable_share: float) -> Masks:
+    def chosen(self, importance: Mapping[str, Tensor]) -> Masks:
         """Return the masks that maximise importance per second of a round (the paper's algorithm 2)."""
         seconds, fixed = self.seconds()
         return best_ratio(
             importance,
             seconds,
             fixed_seconds=fixed,
-            required=self.required(importance, prunable_share),
+            required=self.required(),
             density=self.options.density,
         )
 
-    def required(self, importance: Mapping[str, Tensor], prunable_share: float) -> Masks:
-        """Return what an adjustment may not prune: the largest weights, and the most important of a layer."""
-        kept = sum(self.masks.kept.values())
-        sizes = torch.cat(
-            [
-                self.state[name].abs().masked_fill(~mask, -torch.inf).reshape(-1)
-                for name, mask in self.masks.items()
-            ]
-        )
-        shapes = {name: mask.shape for name, mask in self.masks.items()}
-        room = total_kept(shapes, self.options.density) - len(shapes)
-        largest = highest(sizes, min(kept - round(prunable_share * kept), room))
-        parts = torch.split(largest, [mask.numel() for mask in self.masks.values()])
-        return Masks(
-            {
-                name: part.reshape(mask.shape) | highest(importance[name], 1)
-                for (name, mask), part in zip(self.masks.items(), parts, strict=True)
-            }
-        )
+    def required(self) -> Masks:
+        """Return what an adjustment may not prune: the largest weights of each layer, at least one."""
+        required = {}
+        for name, mask in self.masks.items():
+            kept = self.masks.kept[name]
+            sizes = self.state[name].abs().masked_fill(~mask, -torch.inf)
+            required[name] = highest(sizes, max(1, kept - round(self.options.prunable_share * kept)))
+        return Masks(required)
 
     def seconds(self) -> tuple[dict[str, float], float]:
         """Return the seconds that a weight of each layer adds to a round, and those of the rest."""

@@ -26,7 +26,13 @@ from fedprune.sparsity.ratio import best_ratio
 from fedprune.strategies.prunefl import PruneFL
 from fedprune.wire import set_state
 
-OPTIONS = {"name": "prunefl", "density": 0.2, "adjust_every": 2, "importance_batches": 2}
+OPTIONS = {
+    "name": "prunefl",
+    "density": 0.2,
+    "distribution": "uniform",
+    "adjust_every": 2,
+    "importance_batches": 2,
+}
 ROUNDS = 4
 DEVICES = [
     {"profile": "raspberry-pi-4", "share": 0.5},
@@ -150,7 +156,7 @@ def test_more_required_than_allowed_is_refused():
         best_ratio({"a": torch.ones(4)}, {"a": 1.0}, fixed_seconds=1.0, required=ones, density=0.5)
 
 
-def direct_choice(made, before, importance, state, share):
+def direct_choice(made, before, importance, state, share=0.3):
     """PruneFL's choice in plain Python, weight by weight."""
     strategy, density = made.strategy, 0.2
     clients = strategy.clients.values()
@@ -169,7 +175,6 @@ def direct_choice(made, before, importance, state, share):
         layer = positions[name]
         flops = 2 * (2 * layer.positions + layer.input_gradient_positions)
         time = seconds(flops, 4)
-        top = int(importance[name].flatten().argmax())
         for place in range(mask.numel()):
             weights.append(
                 {
@@ -178,15 +183,14 @@ def direct_choice(made, before, importance, state, share):
                     "time": time,
                     "kept": bool(mask.flatten()[place]),
                     "size": abs(float(state[name].flatten()[place])),
-                    "top": place == top,
                 }
             )
     most = round(density * len(weights))
-    kept = [w for w in weights if w["kept"]]
-    safe = sorted(kept, key=lambda w: -w["size"])[
-        : min(len(kept) - round(share * len(kept)), most - len(before))
-    ]
-    safe = {w["key"] for w in safe} | {w["key"] for w in weights if w["top"]}
+    safe = set()
+    for name in before:
+        kept = [w for w in weights if w["kept"] and w["key"][0] == name]
+        largest = sorted(kept, key=lambda w: -w["size"])[: len(kept) - round(share * len(kept))]
+        safe |= {w["key"] for w in largest}
     ordered = sorted(weights, key=lambda w: (w["key"] not in safe, -w["gain"] / w["time"]))
     best, size, gain, time = -1.0, 0, 0.0, fixed
     for number, w in enumerate(ordered[:most], start=1):
@@ -211,7 +215,7 @@ def test_an_adjustment_is_the_choice_over_all_clients(watched):
         importance = {name: values / weight for name, values in total.items()}
         state = average(made.states[number - 1], entries)
         before = watched.masks[number - 1]
-        assert keys(watched.masks[number]) == direct_choice(made, before, importance, state, 0.3)
+        assert keys(watched.masks[number]) == direct_choice(made, before, importance, state)
 
 
 def asked_first(made):
@@ -233,7 +237,26 @@ def test_the_fastest_client_prunes_first(watched):
     expected = gradients_of(made, start.strategy.state, fastest.number, 0)
     for name, values in importance.items():
         torch.testing.assert_close(values, expected[name].float(), rtol=1e-3, atol=1e-9)
-    assert keys(watched.masks[0]) == direct_choice(made, whole, importance, start.strategy.state, 1.0)
+    state = start.strategy.state
+    by_magnitude = Masks({name: largest_fifth(state[name]) for name in whole})
+    assert keys(watched.masks[0]) == direct_choice(made, by_magnitude, importance, state)
+
+
+def largest_fifth(values):
+    """The fifth with the largest magnitudes, of a layer whose weights a fifth of is a whole number."""
+    count, ordered = round(values.numel() / 5), values.abs().flatten().sort(descending=True).values
+    return values.abs() >= ordered[count - 1]
+
+
+def test_the_first_pruning_leaves_every_layer_of_a_deep_model_its_largest_weights():
+    """By importance alone, layers of a ResNet would be left a weight in a thousand."""
+    deep = scenario({"density": 0.05}, model={"name": "resnet18", "width": 0.125}, rounds=1)
+    initial, strategy = assemble(deep).strategy.state, federate(deep).strategy  # It adjusts from round 2 on.
+    for name, mask in strategy.masks.items():
+        count = int(0.7 * 0.05 * mask.numel())
+        largest = initial[name].abs().flatten().argsort(descending=True, stable=True)[:count]
+        assert mask.flatten()[largest].all(), name
+    assert 0.03 <= strategy.masks.density <= 0.051
 
 
 def test_where_it_fails_the_next_one_prunes():
