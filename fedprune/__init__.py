@@ -109,10 +109,23 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import what the package exports when it is first used."""
     if name == "__version__":  # pyproject.toml alone says it; Flower reads it there, too.
-        return import_module("importlib.metadata").version("fedprune")
+        return _version()
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
+
+
+def _version() -> str:
+    """Return the version: of the installed package or, where nothing is installed, of the checkout."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("fedprune")
+    except metadata.PackageNotFoundError:
+        import tomllib
+
+        with (_checkout / "pyproject.toml").open("rb") as file:
+            return str(tomllib.load(file)["project"]["version"])
 
 
 def __dir__() -> list[str]:

@@ -28,3 +28,14 @@ def test_documents_name_the_wheel_of_this_version():
     documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {found for path in documents for found in re.findall(r"fedprune-([0-9.]+)-py3", path.read_text())}
     assert named == {VERSION}
+
+
+def test_a_checkout_that_is_not_installed_knows_it(monkeypatch):
+    """As on `python run_sim.py` where only the other packages are."""
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    installed = fedprune.__version__
+    monkeypatch.setattr(metadata, "version", missing)
+    assert fedprune.__version__ == installed
