@@ -126,6 +126,9 @@ def load_run(directory: str | Path) -> Run:
 
 def _read_json(path: Path) -> Record:
     try:
-        return {**json.loads(path.read_text(encoding="utf-8"))}
+        record = {**json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
+    if missing := [key for key in ("seed", "status") if key not in record]:
+        raise UserError(f"{path}: damaged: it has no {missing[0]}")
+    return record

@@ -126,7 +126,10 @@ def headline(outcomes: Iterable[Outcome]) -> Metric:
     UserError
         Where two of them have different ones: they are no study of one task.
     """
-    metrics = {Metric.of(outcome.summary) for outcome in outcomes if outcome.summary is not None}
+    summaries = [outcome.summary for outcome in outcomes if outcome.summary is not None]
+    # One that failed before it had a metric, or cannot be read, names none.
+    named = [each for each in summaries if "headline" in each or each["status"] == "complete"]
+    metrics = {Metric.of(summary) for summary in named}
     if len(metrics) > 1:
         names = ", ".join(sorted(metric.name for metric in metrics))
         raise UserError(f"the runs have different headline metrics ({names}): compare those of one task")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedprune.errors import UserError
 from fedprune.results.folder import ROUNDS, SCENARIO, SUMMARY, is_run_folder
-from fedprune.results.records import write_atomically
+from fedprune.results.records import Record, write_atomically
 from fedprune.results.run import load_run
 from fedprune.scenario import Scenario, yaml_file
 from fedprune.studies.outcomes import Outcome, outcome_of
@@ -56,12 +56,27 @@ class StudyFolder:
         return run.scenario.override(name=yaml_file.read(place / SCENARIO)[0]["name"])
 
     def outcome(self, run: PlannedRun) -> Outcome:
-        """Return what the run has come to so far."""
+        """Return what the run has come to so far; one whose folder cannot be read counts as failed."""
         place = self.place(run)
         if is_run_folder(place):
-            return outcome_of(load_run(place), run.variant, run.point)
+            try:
+                return outcome_of(load_run(place), run.variant, run.point)
+            except (UserError, OSError) as error:
+                reason = f"{error}; without the folder {place.name} the study does the run again"
+        else:
+            reason = self.failures().get(run.identity, "")
+        summary: Record | None = None
+        if reason:
+            summary = {
+                "name": run.scenario.name,
+                "seed": run.seed,
+                "rounds": 0,
+                "planned_rounds": run.scenario.rounds,
+                "status": "failed",
+                "reason": reason,
+            }
         document = run.scenario.model_dump(mode="json")
-        return Outcome(run.variant, dict(run.point), run.seed, None, document=document)
+        return Outcome(run.variant, dict(run.point), run.seed, summary, document=document)
 
     def status(self, run: PlannedRun) -> str:
         """Return "missing", "unfinished", or how the run ended: "complete", "interrupted" or "failed"."""

@@ -247,8 +247,13 @@ class Study:
         from fedprune.studies.table import claim_table
 
         self.check_target()
-        made = claim_table(self.outcomes, reference=self.spec.reference, target=self.spec.target)
-        return replace(made, notes=(*made.notes, *self.notes()))
+        outcomes = self.outcomes
+        made = claim_table(outcomes, reference=self.spec.reference, target=self.spec.target)
+        without_records = [each for each in outcomes if each.summary is not None and each.directory is None]
+        reasons = [
+            f"{each.group}, seed {each.seed}: {(each.summary or {})['reason']}" for each in without_records
+        ]
+        return replace(made, notes=(*made.notes, *self.notes(), *reasons))
 
     def notes(self) -> list[str]:
         """Return what a reader of the numbers has to know of how the runs came to be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedprune.engine.simulation import run as simulate
 from fedprune.errors import UserError
 from fedprune.scenario.yaml_file import write
 from fedprune.studies import figures
+from fedprune.studies.outcomes import Outcome, headline
 from fedprune.studies.study import Study
 
 SPEC: dict[str, Any] = {
@@ -182,6 +184,40 @@ def test_runs_of_two_names_and_one_content_are_counted_and_named(done):
         "The same runs under several names, since their scenarios do not differ: Dense, Also."
     ]
     assert not any("several names" in note for note in done.claims().notes)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("summary.json", '{"status": "comp', "summary.json: damaged: "),
+        ("summary.json", '{"status": "complete"}', "summary.json: damaged: it has no seed"),
+        ("rounds.jsonl", "{}\nround\n", "rounds.jsonl, line 2: not JSON"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_said_and_the_others_are_shown(done, tmp_path, file, content, message):
+    shutil.copytree(done.directory, tmp_path, dirs_exist_ok=True)
+    made = fedprune.study(SPEC, out=tmp_path)
+    place = made.folder.place(made.planned()[0])
+    (place / file).write_text(content)
+    assert [outcome.complete for outcome in made.outcomes] == [False] + [True] * 4 + [False]
+    notes = "\n".join(made.claims().notes)
+    assert "Runs that failed, and are in no estimate: Dense (1)." in notes
+    assert f"Dense, seed {made.planned()[0].seed}: {place}/{message}" in notes
+    assert f"without the folder {place.name} the study does the run again" in notes
+    assert message in made.report().read_text()
+
+
+def test_a_run_that_could_not_begin_has_failed_for_the_table_too(done, tmp_path):
+    shutil.copytree(done.directory, tmp_path, dirs_exist_ok=True)
+    made = fedprune.study(SPEC, out=tmp_path)
+    made.folder.note_failure(made.planned()[-1], "no such data")
+    assert "Static, density 0.1, seed 1: no such data" in made.claims().notes
+    summary = made.outcomes[-1].summary
+    assert summary is not None
+    assert summary["status"] == "failed"
+    # It names no metric, so it does not stand against those of another task.
+    other = Outcome("A", {}, 0, {"headline": "perplexity", "higher_is_better": False, "status": "complete"})
+    assert headline([other, made.outcomes[-1]]).name == "perplexity"
 
 
 def test_a_lower_is_better_metric_chooses_the_lowest(tmp_path, monkeypatch):
