@@ -52,7 +52,7 @@ class Channel:
         self._start = start
         self._calls = SimpleQueue[Callable[[], None] | None]()
         self._started = Event()
-        self._fault: Exception | None = None
+        self._fault: Exception | SystemExit | None = None
         self._warned = False
         self._left_alone = False
         # A daemon: a tracker that never answers must not keep the process.
@@ -91,7 +91,7 @@ class Channel:
     def _work(self) -> None:
         try:
             self._logger.on_start(self._start)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # Some clients of trackers exit where they cannot log in.
             self._fault = error
             if self._warned:  # The run goes on already.
                 self._warn(f"could not start: {one_line(error)}")
@@ -102,7 +102,7 @@ class Channel:
         while (call := self._calls.get()) is not None and not self._left_alone:
             try:
                 call()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if not failed:
                     self._warn(f"failed, and the run goes on; this is said once: {one_line(error)}")
                 failed = True

@@ -300,7 +300,8 @@ def _lock(directory: Path) -> int | None:
 
 def _make_room(directory: Path, *, overwrite: bool) -> None:
     """Empty the folder of any earlier run, or say why not."""
-    present = {path.name for path in directory.iterdir()}
+    # A process that was killed, or a full disk, leaves the first file of a run so.
+    present = {path.name for path in directory.iterdir()} - {f".{SCENARIO}.unfinished"}
     if not present:
         return
     if not is_run_folder(directory):

@@ -142,7 +142,7 @@ class Runner:
             return "interrupted", "stopped"
         except FedpruneError as error:
             return "failed", str(error)
-        except Exception as error:  # Of a plug-in; the other runs go on.
+        except (Exception, SystemExit) as error:  # Of a plug-in; the other runs go on.
             return "failed", one_line(error)
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -17,7 +17,7 @@ from fedprune import registry
 from fedprune.cli import main
 from fedprune.errors import ScenarioError, UserError
 from fedprune.loggers import LOGGERS, Logger, channels
-from fedprune.loggers.base import RunStart, scalars
+from fedprune.loggers.base import RunEnd, RunStart, scalars
 from fedprune.results.compare import compare
 from fedprune.results.run import Run
 from fedprune.scenario import load_scenario
@@ -119,6 +119,31 @@ def test_a_logger_that_cannot_start_ends_a_run_before_its_first_round(tmp_path: 
         logged_run(tmp_path / "run", [f"{other}:Hears", failing])
     assert (tmp_path / "run" / "rounds.jsonl").read_text() == ""
     assert [entry[:2] for entry in heard(tmp_path / "run")] == [["start", None], ["end", "failed"]]
+
+
+def test_a_logger_that_exits_has_failed_as_any_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tracker's client that calls sys.exit is neither silence nor the end of the run."""
+
+    class Exits(Logger):
+        def on_start(self, start: RunStart) -> None:
+            if start.last_round is None:
+                sys.exit("no login")
+
+        def on_round(self, number: int, scalars: Any) -> None:
+            sys.exit(f"round {number}")
+
+    scenario = federation([])
+    channel = channels.Channel("exits", Exits(Logger.Options()), RunStart(tmp_path, scenario))
+    with pytest.raises(UserError, match="logger exits cannot start: SystemExit: no login"):
+        channel.wait(60)
+    channel = channels.Channel("exits", Exits(Logger.Options()), RunStart(tmp_path, scenario, last_round=1))
+    channel.wait(60)
+    channel.tell(2, {})
+    channel.end(RunEnd("complete"))
+    channel.join(60)
+    assert "logger exits failed, and the run goes on; this is said once: SystemExit: round 2" in caplog.text
 
 
 def test_loggers_hear_that_a_run_was_interrupted(tmp_path: Path, hears: str) -> None:

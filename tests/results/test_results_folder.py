@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.errors import UserError
 from fedprune.results.folder import RunFolder
+from fedprune.results.records import write_atomically
 from fedprune.results.run import load_run
 from fedprune.scenario import load_scenario
 from fedprune.sparsity.masks import apply_masks
@@ -193,6 +196,24 @@ def test_a_folder_that_is_not_a_runs_is_left_alone(tmp_path, name, overwrite):
     with pytest.raises(UserError, match="not a run's"):
         RunFolder.create(tmp_path, scenario(), overwrite=overwrite)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {name: "name: mine\n"}
+
+
+def test_a_run_that_was_killed_in_its_first_write_can_be_begun_again(tmp_path):
+    (tmp_path / ".scenario.yaml.unfinished").write_text("# A run of fed")
+    RunFolder.create(tmp_path, scenario()).close()
+    assert "name: " in (tmp_path / "scenario.yaml").read_text()
+    assert not (tmp_path / ".scenario.yaml.unfinished").exists()
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "it").write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'it'}'")):
+        write_atomically(tmp_path / "it", b"after")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"it": "before"}
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
