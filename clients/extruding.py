@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.standardisation import centre
 from fedprune.training.execution import LocalModel
 from fedprune.training.loop import Prepare, Trained
-from fedprune.training.optimizers import Optimizer
 
 
 class Extruding(Sparse):
@@ -71,10 +71,10 @@ class Extruding(Sparse):
             extrusion = Extrusion(module, request, masks, examples)
             steps = extrusion.counted(steps)
 
-        def recentre(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        def recentre(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             centre(module, masks)
 
-        def register(optimizer: Optimizer) -> None:
+        def register(optimizer: torch.optim.Optimizer) -> None:
             if extrusion is not None:
                 extrusion.register(optimizer)
             if task.config.get("standardise", False):

@@ -25,7 +25,6 @@ from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.supermasks import MaskKind, Supermask, frozen_but, threshold
 from fedprune.training.loop import train
-from fedprune.training.optimizers import Optimizer
 from fedprune.wire import Codec, SupermaskCodec, get_state
 
 
@@ -144,7 +143,7 @@ def taken_over(own: Tensor, sent: Tensor, kind: MaskKind) -> Tensor:
     return torch.where(same, own, torch.where(own == 0, sent, -own))
 
 
-def set_score_rate(supermask: Supermask, rate: float, optimizer: Optimizer) -> None:
+def set_score_rate(supermask: Supermask, rate: float, optimizer: torch.optim.Optimizer) -> None:
     """Give the scores a learning rate of their own; all parameters are in the optimizer's one group."""
     (group,) = optimizer.param_groups
     scores = list(supermask.score_parameters)

@@ -42,19 +42,10 @@ def make_deterministic(instructions: Instructions = "portable") -> None:
     if instructions == "portable":
         use_portable_instructions()
     torch.set_num_threads(1)
-    _use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-
-
-def _use_deterministic_algorithms(on: bool, *, warn_only: bool) -> None:
-    """Choose PyTorch's algorithms where there is a GPU; on a CPU those of one thread are deterministic.
-
-    To choose them imports PyTorch's compiler: a second of processor time and 70 MiB in each process.
-    """
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(on, warn_only=warn_only)
 
 
 def use_portable_instructions() -> None:
@@ -87,6 +78,6 @@ def deterministic(instructions: Instructions = "portable") -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        _use_deterministic_algorithms(strict, warn_only=warns)
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

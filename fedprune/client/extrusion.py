@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fedprune.protocol.extrusion import ExtrusionRequest
 from fedprune.sparsity.masks import Masks
-from fedprune.training.optimizers import Optimizer
 
 _Step = tuple[Tensor, Tensor]
 
@@ -77,11 +76,11 @@ class Extrusion:
             yield x, y
             self._seen += len(y)
 
-    def register(self, optimizer: Optimizer) -> None:
+    def register(self, optimizer: torch.optim.Optimizer) -> None:
         """Act before each step of an optimizer."""
         rates = [group["lr"] for group in optimizer.param_groups]
 
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if self.request.budget:
                 factor = budget_factor(self.progress, self.size())
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -17,10 +17,9 @@ from fedprune.data import parts
 from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.training import hold
-from fedprune.training.optimizers import SGD, Adam, Optimizer
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Prepare = Callable[[Optimizer], None]
+Prepare = Callable[[torch.optim.Optimizer], None]
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,19 @@ def train(
     return Trained(float(total / max(seen, 1)), seen)
 
 
-def make_optimizer(parameters: list[nn.Parameter], spec: OptimizerSpec, lr: float) -> Optimizer:
-    """Build SGD or Adam as the scenario asks."""
+def make_optimizer(parameters: list[nn.Parameter], spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
+    """Build PyTorch's SGD or Adam as the scenario asks."""
     if spec.name == "adam":
-        return Adam(parameters, lr=lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
-    return SGD(
+        return torch.optim.Adam(
+            parameters, lr=lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, foreach=True
+        )
+    return torch.optim.SGD(
         parameters,
         lr=lr,
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
         nesterov=spec.nesterov,
+        foreach=True,
     )
 
 
