@@ -8,6 +8,7 @@ are, and the clients are workers anywhere.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -39,6 +40,8 @@ TICK_SECONDS = 0.5
 ENDING_SECONDS = 30.0
 #: A run whose process died is begun again from its checkpoint, once.
 ATTEMPTS = 2
+#: Warnings of a run that are shown.
+MOST_WARNINGS = 10
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Ended:
     status: str
     reason: str | None
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 class Watcher(Protocol):
@@ -103,6 +107,19 @@ class Job:
     listeners: tuple[Listener, ...] = ()
 
 
+class Warnings(logging.Handler):
+    """Keeps what a run warns of, each once: nobody sees what its process writes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message, unless there are many already."""
+        if len(self.messages) < MOST_WARNINGS:
+            self.messages[record.getMessage()] = None
+
+
 class Runner:
     """A process that does one run after another; Ray turns this class into an actor."""
 
@@ -113,8 +130,16 @@ class Runner:
         """Return the process id."""
         return os.getpid()
 
-    def run(self, job: Job, source: Source) -> tuple[str, str | None]:
-        """Do a run, or go on with it; return its status and, where it is not complete, why."""
+    def run(self, job: Job, source: Source) -> tuple[str, str | None, tuple[str, ...]]:
+        """Do a run, or go on with it; return its status, why it is not complete, and what it warned of."""
+        package, warnings = logging.getLogger("fedprune"), Warnings()
+        package.addHandler(warnings)
+        try:
+            return *self._run(job, source), tuple(warnings.messages)
+        finally:
+            package.removeHandler(warnings)
+
+    def _run(self, job: Job, source: Source) -> tuple[str, str | None]:
         host: Host = OnRay(job.pretrained)
         if job.workers == 0:
             host = InProcess(source, job.device, job.pretrained)
@@ -274,17 +299,17 @@ class Executor:
         assert run is not None
         place.run = None
         try:
-            status, reason = ray.get(place.reference)
+            status, reason, warnings = ray.get(place.reference)
         except ray.exceptions.RayError as error:
             self._places.remove(place)
             with suppress(Exception):
                 ray.kill(place.actor)
             if attempts[run.identity] < ATTEMPTS:
                 return run
-            status, reason = "failed", f"its process died twice: {one_line(error)}"
+            status, reason, warnings = "failed", f"its process died twice: {one_line(error)}", ()
         begun = is_run_folder(self.folder.place(run))
         self.folder.note_failure(run, reason if status == "failed" and not begun else None)
-        return Ended(run, status, reason, seconds)
+        return Ended(run, status, reason, seconds, warnings)
 
     def _source(self, scenario: Scenario) -> Any:
         """Return a reference to a scenario's data set in Ray's object store, where a machine has it once."""

@@ -95,6 +95,8 @@ class Progress:
             self._rounds += names * ended.run.scenario.rounds
         outcome = self._study.folder.outcome(ended.run)
         self.note(f"[{self._done()[0]}/{self._count}] {line_of(ended, outcome)}")
+        for warning in ended.warnings:
+            self.note(f"    {ended.run.title}: warning: {warning}")
 
     def on_tick(self, running: Sequence[PlannedRun]) -> None:
         """Show how many rounds there are of the runs that go on."""
