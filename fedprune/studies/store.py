@@ -62,11 +62,13 @@ class StudyFolder:
             try:
                 return outcome_of(load_run(place), run.variant, run.point)
             except (UserError, OSError) as error:
-                reason = f"{error}; without the folder {place.name} the study does the run again"
+                reason = str(error)
         else:
             reason = self.failures().get(run.identity, "")
         summary: Record | None = None
         if reason:
+            if place.exists():
+                reason += f"; without the folder {place.name} the study does the run again"
             summary = {
                 "name": run.scenario.name,
                 "seed": run.seed,

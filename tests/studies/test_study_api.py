@@ -212,6 +212,10 @@ def test_a_run_that_could_not_begin_has_failed_for_the_table_too(done, tmp_path)
     made = fedprune.study(SPEC, out=tmp_path)
     made.folder.note_failure(made.planned()[-1], "no such data")
     assert "Static, density 0.1, seed 1: no such data" in made.claims().notes
+    place = made.folder.place(made.planned()[-1])
+    place.mkdir()  # One that another's files keep the run from.
+    again = f"without the folder {place.name} the study does the run again"
+    assert f"Static, density 0.1, seed 1: no such data; {again}" in made.claims().notes
     summary = made.outcomes[-1].summary
     assert summary is not None
     assert summary["status"] == "failed"
