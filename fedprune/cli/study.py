@@ -62,7 +62,11 @@ def run(
     out: Out = None,
     jobs: Annotated[
         str,
-        typer.Option(metavar="N|auto", help="Runs at a time; auto: as cores, memory and GPUs allow."),
+        typer.Option(
+            metavar="N|auto",
+            show_default=False,
+            help="Runs at a time; auto: as cores, memory and GPUs allow.  [default: auto]",
+        ),
     ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do and how long it should take, and stop.")
@@ -90,10 +94,16 @@ def show_table(
     file: StudyFile,
     settings: BaseSettings = None,
     out: Out = None,
-    form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.text,
+    form: Annotated[
+        Format, typer.Option("--format", show_default=False, help="How it is written.  [default: text]")
+    ] = Format.text,
     rows: Annotated[
         Rows,
-        typer.Option("--rows", help="What has a row: variants and grid points, runs, clients, trials."),
+        typer.Option(
+            "--rows",
+            show_default=False,
+            help="What has a row: groups, runs, clients, trials.  [default: groups]",
+        ),
     ] = Rows.groups,
 ) -> None:
     """Print the table of a study, FILE: what its runs reached, with intervals, and what that cost."""
@@ -123,12 +133,18 @@ def plot(
         What,
         typer.Option(
             "--what",
+            show_default=False,
             help="The headline metric over rounds; at the end, against a cost; or the best so far, against "
-            "what was spent so far.",
+            "what was spent so far.  [default: curves]",
         ),
     ] = What.curves,
     cost: Annotated[
-        str, typer.Option(metavar="COST", help="Which cost, such as bytes_up, flops or device_seconds.")
+        str,
+        typer.Option(
+            metavar="COST",
+            show_default=False,
+            help="Which cost, such as bytes_up, flops or device_seconds.  [default: bytes]",
+        ),
     ] = "bytes",
     personal: Annotated[
         bool, typer.Option("--personal", help="Of the clients' own models in place of the global one.")
@@ -169,7 +185,6 @@ def report(
         int | None,
         typer.Option(
             metavar="SECONDS",
-            min=1,
             help="Write it again every so often until all runs are complete; the open page follows.",
         ),
     ] = None,
@@ -181,7 +196,7 @@ def report(
         page = study.report(to, refresh=None if done else refresh)
         if done or refresh is None:
             break
-        time.sleep(refresh)
+        time.sleep(max(refresh, 1))
     print(page)
 
 
@@ -189,7 +204,10 @@ def watch(
     file: StudyFile,
     settings: BaseSettings = None,
     out: Out = None,
-    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Seconds between looks.")] = 2.0,
+    every: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", show_default=False, help="Seconds between looks.  [default: 2]"),
+    ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and stop.")] = False,
 ) -> None:
     """Show how far each run of a study, FILE, is, until all are complete."""
@@ -214,7 +232,7 @@ def watch(
         console.print(f"{states.count('complete')} of {len(runs)} runs are complete{study.searched_text()}")
         if once or study.finished:
             return
-        time.sleep(every)
+        time.sleep(max(every, 0.1))
 
 
 def _open(file: Path, settings: Sequence[str] | None, out: Path | None) -> Study:

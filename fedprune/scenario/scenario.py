@@ -215,6 +215,8 @@ def load_scenario(path: Path | str, overrides: Mapping[str, object] | None = Non
     """
     path = Path(path)
     content, origin = documents.read(path)
+    if {"base", "runs"} <= content.keys():
+        raise ScenarioError(f"{path}: this is a study, of several runs: fedprune study run {path}")
     values = {
         key: documents.parse(value, f"--set {key}") if isinstance(value, str) else value
         for key, value in (overrides or {}).items()

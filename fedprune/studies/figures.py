@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FIGURES = ("curves", "costs", "spent")
 #: Width of a column of a paper in two columns, in inches, and the size of its letters in points.
 COLUMN = 3.35
+#: Height of the axes with their labels, and of a line of the legend, in inches.
+_HEIGHT, _LEGEND_LINE = 2.1, 0.18
 _STYLE: Any = {
     "font.size": 8.0,
     "axes.linewidth": 0.6,
@@ -120,7 +122,7 @@ def spent(
         log_axis(axes, [x / factor for points in found.values() for x, _ in points])
         axes.set_xlabel(f"{name}, so far ({unit})")
         _metric_axis(axes, metric)
-        axes.set_ylabel(f"best so far: {axes.get_ylabel()}")
+        axes.set_ylabel(f"best {axes.get_ylabel()}")
         _legend(axes)
     return axes
 
@@ -171,9 +173,9 @@ def costs(
 
 
 def _axes(axes: Axes | None) -> Axes:
-    """Return the axes, of a new figure where there are none."""
+    """Return the axes, of a new figure where there are none; `_legend` makes it as high as its names need."""
     if axes is None:
-        axes = RunFigure(figsize=(COLUMN, 2.5), layout="constrained").subplots()
+        axes = RunFigure(figsize=(COLUMN, _HEIGHT), layout="constrained").subplots()
     axes.grid(alpha=0.3, lw=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
@@ -241,6 +243,8 @@ def _over_rounds(group: Group, metric: Metric) -> list[tuple[int, Estimate]]:
 def _metric_axis(axes: Axes, metric: Metric) -> None:
     if is_share(metric.name):
         axes.yaxis.set_major_formatter(PERCENT)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))  # No band leaves what a share can be.
     axes.set_ylabel(f"{metric.name.replace('_', ' ')}{' (%)' if is_share(metric.name) else ''}")
 
 
@@ -250,4 +254,6 @@ def _legend(axes: Axes) -> None:
     if labels:
         columns = max(1, min(3, 44 // (max(map(len, labels)) + 6)))
         figure: Any = axes.figure
+        if figure.get_size_inches()[1] == _HEIGHT:  # Ours, and not yet as high as it has to be.
+            figure.set_figheight(_HEIGHT + _LEGEND_LINE * -(-len(labels) // columns) + 0.1)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)

@@ -445,6 +445,9 @@ def load_study(
     else:
         content, origin = yaml_file.read(Path(source))
         folder = Path(source).parent
+    if "strategy" in content and "runs" not in content:
+        where = "" if isinstance(source, Mapping) else f"{source}: "
+        raise ScenarioError(f"{where}this is a scenario, of one run: write it under `base` of a study")
     if overrides:
         content, origin = _overridden(content, origin, overrides)
     context = {"directory": Path(os.path.abspath(folder)), "origin": origin, "content": content}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.errors import ScenarioError
+from fedprune.scenario import load_scenario
 from fedprune.studies.spec import load_study
 
 STUDY = """\
@@ -123,3 +124,13 @@ def test_a_mapping_is_a_study_as_well(tmp_path):
     spec = load_study({"name": "m", "base": {"name": "b"}, "runs": {"A": {}}}, tmp_path)
     assert spec.directory == tmp_path
     assert spec.runs["A"].set == {}
+
+
+def test_a_study_is_told_from_a_scenario(tmp_path):
+    with pytest.raises(ScenarioError, match="this is a study, of several runs: fedprune study run"):
+        load_scenario(written(tmp_path))
+    (tmp_path / "scenario.yaml").write_text("name: x\nrounds: 1\nstrategy: {name: fedavg}\n")
+    with pytest.raises(
+        ScenarioError, match="this is a scenario, of one run: write it under `base` of a study"
+    ):
+        load_study(tmp_path / "scenario.yaml")
