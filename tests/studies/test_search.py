@@ -26,6 +26,7 @@ from fedprune.scenario.yaml_file import write
 from fedprune.studies.execute import Ended
 from fedprune.studies.plan import Plan, PlannedRun
 from fedprune.studies.search import Search, Trial
+from fedprune.studies.search.journal import opened
 from fedprune.studies.search.table import taken, trial_table
 from fedprune.studies.spec import load_study
 from fedprune.studies.study import study
@@ -499,3 +500,10 @@ def stamp(made: Any, search: Search, trial: Trial) -> int:
     path = made.folder.place(run) / "summary.json"
     assert json.loads(path.read_text())["status"] == "complete"
     return path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("line", ['{"op_code": 99, "worker_id": "x"}', '{"op_code": 0}', "[]", "3"])
+def test_a_damaged_journal_is_named(tmp_path, line):
+    (tmp_path / "search.journal").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"search.journal: damaged: .*; without it the search begins again"):
+        opened(tmp_path / "search.journal", "any")

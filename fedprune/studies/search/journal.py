@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedprune.errors import UserError
 from fedprune.studies.objectives import Direction
 from fedprune.studies.spec import RangeSpec
+from fedprune.wording import one_line
 
 if TYPE_CHECKING:
     import optuna
@@ -25,6 +27,11 @@ def opened(
     """Return Optuna's study in a journal.
 
     With ``directions`` it is made where it is not there; without, None is returned then.
+
+    Raises
+    ------
+    UserError
+        Where the journal is damaged.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -32,7 +39,13 @@ def opened(
 
     optuna.logging.set_verbosity(logging.WARNING)
     with quiet():
-        storage = JournalStorage(JournalFileBackend(str(journal)))
+        try:
+            storage = JournalStorage(JournalFileBackend(str(journal)))  # Reads all of it.
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{journal}: damaged: {one_line(error)}; "
+                "without it the search begins again and repeats no run"
+            ) from None
         pruner = pruner or optuna.pruners.NopPruner()
         if directions is not None:
             return optuna.create_study(
