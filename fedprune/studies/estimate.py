@@ -14,21 +14,25 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
+import torch
+
 from fedprune import models
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import optimizer_slots, step_memory
-from fedprune.costs.step import run_step
 from fedprune.data import Source
 from fedprune.determinism import deterministic
 from fedprune.errors import FedpruneError
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.studies.outcomes import Outcome
+from fedprune.training.loop import train
 
 #: What a process of fedprune holds before it has a model: Python, PyTorch and Ray.
 PROCESS_BYTES = 600 * 2**20
 #: States of the model in one process at a time: initial, global, trained, a reply, two of a checkpoint, ...
 STATES = 8
+#: Steps of a measurement.
+STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class Needs:
         asked = ceil(spec.per_round * scenario.rounds)
         pretraining = scenario.strategy.options.get("pretrain_epochs", 0)
         public = ceil(len(source.train) * scenario.data.server_fraction / spec.training.batch_size)
-        return Need(seconds * (asked * batches + pretraining * public), memory)
+        # A forward pass is a third of a step.
+        tested = len(source.test) / spec.training.batch_size * scenario.rounds / scenario.evaluation.every / 3
+        return Need(seconds * (asked * batches + pretraining * public + tested), memory)
 
     def _step(self, scenario: Scenario, source: Source) -> tuple[float, int]:
         """Return the seconds of a step of dense training, and the bytes that a process needs for a run."""
@@ -93,12 +99,12 @@ class Needs:
         step = step_memory(ModelCost.of(module, shape), Masks(), training.batch_size, slots=slots)
         values = sum(parameter.numel() for parameter in module.parameters())
         memory = PROCESS_BYTES + STATES * 4 * values + step.total
-        module.train()
+        batch = torch.zeros(training.batch_size, *shape), torch.zeros(training.batch_size, dtype=torch.long)
         times = []
-        for _ in range(5):
+        for _ in range(4):
             began = time.perf_counter()
-            run_step(module, shape, training.batch_size)
-            times.append(time.perf_counter() - began)
+            train(module, [batch] * STEPS, training.optimizer, lr=0.0, masks=Masks())
+            times.append((time.perf_counter() - began) / STEPS)
         return median(times[1:]), memory
 
 
