@@ -1,13 +1,8 @@
-# make demo: install  ## Run four methods over three seeds, compare them, and write a page about it
-	$(BIN)/fedprune study run studies/quickstart.yaml
-	$(BIN)/fedprune study report studies/quickstart.yaml
-
-test: install, run every test.
+# make demo: install, run four methods over three seeds, compare them.   make test: install, run every test.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SEED ?= 0
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -36,12 +31,9 @@ $(VENV)/installed: pyproject.toml
 
 install: $(VENV)/installed  ## Create .venv and install fedprune into it
 
-demo: install  ## Run the quickstart and its twins (dense, static, HideNseek), and compare them
-	$(BIN)/fedprune run scenarios/quickstart-dense.yaml --out runs/quickstart-dense --overwrite
-	$(BIN)/fedprune run scenarios/quickstart-static.yaml --out runs/quickstart-static --overwrite
-	$(BIN)/fedprune run scenarios/quickstart.yaml --out runs/quickstart --overwrite
-	$(BIN)/fedprune run scenarios/hidenseek-digits.yaml --out runs/hidenseek-digits --overwrite
-	$(BIN)/fedprune compare runs/quickstart-dense runs/quickstart-static runs/quickstart runs/hidenseek-digits
+demo: install  ## Run four methods over three seeds, compare them, and write a page about it
+	$(BIN)/fedprune study run studies/quickstart.yaml
+	$(BIN)/fedprune study report studies/quickstart.yaml
 
 test: install  ## Run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -6,6 +6,7 @@ What its blocks show runs in tests/docs.
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_every_strategy_is_in_the_table() -> None:
 def test_its_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#:]+)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_make_knows_every_target_that_the_documents_name() -> None:
+    named = {
+        target
+        for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text(encoding="utf-8"))
+    }
+    assert {"demo", "docs", "install", "test"} <= named
+    for target in named:  # Printed, not done.
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
