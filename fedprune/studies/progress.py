@@ -38,7 +38,6 @@ class Progress:
         self._shown = shown
         self._stream = stream or sys.stderr
         self._bar: Bar | None = None
-        self.ended: list[Ended] = []
 
     def __enter__(self) -> Self:
         """Start the bar where the stream is a terminal."""
@@ -88,7 +87,6 @@ class Progress:
 
     def on_end(self, ended: Ended) -> None:
         """Show how a run ended."""
-        self.ended.append(ended)
         if ended.status == "complete" and ended.run.number is None:
             names = self._names[ended.run.identity] or 1
             self._complete += names

@@ -45,6 +45,8 @@ class StudyFolder:
     def place(self, run: PlannedRun) -> Path:
         """Return the run's folder: the one that holds a run of the same content, else where it is to be."""
         home = self.directory / RUNS
+        if (home / run.folder).is_dir():  # As nearly always: no need to look through all of them.
+            return home / run.folder
         found = sorted(home.glob(f"*-{run.identity}")) if home.is_dir() else []
         return found[0] if found else home / run.folder
 
