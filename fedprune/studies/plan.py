@@ -180,12 +180,17 @@ class Plan:
 
     def runs(self) -> list[PlannedRun]:
         """Return the runs of the comparison, variant by variant; those to be tuned have no tuned values."""
-        return [
+        return list(self._runs)
+
+    @cached_property
+    def _runs(self) -> tuple[PlannedRun, ...]:
+        """The same, made once: whoever asks how far a study is asks for them every moment."""
+        return tuple(
             PlannedRun(name, point, seed, _seeded(self._scenarios[name, number], seed))
             for name, points in self._crossed.items()
             for number, point in enumerate(points)
             for seed in self.study.seeds
-        ]
+        )
 
     def trials(self, variant: str) -> list[PlannedRun]:
         """Return the runs that tune a variant; none where it is not to be tuned."""
