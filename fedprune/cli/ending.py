@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 
 # What only an extra installs.
 _EXTRAS = {
-    **dict.fromkeys(("datasets", "flwr_datasets", "matplotlib", "ray", "sklearn"), "sim"),
+    **dict.fromkeys(("datasets", "matplotlib", "ray", "sklearn"), "sim"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
     **dict.fromkeys(("jinja2", "optuna", "pandas", "plotly", "scipy"), "study"),
     **{tracker: tracker for tracker in ("tensorboard", "mlflow", "wandb")},

@@ -1,20 +1,15 @@
 """Who holds which image: the division over clients, and the parts held out for testing.
 
-Not for images: everything here is labels and indices. Nor for schemes: those are the partitioners of
-``flwr-datasets``; here a division that leaves a client too little is drawn again, and in the end refused. A
-partitioner answers ``load_partition`` with a ``datasets.Dataset`` made for that one client, and making
-thousands of those takes far longer than dividing does. So it is given a table that answers with the images'
-numbers (``_table``): all four schemes are read in one way, through the public interface, for any number of
-clients.
+Not for images: everything here is labels and indices. The schemes are those of ``flwr-datasets``, index by
+index, which tests hold. It is not used itself: its import takes more processor time than the rest of a run's
+start, once in every process, since it brings ``datasets``, pandas, seaborn and matplotlib. A division that
+leaves a client too little is drawn again, and in the end refused.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -28,9 +23,6 @@ DRAWS = 100
 
 # Part of a data set without a test split that is taken for testing, the same part whatever the seed.
 TEST_PART = 1 / 6
-
-# The column of a table that partitioners read.
-_LABEL = "label"
 
 _logger = logging.getLogger(__name__)
 
@@ -87,8 +79,7 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     Raises
     ------
     DataError
-        Where the scheme can't be applied to these labels, no draw gave every client enough, or
-        ``flwr-datasets`` is not installed.
+        Where the scheme can't be applied to these labels, or no draw gave every client enough.
     """
     if clients * smallest > len(labels):
         raise DataError(
@@ -112,65 +103,83 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
 
 def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, seed: int) -> Shares:
     """Return the division of the images ``numbers``, which have these ``labels``, for one seed."""
-    try:
-        partitioner = _partitioner(clients, spec, seed)
-        with warnings.catch_warnings(action="ignore"):  # what is left out is told once, by `partition`
-            partitioner.dataset = _table(labels, numbers)
-            parts = [np.sort(partitioner.load_partition(client)) for client in range(clients)]
-    except ImportError as error:
-        raise DataError(
-            f"the {spec.scheme} partition needs flwr-datasets, which is not installed: "
-            'pip install "fedprune[sim]"'
-        ) from error
-    except (ValueError, ZeroDivisionError) as error:
+    generator = np.random.default_rng(seed)
+    match spec.scheme:
+        case "iid":
+            parts: list[Indices] | None = np.array_split(np.arange(len(labels)), clients)
+        case "dirichlet":
+            parts = _dirichlet(labels, clients, spec.alpha, generator)
+        case "pathological":
+            parts = _pathological(labels, clients, spec.classes_per_client, generator)
+        case "shard":
+            parts = _shards(labels, clients, spec.shards_per_client, generator)
+    if parts is None:
         settings = spec.model_dump(exclude={"scheme"})
         raise DataError(
             f"the {spec.scheme} partition can't divide {len(labels)} training images of "
             f"{len(np.unique(labels))} classes over {clients} clients with "
             f"{', '.join(f'{key} {value}' for key, value in settings.items())}: take "
             f"{' or '.join(f'a smaller partition.{key}' for key in settings)} or fewer clients"
-        ) from error
-    return _shares(np.concatenate(parts), np.array([len(part) for part in parts]))
+        )
+    return _shares(
+        np.concatenate([np.sort(numbers[part]) for part in parts]), np.array([len(part) for part in parts])
+    )
 
 
-def _partitioner(clients: int, spec: PartitionSpec, seed: int) -> Any:
-    """Return the partitioner of ``flwr-datasets`` for a scheme."""
-    from flwr_datasets import partitioner
-
-    by_label = {"num_partitions": clients, "partition_by": _LABEL, "shuffle": False, "seed": seed}
-    match spec.scheme:
-        case "iid":
-            return partitioner.IidPartitioner(clients)
-        case "dirichlet":
-            return partitioner.DirichletPartitioner(alpha=spec.alpha, min_partition_size=0, **by_label)
-        case "pathological":
-            return partitioner.PathologicalPartitioner(
-                num_classes_per_partition=spec.classes_per_client,
-                class_assignment_mode="first-deterministic",  # as in its paper
-                **by_label,
-            )
-        case "shard":
-            # `keep_incomplete_shard` would leave out more with a number of shards; with a size of shards it
-            # leaves out nothing, but some clients get fewer shards, and one of them most of a shard less.
-            return partitioner.ShardPartitioner(num_shards_per_partition=spec.shards_per_client, **by_label)
+def _dirichlet(labels: Indices, clients: int, alpha: float, generator: np.random.Generator) -> list[Indices]:
+    """Divide each class by shares drawn from a Dirichlet distribution (Hsu et al., arXiv 1909.06335)."""
+    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        shares = generator.dirichlet(np.full(clients, alpha))
+        cuts = (np.cumsum(shares) * len(of_class)).astype(np.int64)[:-1]
+        for part, piece in zip(parts, np.split(of_class, cuts), strict=True):
+            part.append(piece)
+    return [np.concatenate(part) for part in parts]
 
 
-def _table(labels: Indices, numbers: Indices) -> Any:
-    """Return a ``Dataset`` of ``labels`` that answers a selection of rows with their ``numbers``."""
-    from datasets import Dataset
+def _pathological(
+    labels: Indices, clients: int, each: int, generator: np.random.Generator
+) -> list[Indices] | None:
+    """Give each client ``each`` classes, in equal parts; None where there are too few classes or images.
 
-    class Table(Dataset):  # type: ignore[misc]
-        def __getitem__(self, column: str) -> Indices:
-            return labels
+    The first class of a client is the next in turn, so that all are given out; the others are drawn.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    if each > len(classes):
+        return None
+    owners: list[list[int]] = [[] for _ in classes]
+    for client in range(clients):
+        has = [client % len(classes)]
+        while len(has) < each:
+            drawn = int(generator.choice(len(classes)))
+            if drawn not in has:
+                has.append(drawn)
+        for position in has:
+            owners[position].append(client)
+    if any(len(having) > size for having, size in zip(owners, sizes, strict=True)):
+        return None
+    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    for label, having in zip(classes, owners, strict=True):
+        if having:
+            pieces = np.array_split(np.flatnonzero(labels == label), len(having))
+            for client, piece in zip(having, pieces, strict=True):
+                parts[client].append(piece)
+    return [np.concatenate(part) for part in parts]
 
-        def select(self, indices: Iterable[int], **_: Any) -> Indices:
-            return numbers[np.asarray(indices, dtype=np.int64)]
 
-        def sort(self, column_names: str, **_: Any) -> Any:
-            order = np.argsort(labels, kind="stable")
-            return _table(labels[order], numbers[order])
+def _shards(labels: Indices, clients: int, each: int, generator: np.random.Generator) -> list[Indices] | None:
+    """Give each client ``each`` of the equal shards of the images in order of their labels.
 
-    return Table.from_dict({_LABEL: labels})
+    None where there are more shards than images (McMahan et al., AISTATS 2017, with two shards).
+    """
+    size = len(labels) // (clients * each)
+    if size == 0:
+        return None
+    order = np.argsort(labels, kind="stable")
+    # There may be more of this size than are given out; which are left over is drawn, too.
+    drawn = generator.permutation(len(labels) // size)[: clients * each].reshape(clients, each)
+    return [np.concatenate([order[shard * size : (shard + 1) * size] for shard in own]) for own in drawn]
 
 
 def _too_small(sizes: Indices, smallest: int, scheme: str) -> DataError:
