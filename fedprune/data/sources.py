@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def digits(request: Request) -> Source:
     if found is None or found.origin is None:
         raise tables.missing_extra("digits", "scikit-learn")
     # Its file alone: to import scikit-learn takes two seconds.
-    table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    table = _table_of_digits(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz")
     pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     labels = table[:, -1].astype(np.int64)
     train, test = split_without_test(len(labels))
@@ -82,6 +83,14 @@ def digits(request: Request) -> Source:
         mean=KNOWN["digits"].mean,
         std=KNOWN["digits"].std,
     )
+
+
+@cache
+def _table_of_digits(path: Path) -> np.ndarray:
+    """Return 64 brightnesses from 0 to 16 and a label a row; a process reads them once, for all its runs."""
+    table = np.loadtxt(path, delimiter=",")
+    table.setflags(write=False)
+    return table
 
 
 def cifar10(request: Request) -> Source:
