@@ -151,8 +151,9 @@ def make_run(
 
 
 def write_run(directory: Path, density: float, changes: dict[str, Any], **of_rounds: Any) -> None:
-    """Write a finished run of rounds 0 to 3 into a folder."""
+    """Write a finished run of rounds 0 to 3 into a folder, without its figures."""
     folder = RunFolder.create(directory, scenario(**changes))
+    folder.draws = False
     for number in range(4):
         folder.on_round(round_of(number, density=density, **of_rounds))
     state, masks = pruned_state(density)

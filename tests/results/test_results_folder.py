@@ -33,6 +33,7 @@ def strict_json(text: str) -> object:
 
 def finish(folder: RunFolder, *, status: str = "complete", reason: str | None = None, dense=None) -> Path:
     state, masks = pruned_state(0.25)
+    folder.draws = False  # Figures take most of the time, and have tests of their own.
     return folder.finish(status=status, reason=reason, state=state, masks=masks, info=INFO, dense=dense)
 
 

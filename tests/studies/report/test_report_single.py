@@ -51,11 +51,9 @@ def test_runs_that_differ_in_much_are_told_apart_by_their_folders():
 def written(tmp_path_factory):
     """Write three complete runs, without their figures: dense, and a sparse one over two seeds."""
     directory = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedprune.results.figures.draw", lambda *_, **__: None)
-        write_run(directory / "dense", 1.0, {"name": "dense"})
-        for seed in range(2):
-            write_run(directory / f"sparse-{seed}", 0.25, {"name": "sparse", "seed": seed})
+    write_run(directory / "dense", 1.0, {"name": "dense"})
+    for seed in range(2):
+        write_run(directory / f"sparse-{seed}", 0.25, {"name": "sparse", "seed": seed})
     return directory
 
 
