@@ -15,10 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import ray
 import safetensors.numpy
 import torch
+from forked import KILLED, Kill
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from inprocess import assemble, plan, same_state
@@ -29,9 +31,11 @@ from fedprune import registry
 from fedprune.cli import main
 from fedprune.costs.ledger import RoundRecord
 from fedprune.engine import checkpoints
+from fedprune.engine.hosts import InProcess
 from fedprune.engine.records import pack_state, unpack_state
 from fedprune.engine.simulation import remembered
 from fedprune.errors import RunError, UserError
+from fedprune.results.run import Run
 from fedprune.scenario import Scenario
 from fedprune.server.columns import from_columns
 from fedprune.server.snapshot import restore, snapshot
@@ -383,10 +387,54 @@ def killable(strategy: dict[str, Any]) -> Scenario:
     )
 
 
-def rounds_of(directory: Path) -> int:
-    """Return how many rounds have a line."""
-    file = directory / "rounds.jsonl"
-    return file.read_bytes().count(b"\n") - 1 if file.exists() else -1
+@pytest.fixture
+def whole(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """A run that nobody broke off, and its scenario as ``plan.yaml``."""
+    scenario = killable(STRATEGIES[request.param])
+    (tmp_path / "plan.yaml").write_text(scenario.to_yaml())
+    return fedprune.run(scenario, out=tmp_path / "whole", progress=False, host=InProcess(), figures=False)
+
+
+def assert_nothing_is_missing(out: Path, whole: Run) -> None:
+    """A run that was broken off has the results of the whole one, and its two newest checkpoints."""
+    assert_same_results(out, whole.directory)
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (out, whole.directory)]
+    for summary in summaries:
+        for clock in ("wall_seconds", "startup_seconds", "total_seconds"):
+            summary.pop(clock)
+        summary["relative"].pop("wall_seconds")
+    assert summaries[0] == summaries[1]
+    assert [each.name for each in checkpoints.listed(out)] == [f"round-{n:06d}" for n in (ROUNDS - 1, ROUNDS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", ["fedtiny", "hidenseek", "feddst", "fedadam"], indirect=True)
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(whole, tmp_path):
+    """Clients run in the killed process; with workers on Ray, see the next test."""
+    path, out, log = tmp_path / "plan.yaml", tmp_path / "run", tmp_path / "log"
+    usual = whole.summary["wall_seconds"] / (ROUNDS + 1)
+    name = whole.scenario.strategy.name
+    chance = random.Random(name)
+    # Each kill comes some time after one of these rounds. Few of the last: where the machine was busy as the
+    # time of a round was measured, several end in that time.
+    after = sorted(chance.sample(range(ROUNDS - 6), KILLS))
+    for number, least in enumerate(after):
+        anew = number % 2 == 0 or not checkpoints.listed(out)
+        command = ["run", str(path), "--out", str(out), "--resume"] if anew else ["resume", str(out)]
+        process = forked.start(
+            [*command, "--quiet"], log, kill=Kill(out, least, chance.uniform(0, 1.5) * usual)
+        )
+        process.join(START)
+        assert process.exitcode == KILLED, log.read_text()
+        assert {record["round"] for record in fedprune.load_run(out).rounds} >= set(range(least + 1))
+    damaged = name == "feddst"
+    if damaged:
+        (checkpoints.listed(out)[-1] / "tensors.safetensors").write_bytes(b"")
+    process = forked.start(["resume", str(out), "--quiet"], log)
+    process.join(START)
+    assert process.exitcode == 0, log.read_text()
+    assert ("is damaged" in log.read_text()) is damaged
+    assert_nothing_is_missing(out, whole)
 
 
 @pytest.fixture
@@ -416,44 +464,25 @@ def driver() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # Six processes, one after the other: minutes where others have the cores.
-@pytest.mark.parametrize("name", ["fedtiny", "hidenseek", "feddst", "fedadam"])
-def test_a_driver_killed_at_random_moments_ends_as_if_it_never_was(shared_ray, driver, tmp_path, name):
-    scenario = killable(STRATEGIES[name])
+@pytest.mark.timeout(600)  # Three processes, one after the other: minutes where others have the cores.
+@pytest.mark.parametrize("whole", ["fedtiny"], indirect=True)
+def test_a_driver_killed_and_interrupted_on_ray_ends_as_if_it_never_was(shared_ray, driver, whole, tmp_path):
+    """Its masks move, and its clients keep them in workers that the driver's end takes along."""
     path, out = tmp_path / "plan.yaml", tmp_path / "run"
-    path.write_text(scenario.to_yaml())
-    whole = fedprune.run(scenario, out=tmp_path / "whole", progress=False)
-    usual = whole.summary["wall_seconds"] / (ROUNDS + 1)
-    chance = random.Random(name)
-    ends = [signal.SIGKILL] * KILLS + [signal.SIGINT] * (name == "fedadam")
-    # Each kill comes some time after one of these rounds, in whatever the driver then does.
-    after = sorted(chance.sample(range(-1, ROUNDS - 2), len(ends)))
-    for number, (end, least) in enumerate(zip(ends, after, strict=True)):
-        anew = number % 2 == 0 or not checkpoints.listed(out)
-        process = driver(*("run", str(path), "--out", str(out), "--resume") if anew else ("resume", str(out)))
+    for end, least in ((signal.SIGKILL, 4), (signal.SIGINT, 8)):
+        process = driver(
+            *(("resume", str(out)) if out.exists() else ("run", str(path), "--out", str(out), "--resume"))
+        )
         deadline = time.monotonic() + START
-        while rounds_of(out) <= least:
+        while forked.rounds_of(out) <= least:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 1.5) * usual)
-        assert process.poll() is None, "too fast to be killed"
         os.killpg(process.pid, end)
         process.communicate(timeout=START)
         assert process.returncode == (-end if end == signal.SIGKILL else 130)
         assert {record["round"] for record in fedprune.load_run(out).rounds} >= set(range(least + 1))
-    damaged = name == "feddst"
-    if damaged:
-        (checkpoints.listed(out)[-1] / "tensors.safetensors").write_bytes(b"")
     process = driver("resume", str(out))
     _, said = process.communicate(timeout=START)
     assert process.returncode == 0, said
-    assert (b"is damaged" in said) is damaged
-    assert_same_results(out, whole.directory)
-    summaries = [json.loads((each / "summary.json").read_text()) for each in (out, whole.directory)]
-    for summary in summaries:
-        for clock in ("wall_seconds", "startup_seconds", "total_seconds"):
-            summary.pop(clock)
-        summary["relative"].pop("wall_seconds")
-    assert summaries[0] == summaries[1]
-    assert [each.name for each in checkpoints.listed(out)] == [f"round-{n:06d}" for n in (ROUNDS - 1, ROUNDS)]
+    assert_nothing_is_missing(out, whole)
