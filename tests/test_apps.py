@@ -1,4 +1,7 @@
-"""The Flower apps: on any grid, and under `flwr run`, they give what `fedprune.run` gives."""
+"""The Flower apps: on any grid, and under `flwr run`, they give what `fedprune.run` gives.
+
+They are compared with a run without Ray; on Ray it gives the same: tests/strategies/test_every_strategy.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from flwr.app import Context, RecordDict
 from inprocess import PLAN, InProcessGrid, same_state
 
 from fedprune import client_app, load_run, run, server_app
+from fedprune.engine.hosts import InProcess
 from fedprune.errors import ScenarioError, UserError
 from fedprune.protocol.run_config import scenario_of
 from fedprune.wire import get_state
@@ -62,11 +66,9 @@ def assert_same_results(one, other):
     assert same_state(get_state(one.model()), get_state(other.model()))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_the_apps_give_what_a_run_on_ray_gives(path, tmp_path):
+def test_the_apps_give_what_a_run_gives(path, tmp_path):
     serve_in_process({"scenario": str(path), "out": str(tmp_path / "apps"), "set": "rounds=3 seed=5"})
-    done = run(path, out=tmp_path / "run", rounds=3, seed=5)
+    done = run(path, out=tmp_path / "run", rounds=3, seed=5, host=InProcess())
     assert done.summary["status"] == "complete"
     assert_same_results(load_run(tmp_path / "apps"), done)
 
@@ -191,8 +193,7 @@ class Ours(Sparse):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
+def test_flwr_run_gives_what_a_run_gives(path, tmp_path, flower):
     """With loggers; and a strategy and clients in files beside the scenario, which import another there."""
     for name, text in PLUG_INS.items():
         (tmp_path / name).write_text(text)
@@ -204,7 +205,7 @@ def test_flwr_run_gives_what_a_run_on_ray_gives(path, tmp_path, flower):
         "run", ".", "local", "--stream", "--federation-config", "num-supernodes=4", "--run-config", config
     )
     assert (out / "summary.json").exists(), shown.stdout[-3000:] + shown.stderr[-3000:]
-    done = run(path, out=tmp_path / "run", rounds=2)
+    done = run(path, out=tmp_path / "run", rounds=2, host=InProcess())
     found = load_run(out)
     assert found.summary["status"] == "complete"
     assert_same_results(found, done)

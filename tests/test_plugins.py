@@ -17,6 +17,7 @@ from inprocess import PLAN, federate, same_state
 
 from fedprune import load_run, load_scenario, resume, run
 from fedprune.cli import main
+from fedprune.engine.hosts import InProcess
 from fedprune.errors import ScenarioError
 from fedprune.server.check import resolve
 from fedprune.wire import get_state
@@ -314,7 +315,7 @@ def test_a_run_keeps_its_plug_ins_and_a_later_one_says_what_has_changed(spread, 
     assert "has changed" not in caplog.text
     assert done.summary["status"] == "complete"
     assert done.summary["clients_failed"] == 0
-    whole = run(plan, out=spread / "whole", rounds=3)
+    whole = run(plan, out=spread / "whole", rounds=3, host=InProcess())
     assert same_state(get_state(done.model()), get_state(whole.model()))
     with (spread / "nets" / "helper.py").open("a") as file:
         file.write("# changed\n")
@@ -323,7 +324,8 @@ def test_a_run_keeps_its_plug_ins_and_a_later_one_says_what_has_changed(spread, 
         run(plan, out=out, overwrite=True)
     assert f"{spread}/nets/helper.py has changed since the run in {out} started" in caplog.text
     assert f"{spread}/method/scores.py is no longer there; {out}/plugins/method/scores.py" in caplog.text
-    run(plan, out=out, overwrite=True, rounds=1, strategy={"name": "fedavg"}, model={"name": "cnn"})
+    plain = {"rounds": 1, "strategy": {"name": "fedavg"}, "model": {"name": "cnn"}}
+    run(plan, out=out, overwrite=True, host=InProcess(), **plain)
     assert not (out / "plugins").exists()
 
 

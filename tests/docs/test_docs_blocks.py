@@ -1,7 +1,9 @@
 """What the documentation shows works: every console, Python and YAML block of it runs, in its order.
 
 A block under a comment ``<!-- not run: reason -->`` is left out. Blocks with a title are written to the file
-of that name, for those below. Runs are cut to two rounds, and the shipped scenarios to six clients.
+of that name, for those below. Runs are cut to two rounds, and the shipped scenarios to six clients. What the
+README, the first pages and studies run has workers on Ray, as a user's has; on the other pages clients run in
+this process, with the same results.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import yaml
 from pages import PAGES, ROOT, Block, blocks
 
 from fedprune.cli import main
+from fedprune.engine import simulation
+from fedprune.engine.hosts import InProcess
 from fedprune.scenario import load_scenario
 from fedprune.server.check import check
 from fedprune.studies.plan import Plan
@@ -24,6 +28,9 @@ from fedprune.studies.spec import load_study
 #: tests/deploy/test_guide.py runs this page, with real processes.
 GUIDE = ROOT / "docs" / "deploy.md"
 RUN = ("console", "python")
+
+#: Pages whose runs have workers on Ray, besides those with a study, which has its own.
+ON_RAY = [ROOT / "README.md", ROOT / "docs" / "start" / "tutorial.md"]
 
 SHOWN = [page for page in PAGES if any(block.language in RUN for block in blocks(page))]
 
@@ -75,16 +82,36 @@ def test_scenarios_are_valid(block: Block, tmp_path: Path) -> None:
         check(load_scenario(ROOT / "scenarios/quickstart.yaml", content))
 
 
+def needs_ray(page: Path) -> bool:
+    return page in ON_RAY or any(
+        "study run" in block.code or "study.run(" in block.code for block in blocks(page)
+    )
+
+
+def on_a_host() -> list[Any]:
+    """Return the pages that are run; those that need Ray stay with the tests that share one."""
+    return [
+        pytest.param(
+            page, id=named(page), marks=[pytest.mark.xdist_group("ray-docs")] if needs_ray(page) else []
+        )
+        for page in SHOWN
+        if runs(page)
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize("page", [page for page in SHOWN if runs(page)], ids=named)
+@pytest.mark.parametrize("page", on_a_host())
 def test_every_block_runs(
     page: Path,
     tmp_path: Path,
-    shared_ray: None,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    if needs_ray(page):
+        request.getfixturevalue("shared_ray")
+    else:
+        monkeypatch.setattr(simulation, "OnRay", InProcess)
     monkeypatch.chdir(tmp_path)
     shrink(Path("scenarios"))
     shrink_study(Path("studies"))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import fedprune
 from fedprune.cli import main
 from fedprune.data import batches, load
+from fedprune.engine.hosts import InProcess
 from fedprune.errors import UserError
 from fedprune.results.bench_model import bench
 from fedprune.results.export import export, onnx_bytes
@@ -167,13 +168,15 @@ def test_an_onnx_file_takes_its_values_and_the_entropy_of_its_masks(density):
 
 
 @pytest.fixture(scope="module")
-def pruned_run(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Run:
+def pruned_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run whose model has learned something."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    return fedprune.run(ROOT / "scenarios/quickstart-static.yaml", out=out, rounds=8, strategy__density=0.1)
+    plan = fedprune.load_scenario(ROOT / "scenarios/quickstart-static.yaml", {"rounds": 8})
+    return fedprune.run(plan, out=out, strategy__density=0.1, host=InProcess(), figures=False)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("export")
 def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
     """On the test data: all formats the same and 8-bit weights nearly, also from pixels."""
     data = load(pruned_run.scenario)
@@ -211,6 +214,7 @@ def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("export")
 def test_a_torch_program_runs_in_a_process_without_fedprune(pruned_run, tmp_path):
     program = export(pruned_run.directory, "torch-export", out=tmp_path / "model.pt2")
     x = torch.randn(3, 1, 8, 8)
@@ -231,6 +235,7 @@ def test_a_torch_program_runs_in_a_process_without_fedprune(pruned_run, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("export")
 def test_the_commands(pruned_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(pruned_run.directory), "--format", "onnx"]) == 0

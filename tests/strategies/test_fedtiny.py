@@ -931,16 +931,14 @@ def test_the_state_of_a_server_optimizer_survives_a_change_of_masks():
 
 
 @pytest.mark.slow
-def test_on_ray_the_number_of_workers_does_not_matter(shared_ray, tmp_path):
+def test_on_ray_it_is_the_same(shared_ray, tmp_path):
+    """Any number of workers: tests/engine/test_engine_run.py."""
     scenario = plan(strategy=WHOLE, rounds=2)
-    local = federate(scenario)
-    for workers in (1, 2):
-        heard = Heard()
-        out = tmp_path / str(workers)
-        done = fedprune.run(scenario, out=out, listeners=[heard], engine__workers=workers)
-        assert untimed(heard.tasks) == untimed(local.tasks)
-        assert untimed(heard.rounds) == untimed(local.rounds)
-        assert same_state(get_state(done.model()), local.strategy.state)
+    local, heard = federate(scenario), Heard()
+    done = fedprune.run(scenario, out=tmp_path / "run", listeners=[heard], engine__workers=2)
+    assert untimed(heard.tasks) == untimed(local.tasks)
+    assert untimed(heard.rounds) == untimed(local.rounds)
+    assert same_state(get_state(done.model()), local.strategy.state)
 
 
 class Heard:
