@@ -129,7 +129,9 @@ def record(scenario: Any, folder: Path) -> None:
         strategy.start(grid)
     except RecordedError:
         own = data.client(CLIENT)
-        np.savez(folder / "own", pixels=own.images.pixels[own.train], labels=own.images.labels[own.train])
+        np.savez(
+            folder / "own", pixels=own.examples.inputs[own.train], labels=own.examples.targets[own.train]
+        )
         (folder / "scenario").write_text(json.dumps(scenario.model_dump(mode="json", exclude_unset=True)))
 
 

@@ -77,8 +77,8 @@ class BareLoop:
         self.examples = []
         for number in range(CLIENTS):
             indices = data.client(number).train
-            images = torch.from_numpy(data.train.pixels[indices]).float() / 255
-            self.examples.append(((images - mean) / std, torch.from_numpy(data.train.labels[indices])))
+            images = torch.from_numpy(data.train.inputs[indices]).float() / 255
+            self.examples.append(((images - mean) / std, torch.from_numpy(data.train.targets[indices])))
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def train(self, number: int) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ import numpy as np
 
 import fedprune
 from fedprune.costs.ledger import RoundRecord, TaskRecord
-from fedprune.data import Images, Request, Source
+from fedprune.data import Examples, Request, Source
 from fedprune.engine import simulation
 from fedprune.scenario import Scenario
 from fedprune.server.roll_call import RollCall
@@ -68,10 +68,10 @@ def made_up(request: Request) -> Source:
     generator = np.random.default_rng(request.seed)
     patterns = generator.integers(0, 156, size=(CLASSES, 1, 8, 8), dtype=np.uint8)
 
-    def images(count: int) -> Images:
+    def images(count: int) -> Examples:
         labels = generator.integers(0, CLASSES, size=count)
         noise = generator.integers(0, 100, size=(count, 1, 8, 8), dtype=np.uint8)
-        return Images(patterns[labels] + noise, labels)
+        return Examples(patterns[labels] + noise, labels)
 
     names = tuple(map(str, range(CLASSES)))
     return Source(images(request.train_examples or 1), images(request.test_examples or 1), names)

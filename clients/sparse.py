@@ -90,6 +90,7 @@ class Sparse(Client):
         return train(
             model.module,
             steps,
+            self.site.task,
             self.scenario.clients.training.optimizer,
             lr=self.learning_rate(task.round),
             masks=model.held,
@@ -125,7 +126,7 @@ class Sparse(Client):
         swapped, kept = {}, task.masks.kept
         for name, mask in task.masks.items():
             count = math.floor(request.share * kept[name])
-            largest = partial(largest_gradients, model.module, name, picked)
+            largest = partial(largest_gradients, model.module, name, picked, loss=self.site.task.loss)
             swapped[name] = regrow(model.kept(name), mask, count, largest)
         masks, values = Masks(swapped), model.values()
         codec = self.site.codec(masks)
@@ -144,7 +145,8 @@ class Sparse(Client):
         """
         model, masks = task.model, task.masks
         size = self.fitting_forward(task.masks, self.whole_batch)
-        accuracy = self.held_out_score(model, size).accuracy
+        found = self.held_out_score(model, size).values(self.site.task.metrics)
+        accuracy = found.get("accuracy") or 0.0
         density = request.next_density(masks)
         if accuracy >= request.accuracy and density < masks.density:
             masks = prune_further(task.codec.unflatten(task.values), masks, global_, density)
@@ -171,7 +173,9 @@ class Sparse(Client):
         """
         module, masks = task.model.module, task.masks
         picked = [parts(x, y, self.batch) for x, y in self.growth_batches(task.round, request.batches)]
-        found = {name: mean_squared_gradient(module, name, picked).cpu() for name in masks}
+        found = {
+            name: mean_squared_gradient(module, name, picked, self.site.task.loss).cpu() for name in masks
+        }
         examples = sum(len(y) for batch in picked for _, y in batch)
         return found, self.gradient_flops(masks, list(masks), examples)
 
@@ -210,7 +214,7 @@ class Sparse(Client):
         picked = self.growth_parts(task.round, request.batches)
         examples = sum(len(y) for _, y in picked)
         found = [
-            largest_gradients(task.model.module, name, picked, task.masks[name], count)
+            largest_gradients(task.model.module, name, picked, task.masks[name], count, self.site.task.loss)
             for name, count in request.counts.items()
         ]
         return replace(
@@ -224,7 +228,7 @@ class Sparse(Client):
         generator = seeds.torch_generator(self.scenario.seed, "growth", server_round, self.number)
         size = self.scenario.clients.training.batch_size
         device = self.site.device
-        shuffled = batches(self.data.images, self.data.train, self.site.data.info, size, generator=generator)
+        shuffled = batches(self.data.examples, self.data.train, self.site.task, size, generator=generator)
         for x, y in islice(shuffled, count):
             yield x.to(device), y.to(device)
 
@@ -248,11 +252,9 @@ class Sparse(Client):
         self.refuse_over(
             forward_memory(self.site.cost, task.masks, longest).total, f"{longest} examples forward"
         )
-        images, site = self.data.images, self.site
+        examples, site = self.data.examples, self.site
         inputs = (
-            x.to(site.device)
-            for piece in pieces
-            for x, _ in batches(images, piece, site.data.info, len(piece))
+            x.to(site.device) for piece in pieces for x, _ in batches(examples, piece, site.task, len(piece))
         )
         statistics = collect_statistics(task.model.module, inputs)
         values = {key: array for key, array in arrays_of(content).items() if key != MASK}
@@ -272,7 +274,7 @@ class Sparse(Client):
         # In batches of training's size: a forward pass then needs less memory than a training step.
         examples, size = len(self.data.train), self.fitting_forward(task.masks, self.whole_batch)
         module, data = task.model.module, self.data
-        result = score(module, data.images, data.train, self.site.data.info, batch_size=size)
+        result = score(module, data.examples, data.train, self.site.task, batch_size=size)
         metrics = self._forward_metrics(task, examples, size, began)
         metrics["loss"] = result.loss
         return RecordDict({"metrics": metrics})

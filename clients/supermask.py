@@ -79,6 +79,7 @@ class SupermaskClient(Client):
             trained = train(
                 supermask,
                 self.epochs("batches", task.round),
+                self.site.task,
                 training.optimizer,
                 lr=rate,
                 masks=Masks(),

@@ -19,7 +19,7 @@ if (_checkout / "pyproject.toml").is_file():
 if TYPE_CHECKING:
     __version__: str
     from fedprune.client.base import Client, ClientTask, FitResult
-    from fedprune.data.dataset import DataInfo, Images
+    from fedprune.data.dataset import DataInfo, Examples
     from fedprune.data.sources import Request, Source
     from fedprune.engine.simulation import resume, run
     from fedprune.errors import FedpruneError, RunError, UserError, WireError
@@ -43,7 +43,7 @@ _EXPORTS = {
     "FedpruneError": "fedprune.errors",
     "FitResult": "fedprune.client.base",
     "GrowthRequest": "fedprune.protocol.reports",
-    "Images": "fedprune.data.dataset",
+    "Examples": "fedprune.data.dataset",
     "Logger": "fedprune.loggers",
     "Masks": "fedprune.sparsity.masks",
     "OverlapMean": "fedprune.server.aggregation",
@@ -74,10 +74,10 @@ __all__ = [
     "Client",
     "ClientTask",
     "DataInfo",
+    "Examples",
     "FedpruneError",
     "FitResult",
     "GrowthRequest",
-    "Images",
     "Logger",
     "Masks",
     "OverlapMean",

@@ -1,7 +1,7 @@
 """One way to find a plug-in: a built-in name, an entry point, "package.module:Name" or "file.py:Name".
 
-A strategy, aggregator, client, model, data set, criterion, layer distribution, schedule or logger is looked
-up here by its kind and name; a built-in one has no privilege but its short name. This module imports a
+A strategy, aggregator, client, model, task, data set, criterion, layer distribution, schedule or logger is
+looked up here by its kind and name; a built-in one has no privilege but its short name. This module imports a
 plug-in when it is asked for, and knows nothing about what it does. A process that needs one that another
 process has loaded loads it by the same kind, name and directory.
 
@@ -63,6 +63,7 @@ _KINDS = {
     ),
     "client": _Kind("client", "fedprune.clients", "fedprune.clients", bases=("fedprune.client:Client",)),
     "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS"),
+    "task": _Kind("task", "fedprune.tasks", "fedprune.tasks", table="TASKS", bases=("fedprune.tasks:Task",)),
     "data": _Kind("data set", "fedprune.data", "fedprune.data.sources", table="SOURCES"),
     "criterion": _Kind("criterion", "fedprune.criteria", "fedprune.sparsity.criteria", table="CRITERIA"),
     "distribution": _Kind(
@@ -81,8 +82,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     Parameters
     ----------
     kind : str
-        "strategy", "aggregator", "client", "model", "data", "criterion", "distribution", "schedule" or
-        "logger".
+        "strategy", "aggregator", "client", "model", "task", "data", "criterion", "distribution", "schedule"
+        or "logger".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
         "package.module:Name", "package.module.Name", or "file.py:Name".

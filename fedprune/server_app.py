@@ -63,7 +63,7 @@ def main(grid: Grid, context: Context) -> None:
             shown.note(dense)
         told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
         heard += [folder, shown, told, remember(folder, strategy)]
-        with finished(folder, strategy, data):
+        with finished(folder, strategy):
             told.wait(heard)
             folder.started()
             strategy.start(FlowerGrid(grid))

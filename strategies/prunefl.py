@@ -100,7 +100,8 @@ class PruneFL(PruningStrategy):
         """Return the importance on the server's public data."""
         set_state(self.module, self.state)
         batches = [[batch] for batch in self.public_batches()[: self.options.importance_batches]]
-        return {name: mean_squared_gradient(self.module, name, batches) for name in self.masks}
+        loss = self.task.loss
+        return {name: mean_squared_gradient(self.module, name, batches, loss) for name in self.masks}
 
     def measured_by_a_client(self, grid: Grid) -> dict[str, Tensor]:
         """Ask clients, the fastest first, until one measures the importance."""

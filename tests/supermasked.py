@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from flwr.app import Message, RecordDict
 
-from fedprune.data.dataset import Images
+from fedprune.data.dataset import Examples
 from fedprune.data.sources import Request, Source, digits
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import SupermaskCodec, decode_masks, take_masks
@@ -99,7 +99,7 @@ def enlarged(request: Request) -> Source:
     """A data source: digits of 16x16 pixels, which LeNet-5 can take."""
     made = digits(request)
 
-    def grown(images: Images) -> Images:
-        return Images(images.pixels.repeat(2, axis=2).repeat(2, axis=3), images.labels)
+    def grown(images: Examples) -> Examples:
+        return Examples(images.inputs.repeat(2, axis=2).repeat(2, axis=3), images.targets)
 
     return Source(grown(made.train), grown(made.test), made.class_names, made.mean, made.std)

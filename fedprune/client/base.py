@@ -34,6 +34,7 @@ from fedprune.errors import (
 from fedprune.protocol.client_masks import with_own_masks
 from fedprune.protocol.faults import Fault
 from fedprune.protocol.messages import arrays_of, config_of, payload, text, whole
+from fedprune.protocol.scores import PERSONAL, score_entries
 from fedprune.protocol.training_step import proximal_mu, training_step
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
@@ -194,7 +195,7 @@ class Client(ABC):
     def train(self, content: RecordDict, state: RecordDict) -> RecordDict:
         """Train from what was sent; reply the trained values, the loss and what it cost.
 
-        A client that holds out examples also replies its model's accuracy on them. That is a
+        A client that holds out examples also replies how well its model does on them. That is a
         measurement, as the server's evaluation is: no part of what training costs.
 
         Returns
@@ -209,8 +210,9 @@ class Client(ABC):
             - ``flops``: of training, by the cost model.
             - ``peak-memory-bytes``: of a training step, by the cost model.
             - ``train-seconds``: measured time of training.
-            - ``test-examples`` and ``test-accuracy``: of the trained model on held-out examples, from clients
-              that have some.
+            - ``test-examples``, ``test-loss`` and, of each metric, such as ``test-accuracy``, its statistics:
+              of the trained model on held-out examples, from clients that have some; see
+              `fedprune.protocol.scores`.
             - ``peak-rss``: most bytes that a device's process has had, measured; 0 in a simulation.
 
             A subclass adds a number of its own to ``super().train(content, state)["metrics"]``.
@@ -237,8 +239,7 @@ class Client(ABC):
             }
         )
         if len(self.data.test):
-            personal = self.personal_score(task, fit)
-            metrics.update({"test-examples": personal.examples, "test-accuracy": personal.accuracy})
+            metrics.update(score_entries(self.personal_score(task, fit), PERSONAL))
         arrays = self.reply_codec(task.config, fit.masks).encode(fit.values, seed=seed)
         if fit.masks != task.masks:
             arrays = with_own_masks(arrays, fit.masks, task.masks)
@@ -263,9 +264,7 @@ class Client(ABC):
         memory = forward_memory(self.site.cost, task.masks, size)
         metrics = MetricRecord(
             {
-                "num-examples": examples,
-                "loss": result.loss,
-                "accuracy": result.accuracy,
+                **score_entries(result),
                 "flops": self.site.cost.forward_flops(task.masks, examples),
                 "peak-memory-bytes": memory.total,
                 "train-seconds": time.perf_counter() - began,
@@ -276,7 +275,7 @@ class Client(ABC):
     def held_out_score(self, model: LocalModel, batch_size: int) -> Score:
         """Score a model as it stands on this client's held-out examples."""
         data = self.data
-        return score(model.module, data.images, data.test, self.site.data.info, batch_size=batch_size)
+        return score(model.module, data.examples, data.test, self.site.task, batch_size=batch_size)
 
     # The device's memory -----------------------------------------------------------------
 
@@ -359,9 +358,9 @@ class Client(ABC):
         generator = seeds.torch_generator(self.scenario.seed, purpose, server_round, self.number)
         for _ in range(training.epochs):
             yield from batches(
-                self.data.images,
+                self.data.examples,
                 self.data.train,
-                self.site.data.info,
+                self.site.task,
                 training.batch_size,
                 generator=generator,
                 augment=self.scenario.data.augment,

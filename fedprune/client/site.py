@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedprune import models, registry
+from fedprune import registry, tasks
 from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.flops import ModelCost
 from fedprune.data import LocalData
 from fedprune.protocol.supermasks import FrozenNetwork, Supermasks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task
 from fedprune.training.execution import LocalModel, rule_of, sparse_model, why_not_sparse, without_values
 from fedprune.wire import (
     Layout,
@@ -47,6 +48,11 @@ class Site:
         return self.profile or self.profiles[number]
 
     @cached_property
+    def task(self) -> Task:
+        """What is learnt."""
+        return tasks.build(self.scenario, self.data.info)
+
+    @cached_property
     def module(self) -> nn.Module:
         """The dense model; its values are those of whichever client used it last."""
         return self._build().to(self.device)
@@ -61,7 +67,7 @@ class Site:
         def make(masks: Masks) -> LocalModel | None:
             if not (rule and masks):
                 return None
-            found = sparse_model(self._outline[0], masks, rule, self.data.info.input_shape)
+            found = sparse_model(self._outline[0], masks, rule, self.task)
             return found if found is None or self._can_be_sparse else None
 
         return make
@@ -69,7 +75,7 @@ class Site:
     @cached_property
     def _can_be_sparse(self) -> bool:
         """Whether the model computes the same where layers are executed sparse."""
-        fault = why_not_sparse(self._outline[0], self._build(), self.data.info.input_shape)
+        fault = why_not_sparse(self._outline[0], self._build(), self.task)
         if fault:
             _logger.warning("the model is executed dense, since it cannot work with sparse layers: %s", fault)
         return fault is None
@@ -80,20 +86,13 @@ class Site:
         return get_state(self._build())
 
     def _build(self) -> nn.Module:
-        return models.build(
-            self.scenario.model.name,
-            self.data.info.input_shape,
-            self.data.info.classes,
-            seed=self.scenario.seed,
-            options=self.scenario.model.options,
-            directory=self.scenario.directory,
-        )
+        return tasks.build_model(self.scenario, self.task)
 
     @cached_property
     def _outline(self) -> tuple[nn.Module, ModelCost]:
         """The model without values, and its costs: from a copy that is built for this and dropped."""
         module = self._build()
-        return without_values(module), ModelCost.of(module, self.data.info.input_shape)
+        return without_values(module), ModelCost.of(module, self.task)
 
     @property
     def cost(self) -> ModelCost:

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fedprune.costs.step import TRACE_EXAMPLES, forward_loss, in_single_products, leaves_no_trace, skeleton
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task, classification_of
 
 aten = torch.ops.aten
 
@@ -119,7 +120,7 @@ class ModelCost:
     mode: batch norm computes the statistics of the batch.
     """
 
-    input_shape: tuple[int, ...]
+    task: Task
     layers: tuple[LayerCost, ...]
     other_products: Work
     elementwise: Work
@@ -128,24 +129,24 @@ class ModelCost:
     skeleton: nn.Module = field(repr=False)
 
     @classmethod
-    def of(cls, module: nn.Module, input_shape: Sequence[int]) -> Self:
+    def of(cls, module: nn.Module, task: Task | Sequence[int]) -> Self:
         """Measure a model; it is neither changed nor run on data (see `fedprune.costs.step`).
 
         Parameters
         ----------
         module
-            Maps (B, *input_shape) to logits (B, classes).
-        input_shape
-            Shape of one example, as (C, H, W).
+            Maps the task's inputs to its outputs.
+        task
+            What is learnt. A shape, such as (C, H, W), stands for classification of inputs of that shape.
         """
-        shape = tuple(input_shape)
-        model = skeleton(module, shape)
-        counts = _trace(model, shape)
+        task = task if isinstance(task, Task) else classification_of(task)
+        model = skeleton(module, task)
+        counts = _trace(model, task)
         named = dict(model.named_parameters())
         layers = tuple(_layer(name, named[name], counts) for name in counts.by_weight)
         of_layers = [layer.work(layer.weights, TRACE_EXAMPLES) for layer in layers]
         return cls(
-            input_shape=shape,
+            task=task,
             layers=layers,
             other_products=Work(
                 _per_example(counts.products["forward"] - sum(work.forward for work in of_layers)),
@@ -220,10 +221,10 @@ def _layer(weight: str, parameter: Tensor, counts: _Counts) -> LayerCost:
     )
 
 
-def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> _Counts:
+def _trace(model: nn.Module, task: Task) -> _Counts:
     counts = _Counts(model)
     with leaves_no_trace(model), in_single_products(model), counts:
-        loss = forward_loss(model, input_shape, TRACE_EXAMPLES)
+        loss = forward_loss(model, task, TRACE_EXAMPLES)
         counts.phase = "backward"
         loss.backward()  # type: ignore[no-untyped-call]
     return counts

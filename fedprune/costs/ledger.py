@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol
+
+#: The value of each of a task's metrics, by name; None where it is not known.
+Scores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +33,10 @@ class TaskRecord:
         The name of its device's profile; "unknown" for such a node.
     examples
         Examples that the client trained or was tested on, as its reply says; 0 without a reply.
-    accuracy
-        On what the client holds out, in [0, 1]: of an ``evaluate`` task that of the model it was sent, of a
-        ``train`` task that of its own model after training; null for others, and where nothing is held out.
+    scores
+        The task's metrics, by name, on what the client holds out: of an ``evaluate`` task those of the model
+        it was sent, of a ``train`` task those of its own model after training; null for others, and where
+        nothing is held out. In the file each is a column of its name, such as ``accuracy``.
     bytes_down, bytes_up
         Bytes of the message and of the reply, as serialized.
     mask_bytes_down, mask_bytes_up
@@ -65,7 +69,7 @@ class TaskRecord:
     client: int | None
     device: str
     examples: int
-    accuracy: float | None = None
+    scores: Scores
     bytes_down: int
     bytes_up: int
     mask_bytes_down: int
@@ -81,12 +85,17 @@ class TaskRecord:
     fault: str | None
     reason: str | None
 
+    def columns(self) -> dict[str, Any]:
+        """Return the record as a line of ``clients.jsonl`` has it."""
+        return _with_columns(self, {"scores": ""})
+
 
 #: Classes of devices that a round is broken down by; a trace may give every client its own.
 MOST_CLASSES = 20
 
 
-class ClassRecord(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class ClassRecord:
     """One round of the clients that have one kind of device: a value of ``classes`` in ``rounds.jsonl``.
 
     Attributes
@@ -107,8 +116,9 @@ class ClassRecord(TypedDict):
         Clients without the memory to train.
     offline
         Clients that were not there.
-    accuracy
-        The global model's on what the class's clients hold out, in [0, 1]; null where not measured.
+    scores
+        The global model's metrics, by name, on what the class's clients hold out; null where not measured. In
+        the file each is a column of its name.
     bytes_down, bytes_up
         Bytes to and from the class's clients, of all their tasks.
     flops
@@ -129,13 +139,17 @@ class ClassRecord(TypedDict):
     failed: int
     excluded: int
     offline: int
-    accuracy: float | None
+    scores: Scores
     bytes_down: int
     bytes_up: int
     flops: int
     peak_memory_bytes: int
     device_seconds: float
     joules: float | None
+
+    def columns(self) -> dict[str, Any]:
+        """Return the record as ``rounds.jsonl`` has it."""
+        return _with_columns(self, {"scores": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,18 +160,19 @@ class RoundRecord:
     ----------
     round
         The round, from 1; 0 is what came before training.
-    accuracy
-        The global model's on the server's test data, in [0, 1]; null in a round without evaluation.
+    scores
+        The global model's metrics, by name, on the server's test data; null in a round without evaluation. In
+        the file each is a column of its name, such as ``accuracy``.
     loss
-        Its mean cross entropy there; null in a round without evaluation.
+        Its mean loss there; null in a round without evaluation.
     train_loss
         The clients' mean training loss, weighted by examples.
-    client_accuracy
-        The global model's on what the round's clients hold out, weighted by examples; null where it was
-        not asked for or nothing is held out.
-    personal_accuracy
-        That of each client's own model after its local training, on what the client holds out, weighted by
-        examples; null where nothing is held out.
+    client_scores
+        The global model's metrics on what the round's clients hold out, of all these examples together; null
+        where they were not asked for or nothing is held out. Columns such as ``client_accuracy``.
+    personal_scores
+        Those of each client's own model after its local training, on what the client holds out, of all these
+        examples together; null where nothing is held out. Columns such as ``personal_accuracy``.
     density
         Kept share of the prunable weights, in (0, 1].
     layer_densities
@@ -191,11 +206,11 @@ class RoundRecord:
     """
 
     round: int
-    accuracy: float | None
+    scores: Scores
     loss: float | None
     train_loss: float | None
-    client_accuracy: float | None
-    personal_accuracy: float | None
+    client_scores: Scores
+    personal_scores: Scores
     density: float
     layer_densities: dict[str, float]
     bytes_down: int
@@ -212,6 +227,23 @@ class RoundRecord:
     clients_offline: int
     faults: dict[str, int]
     classes: dict[str, ClassRecord]
+
+    def columns(self) -> dict[str, Any]:
+        """Return the record as a line of ``rounds.jsonl`` has it."""
+        prefixes = {"scores": "", "client_scores": "client_", "personal_scores": "personal_"}
+        found = _with_columns(self, prefixes)
+        return found | {"classes": {name: of.columns() for name, of in self.classes.items()}}
+
+
+def _with_columns(record: Any, prefixes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a record in their order, scores as a column each with a prefix to their names."""
+    columns: dict[str, Any] = {}
+    for field, value in vars(record).items():
+        if field in prefixes:
+            columns |= {f"{prefixes[field]}{name}": score for name, score in value.items()}
+        else:
+            columns[field] = value
+    return columns
 
 
 class Listener(Protocol):

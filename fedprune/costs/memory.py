@@ -25,6 +25,7 @@ from fedprune.costs.step import forward_loss, in_single_products, leaves_no_trac
 from fedprune.sparsity.activations import sparse_activations
 from fedprune.sparsity.execution import KernelIndex, SparseConv2d
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,7 @@ def step_memory_of(
     )
 
 
-def executed_memory(
-    model: nn.Module, input_shape: tuple[int, ...], batch: int, *, slots: int = 0
-) -> MemoryBreakdown:
+def executed_memory(model: nn.Module, task: Task, batch: int, *, slots: int = 0) -> MemoryBreakdown:
     """Predict the peak memory of one training step as this process executes it.
 
     Unlike that of `step_memory`, which is of a modelled device, this step is taken, on a batch of zeros: a
@@ -146,8 +145,8 @@ def executed_memory(
     ----------
     model
         Dense, or with layers executed sparse; its buffers change.
-    input_shape
-        Shape of one example.
+    task
+        What is learnt, of which inputs.
     batch
         Examples in the (micro-)batch.
     slots
@@ -155,7 +154,7 @@ def executed_memory(
     """
     parameters = list(model.parameters())
     gradients = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
-    step = _traced(model.train(), input_shape, batch)
+    step = _traced(model.train(), task, batch)
     return MemoryBreakdown(
         weights=sum(parameter.nbytes for parameter in parameters) + index_bytes(model),
         gradients=gradients,
@@ -251,16 +250,14 @@ class StepTensors:
 def step_tensors(cost: ModelCost, batch: int, activation_density: float = 1.0) -> StepTensors:
     """Return the bytes of the tensors that one training step on ``batch`` examples makes."""
     with in_single_products(cost.skeleton):
-        return _traced(cost.skeleton.train(), cost.input_shape, batch, activation_density)
+        return _traced(cost.skeleton.train(), cost.task, batch, activation_density)
 
 
-def _traced(
-    model: nn.Module, input_shape: tuple[int, ...], batch: int, activation_density: float = 1.0
-) -> StepTensors:
+def _traced(model: nn.Module, task: Task, batch: int, activation_density: float = 1.0) -> StepTensors:
     trace = _Storages(model)
     hooks = saved_tensors_hooks(trace.save, lambda tensor: tensor)
     with leaves_no_trace(model), trace, hooks, sparse_activations(activation_density):
-        forward_loss(model, input_shape, batch).backward()  # type: ignore[no-untyped-call]
+        forward_loss(model, task, batch).backward()  # type: ignore[no-untyped-call]
         gradients = {trace.number(p.grad) for p in model.parameters() if p.grad is not None}
     return StepTensors(
         activations=sum(trace.sizes[number] for number in trace.saved),
@@ -273,7 +270,7 @@ def _forward_workspace(cost: ModelCost, batch: int) -> int:
     model = cost.skeleton.eval()
     trace = _Storages(model)
     with torch.inference_mode(False), torch.no_grad(), trace:
-        forward_loss(model, cost.input_shape, batch)
+        forward_loss(model, cost.task, batch)
     return trace.peak_without(set())
 
 

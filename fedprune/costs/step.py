@@ -14,12 +14,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from fedprune.tasks import Task
 
 TRACE_EXAMPLES = 2  # batch norm refuses one example at a single position
 
 
-def skeleton(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+def skeleton(module: nn.Module, task: Task) -> nn.Module:
     """Return a copy of the module, in training mode, on the meta device where its code can run there.
 
     A model whose code looks at values (``tensor.item()``, a branch on data) or that keeps tensors
@@ -29,31 +30,30 @@ def skeleton(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     Parameters
     ----------
     module
-        Maps (B, *input_shape) to logits (B, classes).
-    input_shape
-        Shape of one example.
+        Maps the task's inputs to its outputs.
+    task
+        What is learnt, of which inputs.
     """
     model = _copy_to(module, "meta")
     try:
-        run_step(model, input_shape, TRACE_EXAMPLES)
+        run_step(model, task, TRACE_EXAMPLES)
     except (RuntimeError, NotImplementedError):
         # A mistake of the model itself shows again on the first step with data, as it would in training.
         model = _copy_to(module, "cpu")
     return model
 
 
-def run_step(model: nn.Module, input_shape: tuple[int, ...], examples: int) -> None:
-    """Run a forward with cross-entropy loss and a backward; leaves the model without gradients."""
+def run_step(model: nn.Module, task: Task, examples: int) -> None:
+    """Run a forward with the loss and a backward; leaves the model without gradients."""
     with leaves_no_trace(model):
-        forward_loss(model, input_shape, examples).backward()  # type: ignore[no-untyped-call]
+        forward_loss(model, task, examples).backward()  # type: ignore[no-untyped-call]
 
 
-def forward_loss(model: nn.Module, input_shape: tuple[int, ...], examples: int) -> Tensor:
-    """Return the mean cross entropy of a batch of zeros: a scalar that carries the autograd graph."""
+def forward_loss(model: nn.Module, task: Task, examples: int) -> Tensor:
+    """Return the mean loss of a batch of zeros: a scalar that carries the autograd graph."""
     first = next(model.parameters())
-    batch = torch.zeros((examples, *input_shape), device=first.device, dtype=first.dtype)
-    labels = torch.zeros(examples, device=first.device, dtype=torch.long)
-    return functional.cross_entropy(model(batch), labels)
+    x, y = task.placeholder(examples, device=first.device, dtype=first.dtype)
+    return task.loss(model(x), y, x)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Data for a federation: images from somewhere, divided over a server and clients, and served in batches.
 
 What the rest of fedprune uses is here; a user's source needs ``Request``, ``Source`` and
-``Images``.
+``Examples``.
 """
 
 from fedprune.data.batches import AUGMENTATIONS, batches, parts
-from fedprune.data.dataset import ClientData, DataInfo, FederatedData, Images, LocalData, Shares
-from fedprune.data.federated import declared, describe, load, open_shares, read, read_key
+from fedprune.data.dataset import ClientData, DataInfo, Examples, FederatedData, LocalData, Shares
+from fedprune.data.federated import declared, describe, info_of, load, open_shares, read, read_key
 from fedprune.data.own import load_own
 from fedprune.data.sources import SOURCES, Request, Source
 
@@ -15,8 +15,8 @@ __all__ = [
     "SOURCES",
     "ClientData",
     "DataInfo",
+    "Examples",
     "FederatedData",
-    "Images",
     "LocalData",
     "Request",
     "Shares",
@@ -24,6 +24,7 @@ __all__ = [
     "batches",
     "declared",
     "describe",
+    "info_of",
     "load",
     "load_own",
     "open_shares",

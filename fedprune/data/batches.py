@@ -1,42 +1,50 @@
-"""Batches as a model takes them: pixels become normalised float tensors here, and augmentation happens here.
+"""Batches as a model takes them: stored inputs become tensors here, and augmentation happens here.
 
-Not for reading or splitting. Images stay uint8 until a batch is made, so a client costs a quarter of the
-memory that float images would.
+Not for reading or splitting. Inputs stay as they are stored until a batch is made: a client's pixels cost a
+quarter of the memory that floats would. What becomes of inputs and targets is for a task to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedprune.data.dataset import DataInfo, Images, Indices
+from fedprune.data.dataset import Examples, Indices
+
+
+class Batching(Protocol):
+    """Makes a batch of what is stored, as a `fedprune.tasks.Task` does."""
+
+    def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x, y): what the model takes, and what its outputs are compared with."""
 
 
 def batches(
-    images: Images,
+    examples: Examples,
     indices: Indices,
-    info: DataInfo,
+    task: Batching,
     batch_size: int,
     generator: torch.Generator | None = None,
     augment: Sequence[str] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one epoch over ``indices`` as (x, y): float32 (B, C, H, W), normalised, and int64 (B,).
+    """Yield one epoch over ``indices`` as (x, y), made by the task of what is stored.
 
-    With a generator the images are shuffled, for training; without one they come in the order of
-    ``indices``. The last batch may be smaller. When shuffling, a last batch of a single image is left out
+    With a generator the examples are shuffled, for training; without one they come in the order of
+    ``indices``. The last batch may be smaller. When shuffling, a last batch of a single example is left out
     where others came before it: batch norm in training mode can't take one value per channel.
 
     Parameters
     ----------
     batch_size
-        Images in a batch, at least 1.
+        Examples in a batch, at least 1.
     generator
         Source of every random number drawn, on the CPU.
     augment
-        Names from ``AUGMENTATIONS``, applied in this order; they need a generator.
+        Names from ``AUGMENTATIONS``, applied in this order to stored inputs; they need a generator.
 
     Raises
     ------
@@ -45,7 +53,6 @@ def batches(
     """
     if augment and generator is None:
         raise ValueError("augmentation draws random numbers: pass a generator")
-    scale, shift = normalisation(info.mean, info.std)
     order = indices
     if generator is not None:
         order = indices[torch.randperm(len(indices), generator=generator).numpy()]
@@ -53,11 +60,11 @@ def batches(
         chosen = order[start : start + batch_size]
         if generator is not None and len(chosen) == 1 and start > 0 and batch_size > 1:
             return
-        x = torch.from_numpy(images.pixels[chosen])
+        inputs = torch.from_numpy(examples.inputs[chosen])
         for name in augment:
             assert generator is not None
-            x = AUGMENTATIONS[name](x, generator)
-        yield x.float().mul_(scale).add_(shift), torch.from_numpy(images.labels[chosen])
+            inputs = AUGMENTATIONS[name](inputs, generator)
+        yield task.batch(inputs, torch.from_numpy(examples.targets[chosen]))
 
 
 def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]:
@@ -69,12 +76,6 @@ def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]
     if count <= 1:
         return [(x, y)]
     return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
-
-
-def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return scale and shift, (C, 1, 1), for which pixel * scale + shift = (pixel / 255 - mean) / std."""
-    means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
-    return (1 / (255 * stds)).float(), (-means / stds).float()
 
 
 def crop_padding(height: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""What data is in fedprune: labelled images, and who of a federation holds which of them.
+"""What data is in fedprune: examples with targets, and who of a federation holds which of them.
 
 Not for reading (``sources``), splitting (``partition``) or feeding a model (``batches``). Everything here is
 plain NumPy arrays in frozen dataclasses, so that it can be shared between processes without a copy.
@@ -7,38 +7,81 @@ plain NumPy arrays in frozen dataclasses, so that it can be shared between proce
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedprune.data.inputs import Inputs
+from fedprune.errors import DataError
 
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled images: ``pixels`` uint8 (N, C, H, W) and ``labels`` int64 (N,)."""
+class Examples:
+    """Examples, as they are stored: row n of ``inputs`` belongs to row n of ``targets``.
 
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    Attributes
+    ----------
+    inputs
+        (N, ...): pixels, uint8 (N, C, H, W); measured values, float32; tokens, integers (N, L); or what else
+        the data set's `fedprune.data.inputs.Inputs` make a model's input of.
+    targets
+        (N, ...): class numbers, int64 (N,), or what else the task learns, see `fedprune.tasks.Task`.
+    """
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
 class DataInfo:
     """What a model and a batch need to know of a data set.
 
-    ``input_shape`` is (C, H, W) of an image; ``mean`` and ``std`` are per channel, of pixels / 255.
+    Attributes
+    ----------
+    name
+        The data set's, as in the scenario.
+    inputs
+        How what is stored becomes a model's input.
+    class_names
+        By class number; () where targets are no classes.
+    task
+        The task that the data set is usually for, by its name.
     """
 
     name: str
-    input_shape: tuple[int, int, int]
-    classes: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    inputs: Inputs
+    class_names: tuple[str, ...] = ()
+    task: str = "classification"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input of a model, such as (C, H, W)."""
+        return self.inputs.shape
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of images.
+
+        Raises
+        ------
+        DataError
+            Where inputs are something else.
+        """
+        if len(self.input_shape) != 3:
+            raise DataError(f"data set {self.name!r} has inputs of shape {self.input_shape}, and no images")
+        channels, height, width = self.input_shape
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 where targets are no classes."""
+        return len(self.class_names)
 
 
 @dataclass(frozen=True)
@@ -68,22 +111,22 @@ class Shares:
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client holds: its ``train`` and ``test`` indices into ``images``, which all share."""
+    """What one client holds: its ``train`` and ``test`` indices into ``examples``, which all share."""
 
-    images: Images
+    examples: Examples
     train: Indices
     test: Indices
 
 
 class LocalData(Protocol):
-    """What clients at work in one process need of data: what images there are, and each client's own.
+    """What clients at work in one process need of data: what examples there are, and each client's own.
 
-    `FederatedData` in a simulation; on a device, data that holds or decodes no other client's images.
+    `FederatedData` in a simulation; on a device, data that holds or decodes no other client's examples.
     """
 
     @property
     def info(self) -> DataInfo:
-        """What a model and a batch need to know of the images."""
+        """What a model and a batch need to know of the examples."""
 
     def client(self, number: int) -> ClientData:
         """Return the data of client ``number``, from 0; ``IndexError`` where it is not held here."""
@@ -98,8 +141,8 @@ class FederatedData:
     """
 
     info: DataInfo
-    train: Images
-    test: Images
+    train: Examples
+    test: Examples
     server: Indices
     client_train: Shares
     client_test: Shares

@@ -83,7 +83,7 @@ class Expected:
         if dtype != np.uint8:
             hint = " (from 0 to 1? numpy.rint(255 * pixels).astype('uint8'))" if dtype.kind == "f" else ""
             raise DataError(f"{where}: pixels are {dtype}, expected uint8 from 0 to 255{hint}")
-        channels, height, width = self.info.input_shape
+        channels, height, width = self.info.image_shape
         given = (1, *shape[1:]) if len(shape) == 3 else shape[1:]
         if given == (channels, height, width) or (channels == 3 and given == (1, height, width)):
             return
@@ -106,7 +106,7 @@ class Expected:
             Where it is of another type or shape. Grey images become coloured ones, and nothing is resized.
         """
         self.check_pixels(array.shape, array.dtype, where)
-        channels, height, width = self.info.input_shape
+        channels, height, width = self.info.image_shape
         array = np.ascontiguousarray(array).reshape(len(array), -1, height, width)
         return array if array.shape[1] == channels else np.repeat(array, channels, axis=1)
 
@@ -133,7 +133,7 @@ class Expected:
 
     def check_memory(self, examples: int, where: str) -> None:
         """Refuse to decode more images than this machine's memory holds."""
-        needed = examples * int(np.prod(self.info.input_shape))
+        needed = examples * int(np.prod(self.info.image_shape))
         if needed > (there := physical_memory()):
             raise DataError(
                 f"{where} has {examples} images, {format_bytes(needed)} when decoded, and this machine has "

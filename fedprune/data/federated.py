@@ -16,12 +16,13 @@ from fedprune.data import partition
 from fedprune.data.dataset import (
     ClientData,
     DataInfo,
+    Examples,
     FederatedData,
-    Images,
     Indices,
     LocalData,
     Shares,
 )
+from fedprune.data.inputs import Pixels
 from fedprune.data.known import KNOWN, numbered
 from fedprune.data.sources import SOURCES, Request, Source, Tables, find, hugging_face, open_tables
 from fedprune.errors import DataError
@@ -45,9 +46,9 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
         Where there is no data set of that name.
     """
     source = read(scenario) if source is None else source
-    info = _info(scenario.data, source.train.pixels.shape[1:], source)
+    info = info_of(scenario, source)
     _check_declared(scenario.data, info)
-    return FederatedData(info, source.train, source.test, *_divide(scenario, source.train.labels))
+    return FederatedData(info, source.train, source.test, *_divide(scenario, source.train.targets))
 
 
 def open_shares(scenario: Scenario) -> LocalData:
@@ -91,7 +92,7 @@ class _OpenShares:
         @cache
         def decode(number: int) -> ClientData:
             train, test = self.train.of(number), self.test.of(number)
-            images = self.tables.share(np.concatenate([train, test]), self.info.input_shape)
+            images = self.tables.share(np.concatenate([train, test]), self.info.image_shape)
             places = np.arange(len(images))
             return ClientData(images, places[: len(train)], places[len(train) :])
 
@@ -122,7 +123,7 @@ def declared(spec: DataSpec) -> DataInfo | None:
         )
     if shape is None or names is None:
         return None
-    return _data_info(spec, shape, names, mean, std)
+    return _of_images(spec, shape, names, mean, std)
 
 
 def describe(scenario: Scenario) -> DataInfo:
@@ -139,7 +140,12 @@ def describe(scenario: Scenario) -> DataInfo:
         return info
     few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
     source = read(scenario.model_copy(update={"data": few}))
-    return _info(few, source.train.pixels.shape[1:], source)
+    return info_of(scenario, source)
+
+
+def info_of(scenario: Scenario, source: Source) -> DataInfo:
+    """Return what is known of a scenario's data, which has been read."""
+    return _info(scenario.data, source.train.inputs.shape[1:], source)
 
 
 def _request(scenario: Scenario) -> Request:
@@ -172,7 +178,7 @@ def read(scenario: Scenario) -> Source:
     request = _request(scenario)
     source = find(request.name, request.path, scenario.directory)(request)
     for split, images in (("train", source.train), ("test", source.test)):
-        if fault := _fault(images, len(source.class_names)):
+        if fault := _fault(images, source):
             raise DataError(f"data set {request.name!r}: {split} has {fault}")
     return source
 
@@ -187,15 +193,19 @@ def _divide(scenario: Scenario, labels: Indices) -> tuple[Indices, Shares, Share
     return public, *partition.hold_out(shares, spec.client_test_fraction, seed)
 
 
-def _fault(images: Images, classes: int) -> str | None:
+def _fault(examples: Examples, source: Source) -> str | None:
     """Return what is wrong with what a source returned; it may be a user's own."""
-    pixels, labels = images.pixels, images.labels
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        return f"{pixels.dtype} pixels of shape {pixels.shape}: expected uint8 (N, C, H, W)"
-    if labels.dtype != np.int64 or labels.shape != (len(pixels),) or not len(labels):
-        return f"{labels.dtype} labels of shape {labels.shape} for {len(pixels)} images: expected int64"
-    if labels.min() < 0 or labels.max() >= classes:
-        return f"labels from {labels.min()} to {labels.max()}: expected 0 to {classes - 1}"
+    inputs, targets, classes = examples.inputs, examples.targets, len(source.class_names)
+    if source.inputs is None and (inputs.dtype != np.uint8 or inputs.ndim != 4):
+        return f"{inputs.dtype} pixels of shape {inputs.shape}: expected uint8 (N, C, H, W)"
+    if len(targets) != len(inputs) or not len(targets):
+        return f"{len(targets)} targets for {len(inputs)} inputs: expected one for each, and some"
+    if not classes or targets.ndim > 1:
+        return None  # What else targets may be, the task says.
+    if targets.dtype != np.int64:
+        return f"{targets.dtype} labels of shape {targets.shape} for {len(inputs)} images: expected int64"
+    if targets.min() < 0 or targets.max() >= classes:
+        return f"labels from {targets.min()} to {targets.max()}: expected 0 to {classes - 1}"
     return None
 
 
@@ -207,11 +217,13 @@ def _public_part(examples: int, fraction: float, seed: int) -> tuple[Indices, In
 
 
 def _info(spec: DataSpec, shape: tuple[int, ...], source: Source | Tables) -> DataInfo:
+    if source.inputs is not None:
+        return DataInfo(spec.name, source.inputs, source.class_names, source.task)
     channels, height, width = shape
-    return _data_info(spec, (channels, height, width), source.class_names, source.mean, source.std)
+    return _of_images(spec, (channels, height, width), source.class_names, source.mean, source.std)
 
 
-def _data_info(
+def _of_images(
     spec: DataSpec,
     shape: tuple[int, int, int],
     class_names: tuple[str, ...],
@@ -219,14 +231,12 @@ def _data_info(
     std: tuple[float, ...] | None,
 ) -> DataInfo:
     half = (0.5,) * shape[0]
-    return DataInfo(
-        name=spec.name,
-        input_shape=shape,
-        classes=len(class_names),
-        class_names=class_names,
-        mean=_per_channel("mean", spec.mean or mean or half, shape[0]),
-        std=_per_channel("std", spec.std or std or half, shape[0]),
+    pixels = Pixels(
+        shape,
+        _per_channel("mean", spec.mean or mean or half, shape[0]),
+        _per_channel("std", spec.std or std or half, shape[0]),
     )
+    return DataInfo(spec.name, pixels, class_names)
 
 
 def _check_declared(spec: DataSpec, info: DataInfo) -> None:
@@ -237,15 +247,26 @@ def _check_declared(spec: DataSpec, info: DataInfo) -> None:
         found = info.class_names if isinstance(spec.classes, tuple) else info.classes
         raise _disagrees(spec, "classes", spec.classes, found)
     expected = declared(spec)
-    if expected is None:
+    if expected is None or not isinstance(info.inputs, Pixels):
         return
-    for key in ("input_shape", "classes", "mean", "std"):
-        usual, found = getattr(expected, key), getattr(info, key)
-        if usual != found:
+    there = _described(info)
+    for key, usual in _described(expected).items():
+        if usual != there[key]:
             raise DataError(
-                f"data set {spec.name!r} has {key} {_plain(found)}, and a device with data of its own would "
-                f"take it to be {_plain(usual)}: write data.{key}: {_plain(found)}"
+                f"data set {spec.name!r} has {key} {_plain(there[key])}, and a device with data of its own "
+                f"would take it to be {_plain(usual)}: write data.{key}: {_plain(there[key])}"
             )
+
+
+def _described(info: DataInfo) -> dict[str, object]:
+    """Return what a scenario may say of images, by its keys under ``data``."""
+    assert isinstance(info.inputs, Pixels)
+    return {
+        "input_shape": info.input_shape,
+        "classes": info.classes,
+        "mean": info.inputs.mean,
+        "std": info.inputs.std,
+    }
 
 
 def _disagrees(spec: DataSpec, key: str, given: object, found: object) -> DataError:

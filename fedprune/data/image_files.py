@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.data import decoding
-from fedprune.data.dataset import Images
+from fedprune.data.dataset import Examples
 from fedprune.data.expected import Expected
 from fedprune.data.known import KNOWN, numbered
 from fedprune.data.tables import pick_column
@@ -30,7 +30,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 _ROWS_AT_ONCE = 256
 
 
-def read_folder(path: Path, expected: Expected) -> tuple[Images, Images | None]:
+def read_folder(path: Path, expected: Expected) -> tuple[Examples, Examples | None]:
     """Return the images in ``<class>/``, or in ``train/<class>/`` and ``test/<class>/``.
 
     They come by class number, then by file name. Test images are read where the scenario's clients test.
@@ -97,12 +97,12 @@ def _unknown_class(what: str, name: str, expected: Expected) -> DataError:
     )
 
 
-def _decode_files(files: Sequence[tuple[str, int]], where: Path, expected: Expected) -> Images:
+def _decode_files(files: Sequence[tuple[str, int]], where: Path, expected: Expected) -> Examples:
     expected.check_memory(len(files), str(where))
-    decoded = np.empty((len(files), *expected.info.input_shape), dtype=np.uint8)
+    decoded = np.empty((len(files), *expected.info.image_shape), dtype=np.uint8)
     for number, (file, _) in enumerate(files):
         decoded[number] = _decode(file, expected, file)
-    return Images(decoded, np.array([label for _, label in files], dtype=np.int64))
+    return Examples(decoded, np.array([label for _, label in files], dtype=np.int64))
 
 
 def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[np.uint8]:
@@ -111,7 +111,7 @@ def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[np.ui
         from PIL import ExifTags, Image, ImageOps
     except ImportError as error:
         raise missing_package("images", "Pillow") from error
-    shape = expected.info.input_shape
+    shape = expected.info.image_shape
     try:
         with Image.open(file) as image:
             if image.height * image.width != shape[1] * shape[2]:
@@ -128,7 +128,7 @@ def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[np.ui
         raise DataError(f"{what} can't be read as an image ({error}): repair it or take it out") from error
 
 
-def read_parquet(path: Path, expected: Expected) -> tuple[Images, None]:
+def read_parquet(path: Path, expected: Expected) -> tuple[Examples, None]:
     """Return the images of a table with a column of images, {bytes, path}, and one of labels.
 
     Labels are class numbers, or the classes' names.
@@ -150,7 +150,7 @@ def read_parquet(path: Path, expected: Expected) -> tuple[Images, None]:
             expected.check_count(examples, str(path))
             labels = _labels(table, label, path, expected)
             expected.check_memory(examples, str(path))
-            decoded = np.empty((examples, *expected.info.input_shape), dtype=np.uint8)
+            decoded = np.empty((examples, *expected.info.image_shape), dtype=np.uint8)
             for number, encoded in enumerate(_encoded(table, image)):
                 what = f"{path}, image {number}"
                 if encoded is None:
@@ -160,7 +160,7 @@ def read_parquet(path: Path, expected: Expected) -> tuple[Images, None]:
         raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is no .parquet file, or damaged ({error})") from error
-    return Images(decoded, labels), None
+    return Examples(decoded, labels), None
 
 
 def _columns(schema: Any, path: Path, expected: Expected) -> tuple[str, str]:

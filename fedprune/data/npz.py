@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from fedprune.data.dataset import Images
+from fedprune.data.dataset import Examples
 from fedprune.data.expected import Expected, physical_memory
 from fedprune.errors import DataError
 from fedprune.units import format_bytes
@@ -32,7 +32,7 @@ _LENGTHS = 26
 _READ_AT_ONCE = 1 << 20
 
 
-def read(path: Path, expected: Expected) -> tuple[Images, Images | None]:
+def read(path: Path, expected: Expected) -> tuple[Examples, Examples | None]:
     """Return the training images and those to test on, where the file has them and clients test.
 
     Raises
@@ -58,7 +58,7 @@ def read(path: Path, expected: Expected) -> tuple[Images, Images | None]:
 
 def _images(
     path: Path, archive: zipfile.ZipFile, prefix: str, expected: Expected, brings_test: bool = False
-) -> Images:
+) -> Examples:
     pixels, labels = (_Array.find(path, archive, f"{prefix}{name}") for name in ("pixels", "labels"))
     expected.check_pixels(pixels.shape, pixels.dtype, f"{path}, {pixels.name}")
     examples = pixels.shape[0]
@@ -67,7 +67,7 @@ def _images(
     elif not examples:
         raise DataError(f"{path}: {pixels.name} is empty: leave it out, or put images in")
     numbers = expected.labels(labels.read(archive), examples, f"{path}, {labels.name}")
-    return Images(expected.pixels(pixels.map_or_read(archive), f"{path}, {pixels.name}"), numbers)
+    return Examples(expected.pixels(pixels.map_or_read(archive), f"{path}, {pixels.name}"), numbers)
 
 
 @dataclass(frozen=True)

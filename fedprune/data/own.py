@@ -15,7 +15,7 @@ import numpy as np
 
 from fedprune import registry, seeds
 from fedprune.data import image_files, npz, partition
-from fedprune.data.dataset import ClientData, DataInfo, Images, Shares
+from fedprune.data.dataset import ClientData, DataInfo, Examples, Shares
 from fedprune.data.expected import Expected
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
@@ -52,7 +52,7 @@ def load_own(where: str, scenario: Scenario, number: int) -> OwnData:
     ----------
     where
         A path, relative to the working directory, or a function "module:load" or "file.py:load": called with
-        the `DataInfo` of what the model takes, it returns `Images` or a pair (pixels, labels), arrays of
+        the `DataInfo` of what the model takes, it returns `Examples` or a pair (pixels, labels), arrays of
         uint8 (N, C, H, W) and of whole numbers (N,).
 
     Raises
@@ -73,7 +73,7 @@ def load_own(where: str, scenario: Scenario, number: int) -> OwnData:
     return OwnData(expected.info, number, _with_test(train, test, expected.test_fraction, seed))
 
 
-def _read(where: str, expected: Expected) -> tuple[Images, Images | None]:
+def _read(where: str, expected: Expected) -> tuple[Examples, Examples | None]:
     path = Path(where).expanduser().absolute()
     if path.is_dir():
         return image_files.read_folder(path, expected)
@@ -86,32 +86,32 @@ def _read(where: str, expected: Expected) -> tuple[Images, Images | None]:
     raise DataError(f"{path} {'is of no known format' if path.exists() else 'does not exist'}: {_EXPECTED}")
 
 
-def _call(function: Callable[[DataInfo], Any], where: str, expected: Expected) -> Images:
+def _call(function: Callable[[DataInfo], Any], where: str, expected: Expected) -> Examples:
     """Return what a function of the owner's makes."""
     try:
         made = function(expected.info)
-        if isinstance(made, Images):
-            made = (made.pixels, made.labels)
+        if isinstance(made, Examples):
+            made = (made.inputs, made.targets)
         arrays = [np.asarray(array) for array in made] if isinstance(made, tuple) else []
     except Exception as error:  # it is the owner's, and may raise anything
         raise DataError(f"{where} raised {type(error).__name__}: {error}") from error
     if len(arrays) != 2:
-        raise DataError(f"{where} returned {type(made).__name__}: expected Images or (pixels, labels)")
+        raise DataError(f"{where} returned {type(made).__name__}: expected Examples or (pixels, labels)")
     pixels, labels = arrays
     pixels = expected.pixels(pixels, where)
     expected.check_count(len(pixels), where)
-    return Images(pixels, expected.labels(labels, len(pixels), where))
+    return Examples(pixels, expected.labels(labels, len(pixels), where))
 
 
-def _with_test(train: Images, test: Images | None, fraction: float, seed: int) -> ClientData:
+def _with_test(train: Examples, test: Examples | None, fraction: float, seed: int) -> ClientData:
     """Return the images with what the client trains and tests on."""
     examples = len(train)
     if test is None:
         shares = Shares(np.arange(examples), np.array([0, examples]))
         kept, held_out = partition.hold_out(shares, fraction, seed)
         return ClientData(train, kept.indices, held_out.indices)
-    together = Images(
-        np.concatenate([train.pixels, test.pixels]), np.concatenate([train.labels, test.labels])
+    together = Examples(
+        np.concatenate([train.inputs, test.inputs]), np.concatenate([train.targets, test.targets])
     )
     places = np.arange(len(together))
     return ClientData(together, places[:examples], places[examples:])

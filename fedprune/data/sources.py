@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedprune import registry
 from fedprune.data import tables
-from fedprune.data.dataset import Images, Indices
+from fedprune.data.dataset import Examples, Indices
+from fedprune.data.inputs import Inputs
 from fedprune.data.known import KNOWN, Known
 from fedprune.data.partition import choose, split_without_test
 
@@ -52,16 +53,29 @@ class Request:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source returns: all labels are below ``len(class_names)``.
+    """What a source returns.
 
-    ``mean`` and ``std`` are per channel, of pixels / 255, or None where they are not known.
+    Attributes
+    ----------
+    train, test
+        The examples. Of images, pixels are uint8 (N, C, H, W); labels are below ``len(class_names)``.
+    class_names
+        By class number; () where targets are no classes.
+    mean, std
+        Of images, per channel, of pixels / 255; None where they are not known.
+    inputs
+        How inputs become a model's, where they are no images.
+    task
+        The task that the data set is usually for.
     """
 
-    train: Images
-    test: Images
-    class_names: tuple[str, ...]
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    inputs: Inputs | None = None
+    task: str = "classification"
 
 
 def digits(request: Request) -> Source:
@@ -77,8 +91,8 @@ def digits(request: Request) -> Source:
     train = choose(train, request.train_examples, request.seed, "train")
     test = choose(test, request.test_examples, request.seed, "test")
     return Source(
-        train=Images(pixels[train], labels[train]),
-        test=Images(pixels[test], labels[test]),
+        train=Examples(pixels[train], labels[train]),
+        test=Examples(pixels[test], labels[test]),
         class_names=tuple(map(str, range(10))),
         mean=KNOWN["digits"].mean,
         std=KNOWN["digits"].std,
@@ -162,6 +176,9 @@ class Tables:
         As in `Source`.
     """
 
+    inputs: ClassVar[Inputs | None] = None
+    task: ClassVar[str] = "classification"
+
     train: Any
     test: Any
     image_column: str
@@ -176,17 +193,17 @@ class Tables:
         train, test = (tables.pixels(table, self.image_column) for table in (self.train, self.test))
         train, test = tables.same_shape(train, test)
         return Source(
-            Images(train, self.train_labels),
-            Images(test, tables.labels(self.test, self.label_column, self.class_names)),
+            Examples(train, self.train_labels),
+            Examples(test, tables.labels(self.test, self.label_column, self.class_names)),
             self.class_names,
             self.mean,
             self.std,
         )
 
-    def share(self, indices: Indices, shape: tuple[int, int, int]) -> Images:
+    def share(self, indices: Indices, shape: tuple[int, int, int]) -> Examples:
         """Decode the training images at ``indices`` alone, in that order, to images of ``shape``."""
         pixels = tables.pixels(self.train.select(indices), self.image_column, shape)
-        return Images(pixels, self.train_labels[indices])
+        return Examples(pixels, self.train_labels[indices])
 
     def shape(self) -> tuple[int, int, int]:
         """Return (C, H, W) of the decoded images; as few are decoded as tell it."""

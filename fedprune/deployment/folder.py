@@ -17,6 +17,7 @@ from typing import Any
 
 from fedprune import __version__
 from fedprune import data as datasets
+from fedprune.data.inputs import Pixels
 from fedprune.deployment.credentials import make_certificates, make_key_pair
 from fedprune.errors import UserError
 from fedprune.plugin_files import is_in_file, path_in
@@ -150,9 +151,9 @@ def _described(scenario: Scenario) -> Scenario:
     data: dict[str, object] = {
         "input_shape": list(info.input_shape),
         "classes": list(info.class_names),
-        "mean": list(info.mean),
-        "std": list(info.std),
     }
+    if isinstance(info.inputs, Pixels):
+        data |= {"mean": list(info.inputs.mean), "std": list(info.inputs.std)}
     if scenario.data.path is not None:
         path = scenario.directory / scenario.data.path
         data["path"] = str(path.resolve())

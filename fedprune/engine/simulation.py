@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedprune import models
+from fedprune import tasks
 from fedprune.client.site import Site
 from fedprune.costs.ledger import Listener
 from fedprune.data import FederatedData
@@ -130,7 +130,7 @@ def run(
         heard.insert(0, folder)
         told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
         # Ray is left to the outer stack: it ends after the folder is finished, however long that takes it.
-        with finished(folder, strategy, data):
+        with finished(folder, strategy):
             grid = stack.enter_context(host.grid(plan, data, largest_reply(strategy.layout), heard))
             if checkpoint is not None:
                 grid.states = from_columns(checkpoint.content["clients"])
@@ -191,7 +191,8 @@ def opened(
     if checkpoint is None:
         # A run that was killed before its first checkpoint leaves at most what came before training.
         anew = overwrite or (resume and not holds_rounds(directory))
-        folder = RunFolder.create(directory, strategy.scenario, overwrite=anew)
+        metrics = {metric.name: metric.higher_is_better for metric in strategy.task.metrics}
+        folder = RunFolder.create(directory, strategy.scenario, overwrite=anew, metrics=metrics)
     else:
         folder = RunFolder.reopen(directory, strategy.scenario, last_round=checkpoint.round)
         checkpoints.discard_after(directory, checkpoint.round)
@@ -243,20 +244,17 @@ def make_strategy(
     UserError
         For a model that does not fit the data, or options that do not fit the model.
     """
-    module = models.build(
-        scenario.model.name,
-        data.info.input_shape,
-        data.info.classes,
-        seed=scenario.seed,
-        options=scenario.model.options,
-        directory=scenario.directory,
-    )
-    models.check(module, data.info.input_shape, data.info.classes, scenario.model.name)
+    task = tasks.build(scenario, data.info)
+    for split, examples in (("train", data.train), ("test", data.test)):
+        if fault := task.fault(examples):
+            raise UserError(f"data set {scenario.data.name!r}: {split} has {fault}")
+    module = tasks.build_model(scenario, task)
+    tasks.check_model(scenario, task, module)
     federation = Federation(
         scenario=scenario,
-        info=data.info,
+        task=task,
         module=module,
-        images=data.train,
+        examples=data.train,
         public=data.server,
         evaluate=evaluate,
         listeners=listeners,
@@ -266,7 +264,7 @@ def make_strategy(
 
 
 @contextmanager
-def finished(folder: RunFolder, strategy: PruningStrategy, data: FederatedData) -> Iterator[None]:
+def finished(folder: RunFolder, strategy: PruningStrategy) -> Iterator[None]:
     """Finish the run folder when the block ends, however it ends; SIGTERM ends it like Ctrl-C."""
 
     def finish(status: Any, reason: str | None) -> None:
@@ -275,7 +273,7 @@ def finished(folder: RunFolder, strategy: PruningStrategy, data: FederatedData) 
             reason=reason,
             state=strategy.state,
             masks=strategy.masks,
-            info=data.info,
+            task=strategy.task,
             dense=strategy.dense.totals,
         )
 
@@ -302,7 +300,7 @@ class SpreadEvaluation:
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self.grid: Any = None
         self._batch_size = scenario.evaluation.batch_size
-        self._chunks = chunks(len(data.test.labels))
+        self._chunks = chunks(len(data.test))
 
     def __call__(self, state: Mapping[str, Tensor], masks: Masks) -> Score:
         """Return the score; the same bits for any number of workers."""
@@ -318,8 +316,8 @@ def score_locally(scenario: Scenario, data: FederatedData) -> Evaluate:
         size = scenario.evaluation.batch_size
         return combine(
             [
-                score(site.module, data.test, chunk, data.info, batch_size=size)
-                for chunk in chunks(len(data.test.labels))
+                score(site.module, data.test, chunk, site.task, batch_size=size)
+                for chunk in chunks(len(data.test))
             ]
         )
 
@@ -340,4 +338,4 @@ def _score_chunk(resources: Mapping[str, Any], common: tuple[int, dict[str, Tens
     site = _evaluation_site[scenario.digest]
     batch_size, state = common
     set_state(site.module, state)
-    return score(site.module, data.test, chunk, data.info, batch_size=batch_size)
+    return score(site.module, data.test, chunk, site.task, batch_size=batch_size)

@@ -19,7 +19,7 @@ from fedprune import registry, seeds
 from fedprune.errors import FedpruneError, PluginError, UserError
 from fedprune.models.cnn import cnn, lenet5
 from fedprune.models.mlp import mlp
-from fedprune.models.options import checked
+from fedprune.models.options import checked, wanted
 from fedprune.models.resnet import resnet18
 from fedprune.models.vgg import vgg11
 
@@ -34,11 +34,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 def build(
     name: str,
-    input_shape: tuple[int, int, int],
-    classes: int,
+    input_shape: tuple[int, ...],
+    outputs: int,
     *,
     seed: int,
     options: Mapping[str, object] = MappingProxyType({}),
+    known: Mapping[str, object] = MappingProxyType({}),
     directory: Path | None = None,
 ) -> nn.Module:
     """Return a new model on the CPU, in training mode, whose initial weights depend on ``seed`` alone.
@@ -50,13 +51,16 @@ def build(
     ----------
     name
         A key of ``MODELS``, a model of an installed plug-in, ``"package.module:Name"`` or ``"file.py:Name"``:
-        a class or a function that is called as ``factory(input_shape, classes, **options)``.
+        a class or a function that is called as ``factory(input_shape, outputs, **options)``.
     input_shape
-        (C, H, W) of one image.
-    classes
-        Number of logits.
+        Of one input, such as (C, H, W).
+    outputs
+        Number of values that the model returns for an input, such as one for each class.
     options
         Further arguments of the factory, such as ``width``.
+    known
+        What the data say besides, such as ``vocabulary``: given to a factory that has such an argument, where
+        ``options`` do not.
     directory
         Folder that a relative ``"file.py:Name"`` starts from.
 
@@ -68,12 +72,12 @@ def build(
         Where an option does not exist, lacks or has a wrong type, or the model can't take such images.
     """
     factory = registry.load("model", name, directory)
-    arguments = checked(factory, options, name)
+    arguments = checked(factory, {**wanted(factory, known), **options}, name)
     # Not torch.manual_seed: it would seed the generators of every GPU as well, which nothing here restores.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(seed, "model"))
         try:
-            model = factory(input_shape, classes, **arguments)
+            model = factory(input_shape, outputs, **arguments)
         except FedpruneError:
             raise
         except Exception as error:  # Whatever a user's own factory raises; too large a width.
@@ -83,14 +87,25 @@ def build(
     return model.train()
 
 
-def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, name: str) -> None:
-    """Refuse a model that cannot be trained on images of this shape and so many classes.
+def check(module: nn.Module, example: Tensor, expected: tuple[int, ...], name: str) -> None:
+    """Refuse a model that cannot be trained on such inputs.
+
+    Parameters
+    ----------
+    module
+        The model.
+    example
+        Two inputs, (2, ...).
+    expected
+        The shape of what it must return for them, (2, ...).
+    name
+        The model's, for messages.
 
     Raises
     ------
     UserError
-        If it has no parameters, or others than 16- and 32-bit floats, or does not map (B, C, H, W)
-        to a tensor (B, classes), in evaluation or in training.
+        If it has no parameters, or others than 16- and 32-bit floats, or returns something else, in
+        evaluation or in training.
     """
     parameters = list(module.named_parameters())
     if not parameters:
@@ -105,30 +120,31 @@ def check(module: nn.Module, input_shape: tuple[int, int, int], classes: int, na
     mode = module.training
     try:
         for each in (module.eval(), trained):
-            _check_output(each, input_shape, classes, name)
+            _check_output(each, example, expected, name)
     finally:
         module.train(mode)
 
 
-def _check_output(module: nn.Module, input_shape: tuple[int, int, int], classes: int, name: str) -> None:
+def _check_output(module: nn.Module, example: Tensor, expected: tuple[int, ...], name: str) -> None:
+    kind = "images" if example.dim() == 4 else "inputs"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = module(torch.zeros(2, *input_shape))
+            output = module(example)
     except Exception as error:  # Whatever a user's own model raises.
         raise UserError(
-            f"model {name!r} does not take images of shape {input_shape}: {type(error).__name__}: {error}"
+            f"model {name!r} does not take {kind} of shape {tuple(example.shape[1:])}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     when = " in training mode" if module.training else ""
+    wanted = ", ".join(["B", *map(str, expected[1:])])
     if not isinstance(output, Tensor):
         raise UserError(
-            f"model {name!r} returns {_what(output)}{when}; its forward must return the logits alone, a "
-            f"tensor of shape (B, {classes})"
+            f"model {name!r} returns {_what(output)}{when}; its forward must return one tensor of shape "
+            f"({wanted}) alone"
         )
     found = tuple(output.shape)
-    if found != (2, classes):
-        raise UserError(
-            f"model {name!r} makes {found} of 2 images{when}, expected (2, {classes}): a value a class"
-        )
+    if found != expected:
+        raise UserError(f"model {name!r} makes {found} of 2 {kind}{when}, expected {expected}")
 
 
 def _what(output: object) -> str:

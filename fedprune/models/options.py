@@ -22,7 +22,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def checked(factory: Callable[..., object], options: Mapping[str, object], model: str) -> dict[str, Any]:
-    """Return ``options`` as arguments for ``factory(input_shape, classes, **options)``.
+    """Return ``options`` as arguments for ``factory(input_shape, outputs, **options)``.
 
     An option's type is that of its annotation; one without an annotation may be anything. As in JSON, whole
     numbers pass as floats and lists as any sequence; nothing else is converted. A default "file.py:Name" is
@@ -31,7 +31,7 @@ def checked(factory: Callable[..., object], options: Mapping[str, object], model
     Raises
     ------
     PluginError
-        Where the factory can't be called with an input shape and a number of classes.
+        Where the factory can't be called with an input shape and a number of outputs.
     UserError
         For an option that the factory does not have, one that it needs and is not given, or a wrong type.
     """
@@ -61,8 +61,14 @@ def checked(factory: Callable[..., object], options: Mapping[str, object], model
     return arguments
 
 
+def wanted(factory: Callable[..., object], known: Mapping[str, object]) -> dict[str, object]:
+    """Return what of the ``known`` values a factory has arguments for."""
+    named = {p.name for p in inspect.signature(factory).parameters.values() if p.kind in _NAMED}
+    return {name: value for name, value in known.items() if name in named}
+
+
 def _parameters(factory: Callable[..., object], model: str) -> list[inspect.Parameter]:
-    """Return what the factory takes after the input shape and the number of classes."""
+    """Return what the factory takes after the input shape and the number of outputs."""
     signature = inspect.signature(factory)
     try:
         signature = inspect.signature(factory, eval_str=True)
@@ -74,7 +80,7 @@ def _parameters(factory: Callable[..., object], model: str) -> list[inspect.Para
         taken = signature.bind_partial((1, 1, 1), 1)
     except TypeError as error:
         raise PluginError(
-            f"model {model!r} can't be called as {model}(input_shape, classes, **options): {error}"
+            f"model {model!r} can't be called as {model}(input_shape, outputs, **options): {error}"
         ) from error
     filled = [
         name

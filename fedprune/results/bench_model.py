@@ -179,12 +179,11 @@ def _load_program(path: Path) -> Callable[[], object]:
 
 
 def _load_safetensors(path: Path) -> Callable[[], object]:
-    import torch
 
-    from fedprune.results.modelfile import read_model
+    from fedprune.results.modelfile import example_of, read_model
 
     stored = read_model(path)
-    return _with_torch(stored.module, torch.ones(1, *stored.info.input_shape))
+    return _with_torch(stored.module, example_of(stored.info, 1))
 
 
 def _with_torch(module: Callable[[Tensor], Tensor], image: Tensor) -> Callable[[], object]:

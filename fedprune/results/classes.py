@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedprune.results.measures import format_share, texts_of
+from fedprune.results.measures import format_share, metric_form, texts_of, words
 from fedprune.results.records import Record
 from fedprune.units import format_bytes, format_flops, format_joules, format_seconds
 
-_COLUMNS: dict[str, tuple[str, Any]] = {
+_COUNTS: dict[str, tuple[str, Any]] = {
     "clients": ("clients", str),
     "participation": ("took part", format_share),
     "excluded_share": ("excluded", format_share),
@@ -20,7 +20,8 @@ _COLUMNS: dict[str, tuple[str, Any]] = {
     "late_share": ("late", format_share),
     "surplus": ("surplus", str),
     "failed": ("failed", str),
-    "accuracy": ("accuracy", format_share),
+}
+_COSTS: dict[str, tuple[str, Any]] = {
     "flops": ("FLOPs", format_flops),
     "bytes_up": ("up", format_bytes),
     "bytes_down": ("down", format_bytes),
@@ -46,9 +47,11 @@ def class_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], l
     ]
     if all(len(summary.get("classes") or {}) < 2 for summary in summaries.values()):
         return [], []
+    metrics = dict.fromkeys(summary.get("headline", "accuracy") for summary in summaries.values())
+    columns_of = {**_COUNTS, **{name: (words(name), metric_form(name)) for name in metrics}, **_COSTS}
     shown = {
         key: column
-        for key, column in _COLUMNS.items()
+        for key, column in columns_of.items()
         if any(record.get(key) is not None for _, _, record in classes)
     }
     named = len(summaries) > 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedprune.errors import UserError
-from fedprune.results.measures import MEASURES, known_measures
+from fedprune.results.measures import is_share, known_measures, measures, words
 from fedprune.results.records import COSTS, Record, relative_costs
 from fedprune.results.run import Run
 
@@ -43,6 +43,11 @@ class Comparison:
     labels: tuple[str, ...]
     reference: int | None
     differences: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The metric by which the runs are compared: the first run's."""
+        return str(self.runs[0].summary.get("headline", "accuracy"))
 
     def relative(self, run: Run) -> Record | None:
         """Return each cost of a run divided by that of the first dense run; None without one."""
@@ -90,7 +95,7 @@ class Comparison:
         """
         summaries = [_scalars(run.summary) for run in self.runs]
         found = dict.fromkeys(key for summary in summaries for key in summary)
-        found.update(dict.fromkeys(measure.key for measure in MEASURES))
+        found.update(dict.fromkeys(measure.key for measure in measures(summaries)))
         keys = [key for key in found if key != "name"]
         with _writable(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -101,7 +106,7 @@ class Comparison:
                 writer.writerow([label, run.directory, *values, *(relative.get(cost) for cost in COSTS)])
 
     def figure(self) -> RunFigure:
-        """Draw accuracy over the rounds, and against total traffic, computation and peak memory.
+        """Draw the headline metric over the rounds, and against total traffic, computation and peak memory.
 
         The curves follow the rounds that were evaluated; the marked point is the last of them. Costs are
         logarithmic. Peak memory is one number a run, so there is no curve.
@@ -115,11 +120,13 @@ class Comparison:
         for axes, (title, quantity, costs) in zip(others, _PANELS, strict=True):
             self._draw(axes, title, quantity, costs)
         for axes in panels.flat:
-            axes.yaxis.set_major_formatter(PERCENT)
+            if is_share(self.headline):
+                axes.yaxis.set_major_formatter(PERCENT)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         for axes in panels[:, 0]:
-            axes.set_ylabel("accuracy on the server's test data (%)")
+            unit = " (%)" if is_share(self.headline) else ""
+            axes.set_ylabel(f"{words(self.headline)} on the server's test data{unit}")
         handles, labels = over_rounds.get_legend_handles_labels()
         # As many columns as there is room for.
         columns = max(1, min(4, len(labels), 130 // (max(map(len, labels)) + 6)))
@@ -145,8 +152,9 @@ class Comparison:
     def _draw_rounds(self, axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
 
+        column = self.headline
         for place, (label, run) in enumerate(zip(self.labels, self.runs, strict=True)):
-            known = [(r["round"], r["accuracy"]) for r in run.rounds if r.get("accuracy") is not None]
+            known = [(r["round"], r[column]) for r in run.rounds if r.get(column) is not None]
             _curve_of(axes, place, label if known else f"{label} (never evaluated)", known)
         axes.set_title("Rounds")
         axes.set_xlabel("round")
@@ -155,11 +163,11 @@ class Comparison:
     def _draw(self, axes: Axes, title: str, quantity: str, costs: Sequence[str]) -> None:
         from fedprune.results.figures import log_axis, scale
 
-        curves = [_curve(run.rounds, costs) for run in self.runs]
+        curves = [_curve(run.rounds, self.headline, costs) for run in self.runs]
         spent = [cost for curve in curves for cost, _ in curve if cost > 0]
         factor, unit = scale(quantity, max(spent, default=1.0))
         for place, (label, curve) in enumerate(zip(self.labels, curves, strict=True)):
-            points = [(cost / factor, accuracy) for cost, accuracy in curve if cost > 0]
+            points = [(cost / factor, value) for cost, value in curve if cost > 0]
             if "peak_memory_bytes" in costs:
                 points = points[-1:]
             _curve_of(axes, place, label, points)
@@ -244,15 +252,15 @@ def _scalars(summary: Record) -> Record:
     return scalars | {f"faults_{kind}": count for kind, count in (summary.get("faults") or {}).items()}
 
 
-def _curve(rounds: Sequence[Record], costs: Sequence[str]) -> list[tuple[float, float]]:
-    """Return (what was spent so far, accuracy) of every evaluated round from the first on, in their order."""
+def _curve(rounds: Sequence[Record], metric: str, costs: Sequence[str]) -> list[tuple[float, float]]:
+    """Return (what was spent so far, the metric) of every evaluated round from the first on."""
     total = COSTS[costs[0]]
     each = (sum(float(record.get(cost) or 0) for cost in costs) for record in rounds)
     so_far = accumulate(each, lambda before, now: total((before, now)))
     return [
-        (spent, record["accuracy"])
+        (spent, record[metric])
         for spent, record in zip(so_far, rounds, strict=True)
-        if record.get("accuracy") is not None and record["round"] > 0
+        if record.get(metric) is not None and record["round"] > 0
     ]
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import fedprune
-from fedprune.data.batches import normalisation
+from fedprune.data.inputs import Pixels, normalisation
 from fedprune.errors import UserError
-from fedprune.results.modelfile import StoredModel, read_model, save_model
+from fedprune.results.modelfile import StoredModel, example_of, read_model, save_model
 from fedprune.results.records import write_atomically
 from fedprune.results.run import load_run
 from fedprune.wire.layout import get_state
@@ -159,7 +159,7 @@ def _onnx_model(stored: StoredModel, pixels: bool) -> ModelProto:
 
 
 class _FromPixels(nn.Module):
-    """A model behind its normalisation, as `fedprune.data.batches` computes it."""
+    """A model behind its normalisation, as `fedprune.data.inputs` computes it."""
 
     scale: Tensor
     shift: Tensor
@@ -167,6 +167,8 @@ class _FromPixels(nn.Module):
     def __init__(self, stored: StoredModel) -> None:
         super().__init__()
         self.model = stored.module
+        if stored.info.inputs["kind"] != Pixels.kind:
+            raise UserError("the model takes no images: leave out --pixels")
         scale, shift = normalisation(stored.info.mean, stored.info.std)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -180,7 +182,8 @@ def _traceable(stored: StoredModel, pixels: bool) -> tuple[nn.Module, tuple[Tens
     """Return the module to export, an example of its input, and that its batch may have any size."""
     module = _FromPixels(stored).eval() if pixels else stored.module
     # Two: PyTorch takes an example's size of 1 for one that never changes.
-    example = torch.zeros(2, *stored.info.input_shape, dtype=torch.uint8 if pixels else torch.float32)
+    example = example_of(stored.info, 2)
+    example = example.to(torch.uint8) if pixels else example
     return module, (example,), ({0: torch.export.Dim("batch")},)
 
 

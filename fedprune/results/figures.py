@@ -6,7 +6,8 @@ matplotlib, so figures can be drawn in any thread and beside a notebook's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from itertools import accumulate, cycle
 from pathlib import Path
@@ -17,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fedprune.results.records import Record, class_totals
+from fedprune.results.measures import is_share, words
+from fedprune.results.records import ACCURACY, Record, class_totals, metric_names
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -61,12 +63,18 @@ def scale(quantity: str, largest: float) -> tuple[float, str]:
     return max((step for step in steps if step[0] <= largest), default=steps[0])
 
 
-def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
-    """Write figures into the folder: accuracy, costs, density, and of several classes of devices classes.
+def draw(
+    rounds: Sequence[Record],
+    directory: Path,
+    *,
+    title: str,
+    metrics: Mapping[str, bool | None] = ACCURACY,
+) -> None:
+    """Write figures into the folder: metrics, costs, density, and of several classes of devices classes.
 
     Each as PNG and as PDF, under the same name.
     """
-    for name, figure_of in FIGURES.items():
+    for name, figure_of in figures_of(metrics).items():
         if name != "classes" or len(class_totals(rounds)) > 1:
             figure = figure_of(rounds, title)
             figure.savefig(directory / f"{name}.png", dpi=_DPI)
@@ -74,18 +82,33 @@ def draw(rounds: Sequence[Record], directory: Path, *, title: str) -> None:
             figure.savefig(directory / f"{name}.pdf", metadata={"CreationDate": None})
 
 
-def accuracy_figure(rounds: Sequence[Record], title: str) -> RunFigure:
-    """Draw accuracy against rounds: the global model's, and (dashed) that of the clients' own models.
+def figures_of(metrics: Mapping[str, bool | None]) -> dict[str, Draw]:
+    """Return how each figure of a run is drawn, by its name.
+
+    ``metrics`` has whether higher is better by the name of each metric, the headline first.
+    """
+    return {
+        **{
+            name: partial(metric_figure, metric=name, higher_is_better=higher)
+            for name, higher in metrics.items()
+        },
+        **FIGURES,
+    }
+
+
+def metric_figure(
+    rounds: Sequence[Record], title: str, *, metric: str, higher_is_better: bool | None = True
+) -> RunFigure:
+    """Draw a metric against rounds: the global model's, and (dashed) that of the clients' own models.
 
     The global model's is that on the server's test data and, where known, on the clients' data.
     Rounds without evaluation are left out.
     """
-    figure, axes = _new(title, "accuracy")
+    figure, axes = _new(title, words(metric))
     points, of_clients, personal = (
-        _known(rounds, column) for column in ("accuracy", "client_accuracy", "personal_accuracy")
+        _known(rounds, column) for column in (metric, f"client_{metric}", f"personal_{metric}")
     )
-    axes.set_ylabel("accuracy (%)")
-    axes.yaxis.set_major_formatter(PERCENT)
+    _metric_axis(axes, metric)
     _round_axis(axes, rounds)
     if not points and not of_clients and not personal:
         axes.set_ylim(0, 1)
@@ -99,11 +122,13 @@ def accuracy_figure(rounds: Sequence[Record], title: str) -> RunFigure:
         if line:
             _line(axes, *zip(*line, strict=True), label=label, color=colour, linestyle=style)
     if points:
-        _mark(axes, max(points, key=lambda point: point[1]), "best", marker="o", mec=COLOURS[1])
+        best = min if higher_is_better is False else max
+        _mark(axes, best(points, key=lambda point: point[1]), "best", marker="o", mec=COLOURS[1])
         _mark(axes, points[-1], "last", marker="s", mec=COLOURS[2])
     values = [value for _, value in points + of_clients + personal]
-    space = max(0.02, 0.08 * (max(values) - min(values)))
-    axes.set_ylim(max(0.0, min(values) - space), min(1.0 + space / 2, max(values) + space))
+    if is_share(metric):
+        space = max(0.02, 0.08 * (max(values) - min(values)))
+        axes.set_ylim(max(0.0, min(values) - space), min(1.0 + space / 2, max(values) + space))
     _legend_below(figure, axes)
     return figure
 
@@ -228,18 +253,18 @@ def classes_figure(rounds: Sequence[Record], title: str) -> RunFigure:
 
     Bars are shares of a class's clients, over the rounds of training.
     """
-    totals = class_totals(rounds)
+    totals, metric = class_totals(rounds), next(iter(metric_names(rounds)), "accuracy")
     lines = {}
     for name in totals:
-        of_class = ((r["round"], (r.get("classes") or {}).get(name, {}).get("accuracy")) for r in rounds)
+        of_class = ((r["round"], (r.get("classes") or {}).get(name, {}).get(metric)) for r in rounds)
         if points := [(number, value) for number, value in of_class if value is not None]:
             lines[name] = points
     height = 1.8 + 0.45 * len(totals)
     if lines:
         figure = RunFigure(figsize=(11.0, max(4.8, height)), layout="constrained")
         figure.suptitle(f"{title}: classes of devices")
-        accuracy, attendance = figure.subplots(1, 2)
-        _class_accuracy(accuracy, rounds, lines)
+        scores, attendance = figure.subplots(1, 2)
+        _class_scores(scores, rounds, lines, metric)
         attendance.set_title("clients of the class, over the rounds")
     else:
         figure = RunFigure(figsize=(8.0, height), layout="constrained")
@@ -254,14 +279,22 @@ def classes_figure(rounds: Sequence[Record], title: str) -> RunFigure:
     return figure
 
 
-def _class_accuracy(axes: Axes, rounds: Sequence[Record], lines: dict[str, list[tuple[int, float]]]) -> None:
+def _class_scores(
+    axes: Axes, rounds: Sequence[Record], lines: dict[str, list[tuple[int, float]]], metric: str
+) -> None:
     for (name, points), colour in zip(lines.items(), cycle(COLOURS), strict=False):
         _line(axes, *zip(*points, strict=True), label=name, color=colour)
     axes.set_title("global model on the class's held-out data")
-    axes.set_ylabel("accuracy (%)")
-    axes.yaxis.set_major_formatter(PERCENT)
+    _metric_axis(axes, metric)
     _round_axis(axes, rounds)
     axes.legend(frameon=False, fontsize="small" if len(lines) > _MOST_NAMES else None)
+
+
+def _metric_axis(axes: Axes, metric: str) -> None:
+    """Label the vertical axis; shares are in percent."""
+    axes.set_ylabel(f"{words(metric)} (%)" if is_share(metric) else words(metric))
+    if is_share(metric):
+        axes.yaxis.set_major_formatter(PERCENT)
 
 
 def _attendance(axes: Axes, totals: dict[str, Record], training: int) -> None:
@@ -282,8 +315,10 @@ def _attendance(axes: Axes, totals: dict[str, Record], training: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-FIGURES: dict[str, Callable[[Sequence[Record], str], RunFigure]] = {
-    "accuracy": accuracy_figure,
+#: Draws a figure from the records of rounds and a title.
+Draw = Callable[[Sequence[Record], str], RunFigure]
+
+FIGURES: dict[str, Draw] = {
     "costs": costs_figure,
     "density": density_figure,
     "classes": classes_figure,

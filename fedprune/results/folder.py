@@ -32,17 +32,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from fedprune.data import DataInfo
     from fedprune.scenario import Scenario
+    from fedprune.tasks import Task
 
 SCENARIO = "scenario.yaml"
 ROUNDS = "rounds.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"
+TASK = "task.json"
 MODEL = "model.safetensors"
-FIGURES = tuple(
-    f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in ("png", "pdf")
-)
+_FORMS = ("png", "pdf")
+FIGURES = tuple(f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in _FORMS)
 CHECKPOINTS = "checkpoints"
 # What loggers write, see `fedprune.loggers`.
 TENSORBOARD, WANDB = "tensorboard", "wandb"
@@ -59,6 +59,15 @@ def is_run_folder(directory: Path) -> bool:
             return file.readline().rstrip("\n") == _SIGNATURE
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def metrics_of(directory: Path) -> Mapping[str, bool | None]:
+    """Return the metrics of a run's task, the headline first, and whether higher is better."""
+    try:
+        found: dict[str, bool | None] = json.loads((directory / TASK).read_text(encoding="utf-8"))["metrics"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return records.ACCURACY  # A run of before there were tasks.
+    return found
 
 
 def refuse_complete(directory: Path) -> None:
@@ -86,11 +95,19 @@ class RunFolder:
     Made by `create` or, to go on after a checkpoint, by `reopen`.
     """
 
-    def __init__(self, directory: Path, scenario: Scenario, lock: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        scenario: Scenario,
+        lock: int | None = None,
+        *,
+        metrics: Mapping[str, bool | None] = records.ACCURACY,
+    ) -> None:
         self.began = time.perf_counter()  #: When the run began; one that began earlier says so.
         self.draws = util.find_spec("matplotlib") is not None  #: Whether figures are drawn at the end.
         self.directory = directory
         self.scenario = scenario
+        self.metrics = metrics
         self._lock = lock
         self._pending: list[str] = []
         self._startup: float | None = None
@@ -99,12 +116,19 @@ class RunFolder:
         self._clients = (directory / CLIENTS).open("a", encoding="utf-8")
 
     @classmethod
-    def create(cls, directory: Path, scenario: Scenario, *, overwrite: bool = False) -> RunFolder:
+    def create(
+        cls,
+        directory: Path,
+        scenario: Scenario,
+        *,
+        overwrite: bool = False,
+        metrics: Mapping[str, bool | None] = records.ACCURACY,
+    ) -> RunFolder:
         """Make the folder of a new run, with its ``scenario.yaml`` and copies of its plug-in files.
 
         A folder that holds the records of a run is refused; with ``overwrite`` the files of
         that run are removed, and only those. A folder with other files in it that is not a
-        run's is always refused.
+        run's is always refused. ``metrics`` are the task's, the headline first, and whether higher is better.
 
         Raises
         ------
@@ -116,8 +140,9 @@ class RunFolder:
         try:
             _make_room(directory, overwrite=overwrite)
             write_atomically(directory / SCENARIO, scenario_text(scenario).encode())
+            write_atomically(directory / TASK, f"{json.dumps({'metrics': dict(metrics)})}\n".encode())
             plugin_copies.keep(directory, scenario)
-            return cls(directory, scenario, lock)
+            return cls(directory, scenario, lock, metrics=metrics)
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -145,7 +170,7 @@ class RunFolder:
             for name in (ROUNDS, CLIENTS):
                 kept = [r for r in records.read_lines(directory / name) if r["round"] <= last_round]
                 write_atomically(directory / name, "".join(json.dumps(r) + "\n" for r in kept).encode())
-            return cls(directory, scenario, lock)
+            return cls(directory, scenario, lock, metrics=metrics_of(directory))
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -183,7 +208,7 @@ class RunFolder:
         reason: str | None,
         state: Mapping[str, Tensor],
         masks: Masks,
-        info: DataInfo,
+        task: Task,
         dense: Mapping[str, float] | None,
     ) -> Path:
         """Write the model, the figures and, last, the summary; return the folder.
@@ -194,8 +219,8 @@ class RunFolder:
             How the run ended, and why where it did not complete.
         state, masks
             The final global model: float tensors by name, and which of their weights are kept.
-        info
-            What the model was trained on; stored with it.
+        task
+            What the model has learnt, of which data; stored with it.
         dense
             What dense FedAvg would have cost under the same scenario (total of each of
             `fedprune.results.records.COSTS`), or None where the cost model does not give it.
@@ -208,7 +233,7 @@ class RunFolder:
         self._rounds.close()
         rounds = records.read_lines(self.directory / ROUNDS)
         try:
-            model = self._write_model(state, masks, info)
+            model = self._write_model(state, masks, task)
         except Exception as error:
             # A strategy of a user's may leave a state that is no model; the records are sound.
             if status == "complete":
@@ -220,7 +245,7 @@ class RunFolder:
         if rounds and self.draws:
             from fedprune.results import figures
 
-            figures.draw(rounds, self.directory, title=self.scenario.name)
+            figures.draw(rounds, self.directory, title=self.scenario.name, metrics=self.metrics)
         summary = records.summarise(
             rounds,
             records.each_line(self.directory / CLIENTS),  # By far the most: never all at once.
@@ -231,6 +256,7 @@ class RunFolder:
             planned_rounds=self.scenario.rounds,
             status=status,
             reason=reason,
+            metrics=self.metrics,
             dense=dense,
             model=model,
             startup_seconds=self._startup,
@@ -249,7 +275,7 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def _write_model(self, state: Mapping[str, Tensor], masks: Masks, info: DataInfo) -> dict[str, float]:
+    def _write_model(self, state: Mapping[str, Tensor], masks: Masks, task: Task) -> dict[str, float]:
         """Write ``model.safetensors``; return the model's size and densities for the summary."""
         from fedprune.results import modelfile
 
@@ -258,11 +284,7 @@ class RunFolder:
             state,
             masks,
             model=self.scenario.model.model_dump(mode="json"),
-            input_shape=info.input_shape,
-            classes=info.classes,
-            class_names=info.class_names,
-            mean=info.mean,
-            std=info.std,
+            **modelfile.described(task),
         )
         kept = sum(masks.kept.get(name, size) for name, size in sizes.items())
         parameters = sum(sizes.values())
@@ -334,7 +356,8 @@ def _holds_records(directory: Path) -> bool:
 
 def _own_files(directory: Path) -> Iterator[Path]:
     """Yield the files of a run, but for its scenario.yaml, which the next run replaces."""
-    names = (SUMMARY, ROUNDS, CLIENTS, MODEL, *FIGURES)
+    curves = [f"{name}.{form}" for name in metrics_of(directory) for form in _FORMS]
+    names = dict.fromkeys((SUMMARY, ROUNDS, CLIENTS, MODEL, TASK, *FIGURES, *curves))
     own = [MLFLOW_RUN, *names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
     yield from (directory / name for name in own if (directory / name).is_file())
 

@@ -91,14 +91,64 @@ def format_ratio(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio >= 0.01 or ratio == 0 else f"{ratio:.2g}x"
 
 
-MEASURES: tuple[Measure, ...] = (
+#: The last words of metrics that are shares, in [0, 1], and are written in percent.
+_SHARES = ("accuracy", "f1", "auc", "auroc", "precision", "recall", "iou")
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share in [0, 1], by its name.
+
+    Examples
+    --------
+    >>> is_share("accuracy"), is_share("macro_f1"), is_share("perplexity")
+    (True, True, False)
+    """
+    return metric.rpartition("_")[2].lower() in _SHARES
+
+
+def metric_form(metric: str) -> Callable[[Any], str]:
+    """Return how a metric's values are written: a share in percent, others as plain numbers."""
+    return format_share if is_share(metric) else format_number
+
+
+def format_number(value: float) -> str:
+    """Return a number without a unit, to four digits.
+
+    Examples
+    --------
+    >>> format_number(23.4567), format_number(0.00012345), format_number(12345.6)
+    ('23.46', '0.0001234', '12346')
+    """
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def words(metric: str) -> str:
+    """Return a metric's name for readers."""
+    return metric.replace("_", " ")
+
+
+def measures(summaries: Iterable[Mapping[str, Any]]) -> tuple[Measure, ...]:
+    """Return all measures of some runs, among them the metrics of their tasks."""
+    kept = [key.removeprefix("final_") for each in summaries for key in each if key.startswith("final_")]
+    names = [name for name in dict.fromkeys(kept) if not name.startswith("personal_")]
+    metrics = [
+        Measure(
+            f"{when}_{whose}{name}", f"{of}{words(name)}, {when}", metric_form(name), optional=bool(whose)
+        )
+        for name in names or ["accuracy"]
+        for whose, of in (("", ""), ("personal_", "personal "))
+        for when in ("final", "best")
+    ]
+    return (*_FIRST, *metrics, *MEASURES)
+
+
+_FIRST = (
     Measure("strategy", "strategy"),
     Measure("status", "status"),
     Measure("rounds", "rounds"),
-    Measure("final_accuracy", "accuracy, final", format_share),
-    Measure("best_accuracy", "accuracy, best", format_share),
-    Measure("final_personal_accuracy", "personal accuracy, final", format_share, optional=True),
-    Measure("best_personal_accuracy", "personal accuracy, best", format_share, optional=True),
+)
+#: What is measured of every run, whatever its task.
+MEASURES: tuple[Measure, ...] = (
     Measure("density", "density", format_share),
     Measure("density_all_weights", "density, all weights", format_share, optional=True),
     Measure("bytes_up", "bytes up", format_bytes),
@@ -116,5 +166,6 @@ MEASURES: tuple[Measure, ...] = (
 
 def known_measures(summaries: Iterable[Mapping[str, Any]]) -> tuple[Measure, ...]:
     """Return the measures to show of some runs: an optional one where at least one of them has it."""
+    summaries = list(summaries)
     known = {key for summary in summaries for key, value in summary.items() if value is not None}
-    return tuple(measure for measure in MEASURES if not measure.optional or measure.key in known)
+    return tuple(measure for measure in measures(summaries) if not measure.optional or measure.key in known)

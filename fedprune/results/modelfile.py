@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from fedprune.data.inputs import Pixels, Tokens
 from fedprune.errors import UserError, WireError
 from fedprune.models import build
 from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task
 from fedprune.wire.bits import Reader, decode_vectors, encode_vectors
 from fedprune.wire.layout import Layout
 
@@ -34,20 +36,59 @@ from fedprune.wire.layout import Layout
 _NAMED, _PACKED = "fedprune-model-1", "fedprune-model-2"
 
 
+#: What files of earlier versions do not say: it is what its default says.
+_LATER = ("inputs", "task")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What a model file says of its model.
 
-    ``model`` is the scenario's model: its name and options. ``mean`` and ``std`` are those of
-    pixels/255 per channel, with which the inputs were normalised.
+    Attributes
+    ----------
+    model
+        The scenario's model: its name and options.
+    input_shape, classes
+        What its factory was called with: the shape of an input, and how many values it returns for it.
+    class_names
+        By class number; () where they are no classes.
+    mean, std
+        Of pixels, per channel, of values from 0 to 1: those with which the inputs were normalised.
+    inputs
+        How stored inputs become the model's: their kind, and its settings besides those above.
+    task
+        What the model has learnt, by name.
     """
 
     model: dict[str, Any]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=lambda: {"kind": Pixels.kind})
+    task: str = "classification"
+
+
+def example_of(info: ModelInfo, examples: int) -> Tensor:
+    """Return inputs that the model of a file takes, (examples, *input_shape), all ones."""
+    tokens = info.inputs["kind"] == Tokens.kind
+    return torch.ones(examples, *info.input_shape, dtype=torch.int64 if tokens else torch.float32)
+
+
+def described(task: Task) -> dict[str, Any]:
+    """Return what a model file says of a task and its data, as arguments of `save_model`."""
+    info = task.info
+    pixels = info.inputs if isinstance(info.inputs, Pixels) else None
+    return {
+        "input_shape": info.input_shape,
+        "classes": task.outputs,
+        "class_names": info.class_names,
+        "mean": pixels.mean if pixels else (),
+        "std": pixels.std if pixels else (),
+        "inputs": {"kind": info.inputs.kind, **info.inputs.known()},
+        "task": task.name,
+    }
 
 
 @dataclass(frozen=True)
@@ -65,11 +106,7 @@ def save_model(
     masks: Masks,
     *,
     model: Mapping[str, object],
-    input_shape: tuple[int, int, int],
-    classes: int,
-    class_names: tuple[str, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    **description: Any,
 ) -> dict[str, int]:
     """Write a model; return the number of weights of each of its parameters.
 
@@ -81,29 +118,24 @@ def save_model(
     model
         The scenario's model: ``{"name": ..., **options}``; of a user's model
         (``mine.py:Net``), the file's absolute path is stored.
+    **description
+        The other attributes of `ModelInfo`.
     """
-    info = ModelInfo(
-        model={**model, "name": _located(str(model["name"]))},
-        input_shape=input_shape,
-        classes=classes,
-        class_names=tuple(class_names),
-        mean=tuple(mean),
-        std=tuple(std),
-    )
+    info = ModelInfo(model={**model, "name": _located(str(model["name"]))}, **description)
     module = _build(info)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    description: dict[str, Any] = asdict(info)
+    document: dict[str, Any] = asdict(info)
     if masks:
         layout = Layout.of(module)
         layout.check(tensors)
         tensors = _pack(tensors, masks, layout)
         names = list(layout.shapes)
-        description |= {"pruned": sorted(map(names.index, masks)), "layout": _digest(layout)}
+        document |= {"pruned": sorted(map(names.index, masks)), "layout": _digest(layout)}
     else:
         # Copies: safetensors refuses views of one storage.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        description |= {"pruned": {}}
-    text = json.dumps(description, separators=(",", ":"))
+        document |= {"pruned": {}}
+    text = json.dumps(document, separators=(",", ":"))
     # One key: safetensors writes several in an order that differs from run to run.
     write_atomically(path, safetensors_bytes(tensors, metadata={_PACKED if masks else _NAMED: text}))
     return {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -174,7 +206,8 @@ def _build(info: ModelInfo, directory: Path | None = None) -> nn.Module:
     """Build the module that a file names, with weights that are to be replaced."""
     options = {key: value for key, value in info.model.items() if key != "name"}
     name = _located(str(info.model["name"]), directory)
-    return build(name, info.input_shape, info.classes, seed=0, options=options)
+    known = {key: value for key, value in info.inputs.items() if key != "kind"}
+    return build(name, info.input_shape, info.classes, seed=0, options=options, known=known)
 
 
 def _located(name: str, directory: Path | None = None) -> str:
@@ -213,7 +246,8 @@ def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, Any], dict
 
 def _info_from(document: Mapping[str, Any]) -> ModelInfo:
     """Return the description that was stored as JSON, where tuples are lists."""
-    known = {field.name: document[field.name] for field in fields(ModelInfo)}
+    names = [field.name for field in fields(ModelInfo)]
+    known = {name: document[name] for name in names if name in document or name not in _LATER}
     for name in ("input_shape", "class_names", "mean", "std"):
         known[name] = tuple(known[name])
     return ModelInfo(**known)

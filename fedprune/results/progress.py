@@ -6,8 +6,8 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from fedprune.costs.ledger import RoundRecord, TaskRecord
-from fedprune.results.measures import format_share
+from fedprune.costs.ledger import RoundRecord, Scores, TaskRecord
+from fedprune.results.measures import format_share, metric_form, words
 from fedprune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Progress:
         self._rounds = rounds
         self._stream = stream or sys.stderr
         self._bar: Bar | None = None
-        self._accuracy: float | None = None
+        self._headline = "-"
         self._traffic = 0
         self._replies = 0
 
@@ -71,25 +71,31 @@ class Progress:
         """Show the round's numbers."""
         self._replies = 0
         self._traffic += round.bytes_down + round.bytes_up
-        self._accuracy = round.accuracy if round.accuracy is not None else self._accuracy
+        self._headline = "".join(headline(round.scores)) or self._headline
         if self._bar is None:
             print(line_of(round, self._rounds), file=self._stream, flush=True)
             return
         self._bar.update(
             self._bar.task_ids[0],
             completed=round.round,
-            accuracy=format_share(self._accuracy) if self._accuracy is not None else "-",
+            headline=self._headline,
             density=format_share(round.density),
             traffic=format_bytes(self._traffic),
             replies="",
         )
 
 
+def headline(scores: Scores, label: str | None = None) -> list[str]:
+    """Return the headline metric as "accuracy 61.25%", or with a label for its name; [] where unknown."""
+    name, value = next(iter(scores.items()), ("", None))
+    return [] if value is None else [f"{label or words(name)} {metric_form(name)(value)}"]
+
+
 def line_of(round: RoundRecord, rounds: int) -> str:
     """Return one round as one line of plain text."""
     parts = [
-        f"accuracy {format_share(round.accuracy)}" if round.accuracy is not None else None,
-        f"personal {format_share(round.personal_accuracy)}" if round.personal_accuracy is not None else None,
+        *headline(round.scores),
+        *headline(round.personal_scores, "personal"),
         f"density {format_share(round.density)}",
         f"down {format_bytes(round.bytes_down)}",
         f"up {format_bytes(round.bytes_up)}",
@@ -109,12 +115,12 @@ def _bar(rounds: int, stream: TextIO) -> Bar:
         TextColumn("round"),
         MofNCompleteColumn(),
         BarColumn(bar_width=24),
-        TextColumn("accuracy {task.fields[accuracy]}"),
+        TextColumn("{task.fields[headline]}"),
         TextColumn("density {task.fields[density]}"),
         TextColumn("traffic {task.fields[traffic]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[replies]}"),
         console=Console(file=stream),
     )
-    bar.add_task("run", total=rounds, accuracy="-", density="-", traffic="-", replies="")
+    bar.add_task("run", total=rounds, headline="-", density="-", traffic="-", replies="")
     return bar

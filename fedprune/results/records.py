@@ -33,6 +33,10 @@ COSTS: dict[str, Callable[[Iterable[float]], float]] = {
 }
 
 
+#: The metrics of runs that do not say which they have: those of classification.
+ACCURACY: Mapping[str, bool | None] = {"accuracy": True}
+
+
 def strict(value: Any) -> Any:
     """Return the value as strict JSON can hold it: NaN and infinities become None, records objects."""
     if isinstance(value, float):
@@ -45,8 +49,8 @@ def strict(value: Any) -> Any:
 
 
 def to_line(record: TaskRecord | RoundRecord) -> str:
-    """Return the record as one line of JSON, with exactly the fields of its class."""
-    return json.dumps(strict(record), allow_nan=False) + "\n"
+    """Return the record as one line of JSON, a column a field; see its class."""
+    return json.dumps(strict(record.columns()), allow_nan=False) + "\n"
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -134,13 +138,14 @@ def class_totals(rounds: Sequence[Record]) -> dict[str, Record]:
 
     Counts and costs are sums, peak memory is the largest. ``participation`` is the share of all
     (client, round of training) in which a client's training counted; ``excluded_share`` and
-    ``offline_share`` are of these too, ``late_share`` is of those asked. ``accuracy`` is the last known.
+    ``offline_share`` are of these too, ``late_share`` is of those asked. Of metrics,
+    such as ``accuracy``, the last known value counts.
     """
+    metrics = metric_names(rounds)
     training = [record for record in rounds if record["round"] > 0 and record.get("classes")]
     totals: dict[str, Record] = {}
     for name in training[-1]["classes"] if training else ():
         of_class = [record["classes"][name] for record in rounds if name in (record.get("classes") or {})]
-        known = [part["accuracy"] for part in of_class if part["accuracy"] is not None]
         joules = [part["joules"] for part in of_class]
         total: Record = {"clients": of_class[-1]["clients"]}
         total |= {key: sum(part[key] for part in of_class) for key in (*_CLASS_COUNTS, *_CLASS_COSTS)}
@@ -152,9 +157,20 @@ def class_totals(rounds: Sequence[Record]) -> dict[str, Record]:
             "excluded_share": total["excluded"] / chances,
             "offline_share": total["offline"] / chances,
             "late_share": total["late"] / total["asked"] if total["asked"] else 0.0,
-            "accuracy": known[-1] if known else None,
+            **{name: _last(part.get(name) for part in of_class) for name in metrics},
         }
     return totals
+
+
+def _last(values: Iterable[float | None]) -> float | None:
+    """Return the last value that is known."""
+    return next((value for value in reversed(list(values)) if value is not None), None)
+
+
+def metric_names(rounds: Iterable[Record]) -> tuple[str, ...]:
+    """Return the task's metrics, the headline first: the columns that are there of clients' models, too."""
+    first: Record = next(iter(rounds), {})
+    return tuple(name for name in first if f"client_{name}" in first and f"personal_{name}" in first)
 
 
 def total_joules(rounds: Sequence[Record]) -> float | None:
@@ -173,6 +189,7 @@ def summarise(
     planned_rounds: int,
     status: str,
     reason: str | None = None,
+    metrics: Mapping[str, bool | None] = ACCURACY,
     dense: Mapping[str, float] | None = None,
     model: Mapping[str, float | None] | None = None,
     startup_seconds: float | None = None,
@@ -187,6 +204,8 @@ def summarise(
         training, counts in every total.
     status, reason
         How the run ended: "complete", "interrupted", "failed" or "unfinished".
+    metrics
+        Whether higher is better, by the name of each metric of the task, the headline first.
     dense
         What dense FedAvg would have cost under the same scenario, by the names of ``COSTS``.
     model
@@ -196,10 +215,6 @@ def summarise(
         Wall time until round 0 began, and until the run's files were written; None where not known.
         ``wall_seconds`` is that of the rounds alone.
     """
-    accuracies = [record["accuracy"] for record in rounds if record.get("accuracy") is not None]
-    personal = [
-        record["personal_accuracy"] for record in rounds if record.get("personal_accuracy") is not None
-    ]
     last = rounds[-1] if rounds else {}
     model = model or {"density": last.get("density")}
     costs = total_costs(rounds)
@@ -211,12 +226,9 @@ def summarise(
         "planned_rounds": planned_rounds,
         "status": status,
         "reason": reason,
-        "headline": "accuracy",
-        "higher_is_better": True,
-        "final_accuracy": accuracies[-1] if accuracies else None,
-        "best_accuracy": max(accuracies, default=None),
-        "final_personal_accuracy": personal[-1] if personal else None,
-        "best_personal_accuracy": max(personal, default=None),
+        "headline": next(iter(metrics)),
+        "higher_is_better": next(iter(metrics.values())),
+        **_scores(rounds, metrics),
         "density": model.get("density"),
         "density_all_weights": model.get("density_all_weights"),
         "parameters": model.get("parameters"),
@@ -235,6 +247,18 @@ def summarise(
         **client_totals(clients),
         "relative": relative_costs(costs, dense),
     }
+
+
+def _scores(rounds: Sequence[Record], metrics: Mapping[str, bool | None]) -> Record:
+    """Return the last and the best value of each metric, of the global model and of the clients' own."""
+    found: Record = {}
+    for name, higher in metrics.items():
+        best = min if higher is False else max
+        for column in (name, f"personal_{name}"):
+            values = [record[column] for record in rounds if record.get(column) is not None]
+            found[f"final_{column}"] = values[-1] if values else None
+            found[f"best_{column}"] = best(values, default=None)
+    return found
 
 
 def write_atomically(path: Path, content: bytes) -> None:

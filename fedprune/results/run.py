@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fedprune.errors import UserError
 from fedprune.results import folder
@@ -69,13 +69,22 @@ class Run:
             raise UserError(f"{self.directory}: the run is {self.summary['status']} and left no model")
         return path
 
-    def plot(self, what: Literal["accuracy", "costs", "density", "classes"] = "accuracy") -> RunFigure:
-        """Return one of the run's figures; a notebook shows it."""
-        from fedprune.results.figures import FIGURES
+    def plot(self, what: str | None = None) -> RunFigure:
+        """Return one of the run's figures; a notebook shows it.
 
-        if what not in FIGURES:
-            raise UserError(f"there is no figure {what!r}; there are {', '.join(FIGURES)}")
-        return FIGURES[what](self.rounds, self.name)
+        Parameters
+        ----------
+        what : str, optional
+            One of the task's metrics, such as "accuracy"; "costs", "density" or "classes". The headline
+            metric where not given.
+        """
+        from fedprune.results.figures import figures_of
+
+        figures = figures_of(folder.metrics_of(self.directory))
+        what = next(iter(figures)) if what is None else what
+        if what not in figures:
+            raise UserError(f"there is no figure {what!r}; there are {', '.join(figures)}")
+        return figures[what](self.rounds, self.name)
 
     def _repr_html_(self) -> str:
         """Return the summary as a small table, for notebooks."""
@@ -120,6 +129,7 @@ def load_run(directory: str | Path) -> Run:
             seed=scenario.seed,
             planned_rounds=scenario.rounds,
             status="unfinished",
+            metrics=folder.metrics_of(directory),
         )
     return Run(directory, rounds, clients, summary, document)
 

@@ -30,6 +30,7 @@ from fedprune.scenario.faults import FaultsSpec
 from fedprune.scenario.logging import Logger, each_once
 from fedprune.scenario.model import ModelSpec
 from fedprune.scenario.strategy import StrategySpec
+from fedprune.scenario.task import TaskSpec
 from fedprune.scenario.validation import explain, refuse
 from fedprune.scenario.yaml_file import KeyPath, Origin
 
@@ -50,6 +51,11 @@ class Scenario(Spec):
     seed: int = Field(default=0, ge=0, description="Seed that every random draw of the run derives from.")
     rounds: int = Field(ge=1, description="Number of federated rounds.", examples=[30])
     model: ModelSpec = Field(description="The model that the federation trains.", examples=[{"name": "cnn"}])
+    task: TaskSpec | None = Field(
+        default=None,
+        description="What is learnt; that for which the data set usually is, where not given.",
+        examples=[{"name": "classification"}],
+    )
     data: DataSpec = Field(default=DataSpec(), description="The data set, and who gets which part of it.")
     clients: ClientsSpec = Field(
         description="The clients: how many, what they do in a round, what they run on.",
@@ -109,10 +115,11 @@ class Scenario(Spec):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_empty_logging(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A scenario without loggers is what it was before there were any: the same digest and files.
+    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without loggers or a task it is what it was before there were any: the same digest and files.
         written: dict[str, Any] = handler(self)
-        return written if self.logging else {k: v for k, v in written.items() if k != "logging"}
+        given = {"logging": bool(self.logging), "task": self.task is not None}
+        return {key: value for key, value in written.items() if given.get(key, True)}
 
     @property
     def directory(self) -> Path:

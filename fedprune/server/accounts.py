@@ -17,23 +17,22 @@ from flwr.app import Message, MessageType, MetricRecord
 
 from fedprune.costs.clock import done_by, task_seconds
 from fedprune.costs.devices import DeviceProfile, joules
-from fedprune.costs.ledger import Listener, Tally, TaskRecord
+from fedprune.costs.ledger import Listener, Scores, Tally, TaskRecord
 from fedprune.errors import WireError
 from fedprune.protocol.faults import Fault, fault_of
-from fedprune.protocol.messages import real, whole
+from fedprune.protocol.messages import whole
+from fedprune.protocol.scores import PERSONAL, read_score
 from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.dense_baseline import DenseBaseline
 from fedprune.server.exchange import Exchange
 from fedprune.server.participation import Participation
+from fedprune.tasks import Metric
 from fedprune.wire import check_size, content_bytes, mask_bytes, verify_checksum
 
 #: What a client may report of its costs.
 _COSTS = ("flops", "peak-memory-bytes", "num-examples")
-#: By a task's type, on how many held-out examples a client scored a model, and how well that did.
-_SCORES = {
-    MessageType.EVALUATE: ("num-examples", "accuracy"),
-    MessageType.TRAIN: ("test-examples", "test-accuracy"),
-}
+#: By a task's type, what comes before the names of what a client says of how well a model does.
+_SCORES = {MessageType.EVALUATE: "", MessageType.TRAIN: PERSONAL}
 #: Faults of which the server hears nothing.
 _SILENT = {Fault.NO_REPLY, Fault.LATE, Fault.DROPPED_OUT, Fault.GONE, Fault.WORKER_DIED}
 #: How results call the device of a node that never joined.
@@ -54,7 +53,7 @@ class _Task(Generic[_T]):
     fault: Fault | None
     reason: str | None
     examples: int
-    accuracy: float | None
+    scores: Scores
     bytes_down: int
     bytes_up: int
     mask_bytes_up: int
@@ -90,6 +89,8 @@ class RoundAccounts:
         Which knows what was sent to them.
     dense : DenseBaseline
         Whose totals are kept beside.
+    judged_by : Sequence[Metric]
+        By what models are judged.
     largest_reply : int
         Bytes above which a reply is refused.
     listeners : Sequence[Listener]
@@ -115,12 +116,14 @@ class RoundAccounts:
         exchange: Exchange,
         dense: DenseBaseline,
         *,
+        judged_by: Sequence[Metric],
         largest_reply: int,
         listeners: Sequence[Listener],
     ) -> None:
         self._registry = registry
         self._exchange = exchange
         self._dense = dense
+        self._judged_by = judged_by
         self._largest = largest_reply
         self._listeners = listeners
         self.start_round()
@@ -129,7 +132,7 @@ class RoundAccounts:
         """Start counting anew."""
         self.tally, self.ok = Tally(), 0
         self.failures, self.faults = Counter[str](), Counter[Fault]()
-        self.participation = Participation(self._registry.class_sizes)
+        self.participation = Participation(self._registry.class_sizes, self._judged_by)
 
     @property
     def reasons(self) -> str:
@@ -189,6 +192,7 @@ class RoundAccounts:
             client=None,
             device=_UNKNOWN,
             examples=0,
+            scores=self._scores(None, MetricRecord()),
             bytes_down=sent.bytes_down,
             bytes_up=content_bytes(reply.content) if reply.has_content() else 0,
             mask_bytes_down=0,
@@ -241,7 +245,7 @@ class RoundAccounts:
             fault=fault,
             reason=reason,
             examples=examples,
-            accuracy=_accuracy(sent.kind, metrics) if fault is None else None,
+            scores=self._scores(sent.kind, metrics if fault is None else MetricRecord()),
             bytes_down=sent.bytes_down,
             bytes_up=bytes_up,
             mask_bytes_up=mask_up,
@@ -271,7 +275,15 @@ class RoundAccounts:
                 continue
             status = "surplus" if task.fault is None else task.status
             cut = task.until(last[0], self._registry.clients[number].profile)
-            yield replace(cut, status=status, result=(), accuracy=None)
+            yield replace(cut, status=status, result=(), scores=self._scores(None, MetricRecord()))
+
+    def _scores(self, kind: str | None, metrics: MetricRecord) -> Scores:
+        """Return how well a model did on what the client holds out, as a reply that has been read says."""
+        prefix = None if kind is None else _SCORES.get(kind)
+        found = None if prefix is None else read_score(metrics, self._judged_by, prefix)
+        return (
+            dict.fromkeys(m.name for m in self._judged_by) if found is None else found.values(self._judged_by)
+        )
 
     def _settle(self, server_round: int, task: _Task[Any]) -> None:
         """Enter a task into the accounts."""
@@ -289,7 +301,7 @@ class RoundAccounts:
             client=client.number,
             device=client.profile.name,
             examples=task.examples,
-            accuracy=task.accuracy,
+            scores=task.scores,
             bytes_down=task.bytes_down,
             bytes_up=task.bytes_up,
             mask_bytes_down=min(sent.mask_bytes, task.bytes_down),
@@ -326,12 +338,6 @@ def _check_costs(reply: Message) -> None:
     needed = ("examples-seen",) if reply.metadata.message_type == MessageType.TRAIN else ()
     for key in (*needed, *(key for key in _COSTS if key in metrics)):
         whole(metrics, key)
-
-
-def _accuracy(kind: str, metrics: MetricRecord) -> float | None:
-    """Return how well a model did on what the client holds out, as a reply that has been read says."""
-    examples, accuracy = _SCORES.get(kind, ("", ""))
-    return real(metrics, accuracy) if accuracy in metrics and metrics.get(examples) else None
 
 
 def _measured(metrics: MetricRecord) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from torch import Tensor
 from fedprune import seeds
 from fedprune.errors import PluginError, RunError
 from fedprune.protocol.reports import Report
+from fedprune.training.evaluation import Score
 from fedprune.wire import Codec
 
 State = dict[str, Tensor]
@@ -67,10 +68,8 @@ class TrainReply:
         The reply itself.
     report : Any
         What the strategy's ``read`` made of what else it asked for.
-    held_out : int
-        Examples that the client held out and scored its trained model on; 0: none.
-    held_out_accuracy : float
-        Share of these that the trained model gets right, in [0, 1].
+    personal : Score, optional
+        How well the trained model does on what the client holds out; None where it holds out nothing.
     """
 
     client: int
@@ -81,8 +80,7 @@ class TrainReply:
     growth: Report
     message: Message
     report: Any = None
-    held_out: int = 0
-    held_out_accuracy: float = 0.0
+    personal: Score | None = None
 
     @property
     def metrics(self) -> Mapping[str, Any]:

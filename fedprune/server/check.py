@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from fedprune import data, models, registry
+from fedprune import data, registry, tasks
 from fedprune.costs.devices import profiles
 from fedprune.data import sources
 from fedprune.errors import PluginError, ScenarioError, UserError
@@ -81,17 +81,9 @@ def check_model(scenario: Scenario) -> str:
         info = data.describe(scenario)
     except UserError:
         return ""
-    name = scenario.model.name
-    options = scenario.model.options
-    module = models.build(
-        name,
-        info.input_shape,
-        info.classes,
-        seed=scenario.seed,
-        options=options,
-        directory=scenario.directory,
-    )
-    models.check(module, info.input_shape, info.classes, name)
+    task = tasks.build(scenario, info)
+    module = tasks.build_model(scenario, task)
+    tasks.check_model(scenario, task, module)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         return ""

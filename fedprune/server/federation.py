@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedprune.costs.ledger import Listener
-from fedprune.data import DataInfo, Images
+from fedprune.data import DataInfo, Examples
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task
 from fedprune.training.evaluation import Score
 
 
@@ -40,11 +41,11 @@ class Federation:
     ----------
     scenario : Scenario
         What is run.
-    info : DataInfo
-        Shape, classes and normalisation of the data set.
+    task : Task
+        What is learnt.
     module : nn.Module
         The model with its initial weights, on the CPU.
-    images : Images
+    examples : Examples
         Where ``public`` points into.
     public : np.ndarray
         int64 indices of the server's public examples; empty when ``data.server_fraction`` is 0.
@@ -57,13 +58,18 @@ class Federation:
     """
 
     scenario: Scenario
-    info: DataInfo
+    task: Task
     module: nn.Module
-    images: Images
+    examples: Examples
     public: np.ndarray
     evaluate: Callable[[Mapping[str, Tensor], Masks], Score]
     listeners: Sequence[Listener] = ()
     pretrained: Path | None = None
+
+    @property
+    def info(self) -> DataInfo:
+        """What is known of the data."""
+        return self.task.info
 
     def announce(self, step: str) -> None:
         """Tell a person what is done now, such as "round 0: candidate 3 of 8"."""

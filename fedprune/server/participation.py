@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flwr.app import MessageType
 
 from fedprune.costs.ledger import MOST_CLASSES, ClassRecord, Tally, TaskRecord
 from fedprune.protocol.faults import Fault
+from fedprune.tasks import Metric
+from fedprune.training.evaluation import Score, combine
 
 
 class Participation:
@@ -19,13 +21,16 @@ class Participation:
     members : Mapping[str, int]
         Number of clients by the name of their device. Where there are more than `MOST_CLASSES` names,
         the round's record has totals alone.
+    metrics : Sequence[Metric]
+        What the global model is judged by.
     """
 
-    def __init__(self, members: Mapping[str, int]) -> None:
+    def __init__(self, members: Mapping[str, int], metrics: Sequence[Metric]) -> None:
         self._members = members
+        self._metrics = metrics
         self._of_class: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
-        self._right: defaultdict[str, float] = defaultdict(float)
+        self._scores: defaultdict[str, list[Score]] = defaultdict(list)
         self.total = Counter[str]()
 
     def note(self, device: str, what: str, count: int = 1) -> None:
@@ -40,10 +45,9 @@ class Participation:
             self.note(task.device, "asked")
             self.note(task.device, "late" if task.fault == Fault.LATE else task.status)
 
-    def note_score(self, device: str, examples: int, accuracy: float) -> None:
-        """Count the global model's accuracy on what a client holds out."""
-        self._of_class[device]["examples"] += examples
-        self._right[device] += examples * accuracy
+    def note_score(self, device: str, score: Score) -> None:
+        """Note how well the global model does on what a client holds out."""
+        self._scores[device].append(score)
 
     def end_phase(self) -> None:
         """Let the current phase's time pass, in every class."""
@@ -58,7 +62,6 @@ class Participation:
 
     def _record(self, device: str) -> ClassRecord:
         counts, tally = self._of_class[device], self._tallies[device]
-        examples = counts["examples"]
         return ClassRecord(
             clients=self._members[device],
             asked=counts["asked"],
@@ -68,7 +71,7 @@ class Participation:
             failed=counts["failed"],
             excluded=counts["excluded"],
             offline=counts["offline"],
-            accuracy=self._right[device] / examples if examples else None,
+            scores=combine(self._scores[device]).values(self._metrics),
             bytes_down=tally.bytes_down,
             bytes_up=tally.bytes_up,
             flops=tally.flops,

@@ -61,15 +61,17 @@ def _train(federation: Federation, epochs: int, masks: Masks) -> dict[str, Tenso
     def public() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(epochs):
             yield from batches(
-                federation.images,
+                federation.examples,
                 federation.public,
-                federation.info,
+                federation.task,
                 spec.batch_size,
                 generator=generator,
                 augment=federation.scenario.data.augment,
             )
 
-    trained = train(federation.module, public(), spec.optimizer, lr=spec.optimizer.lr, masks=masks)
+    trained = train(
+        federation.module, public(), federation.task, spec.optimizer, lr=spec.optimizer.lr, masks=masks
+    )
     state = get_state(federation.module)
     if not (isfinite(trained.loss) and all(tensor.isfinite().all() for tensor in state.values())):
         raise RunError(f"pretraining diverged (loss {trained.loss:g}): lower clients.training.optimizer.lr")
@@ -78,7 +80,7 @@ def _train(federation: Federation, epochs: int, masks: Masks) -> dict[str, Tenso
 
 def _digest(federation: Federation, epochs: int, masks: Masks) -> str:
     """Return a digest of all that a model after pretraining follows from."""
-    scenario, images, public = federation.scenario, federation.images, federation.public
+    scenario, images, public = federation.scenario, federation.examples, federation.public
     settings = {
         "model": scenario.model.model_dump(mode="json"),
         "modules": repr(federation.module),
@@ -87,15 +89,15 @@ def _digest(federation: Federation, epochs: int, masks: Masks) -> str:
         "epochs": epochs,
         "seed": scenario.seed,
         "augment": scenario.data.augment,
-        "mean": federation.info.mean,
-        "std": federation.info.std,
+        "inputs": repr(federation.info.inputs),
+        "task": scenario.model_dump(mode="json").get("task", federation.info.task),
         "torch": torch.__version__,
         "instructions": scenario.engine.instructions,
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-    digest.update(images.pixels[public].tobytes())
-    digest.update(images.labels[public].tobytes())
+    digest.update(images.inputs[public].tobytes())
+    digest.update(images.targets[public].tobytes())
     _add(digest, get_state(federation.module))
     _add(digest, masks)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ strategy says what is done in each step (`fedprune.server.strategy`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from fedprune.protocol.faults import Fault
 from fedprune.protocol.messages import real
 from fedprune.server.accounts import RoundAccounts
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Metric
 from fedprune.training.evaluation import Score
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ class RoundLoop:
             result.train_metrics_clientapp[server_round] = metrics
         if client_metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = client_metrics
-        if record.accuracy is not None and record.loss is not None:
-            measured = MetricRecord({"accuracy": record.accuracy, "loss": record.loss})
+        if record.loss is not None:
+            known = {name: value for name, value in record.scores.items() if value is not None}
+            measured = MetricRecord({**known, "loss": record.loss})
             result.evaluate_metrics_serverapp[server_round] = measured
         if self.evaluate_fn is not None and (extra := self.evaluate_fn(server_round, arrays)) is not None:
             result.evaluate_metrics_serverapp[server_round] = extra
@@ -147,6 +149,7 @@ class RoundLoop:
             server_round,
             strategy.accounts,
             masks,
+            judged_by=strategy.task.metrics,
             score=score,
             train=train,
             clients=clients,
@@ -164,6 +167,7 @@ def round_record(
     accounts: RoundAccounts,
     masks: Masks,
     *,
+    judged_by: Sequence[Metric],
     score: Score | None,
     train: MetricRecord | None,
     clients: MetricRecord | None,
@@ -179,6 +183,8 @@ def round_record(
         Its tasks: their results and costs.
     masks : Masks
         The global masks at its end.
+    judged_by : Sequence[Metric]
+        By what models are judged.
     score : Score, optional
         Of the global model, where it was evaluated.
     train, clients : MetricRecord, optional
@@ -187,15 +193,14 @@ def round_record(
         How long the round took.
     """
     tally, counts = accounts.tally, accounts.participation.total
+    names = [metric.name for metric in judged_by]
     return RoundRecord(
         round=server_round,
-        accuracy=score.accuracy if score else None,
+        scores=score.values(judged_by) if score else dict.fromkeys(names),
         loss=score.loss if score else None,
         train_loss=real(train, "train-loss") if train else None,
-        client_accuracy=real(clients, "accuracy") if clients else None,
-        personal_accuracy=real(train, "personal-accuracy")
-        if train and "personal-accuracy" in train
-        else None,
+        client_scores={name: _known(clients, name) for name in names},
+        personal_scores={name: _known(train, f"personal-{name}") for name in names},
         density=masks.density,
         layer_densities=masks.densities(),
         wall_seconds=wall_seconds,
@@ -213,3 +218,8 @@ def round_record(
         device_seconds=tally.device_seconds,
         joules=tally.joules,
     )
+
+
+def _known(record: MetricRecord | None, key: str) -> float | None:
+    """Return a number of a record; None where there is none."""
+    return real(record, key) if record is not None and key in record else None

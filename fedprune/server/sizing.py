@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedprune import data, models, registry
+from fedprune import data, registry, tasks
 from fedprune.costs.devices import DeviceProfile, client_profiles, profiles
 from fedprune.costs.fit import TrainingStep, largest_batch, largest_density, micro_batch, nested_counts
 from fedprune.costs.flops import ModelCost
@@ -129,15 +129,8 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
         raise UserError(f"batch is {batch}, expected at least 1")
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     options = _options(scenario, strategy)
-    info = data.describe(scenario)
-    module = models.build(
-        scenario.model.name,
-        info.input_shape,
-        info.classes,
-        seed=scenario.seed,
-        options=scenario.model.options,
-        directory=scenario.directory,
-    )
+    task = tasks.build(scenario, data.describe(scenario))
+    module = tasks.build_model(scenario, task)
     asked = options["density"] if density is None else density
     try:
         shapes = {n: tuple(module.get_parameter(n).shape) for n in prunable(module, options["keep"])}
@@ -148,7 +141,7 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
     distribution_name, distribution = assumed_distribution(scenario, options.get("distribution"), shapes)
     training = scenario.clients.training
     step = TrainingStep(
-        cost=ModelCost.of(module, info.input_shape),
+        cost=ModelCost.of(module, task),
         shapes=shapes,
         distribution=distribution,
         slots=optimizer_slots(training.optimizer.name, training.optimizer.momentum),
@@ -185,11 +178,11 @@ def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     can = client_class(scenario, strategy).executes_sparse
     rule = rule_of(scenario.clients.training, step.cost) if can else None
-    model = sparse_model(step.cost.skeleton, masks, rule, step.cost.input_shape) if rule and masks else None
+    model = sparse_model(step.cost.skeleton, masks, rule, step.cost.task) if rule and masks else None
     if model is None:
         return Execution(0, len(masks), None)
     slots = step.slots + step.overhead.slots
-    memory = executed_memory(model.module, step.cost.input_shape, asked.batch, slots=slots)
+    memory = executed_memory(model.module, step.cost.task, asked.batch, slots=slots)
     return Execution(len(masks) - len(model.held), len(masks), memory)
 
 

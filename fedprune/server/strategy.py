@@ -37,8 +37,9 @@ from fedprune import registry, seeds
 from fedprune.costs.flops import ModelCost
 from fedprune.data import batches
 from fedprune.protocol.client_masks import MaskRequest
-from fedprune.protocol.messages import metrics_of, share, whole
+from fedprune.protocol.messages import metrics_of
 from fedprune.protocol.reports import GrowthRequest
+from fedprune.protocol.scores import read_score
 from fedprune.protocol.supermasks import Supermasks
 from fedprune.scenario import Scenario
 from fedprune.server.accounts import RoundAccounts
@@ -63,6 +64,8 @@ from fedprune.sparsity.distributions import Distribution
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prunable_masks, prune
+from fedprune.tasks import Task
+from fedprune.training.evaluation import Score, combine
 from fedprune.wire import Codec, Layout, largest_reply
 
 _T = TypeVar("_T")
@@ -126,7 +129,7 @@ class PruningStrategy(Strategy):
         if options.density < 1:
             prunable(federation.module, options.keep)  # What it refuses is refused before anything runs.
         self.model = GlobalModel(federation.module, scenario, self.supermasks)
-        self.cost = ModelCost.of(federation.module, federation.info.input_shape)
+        self.cost = ModelCost.of(federation.module, federation.task)
         parameters = [name for name, _ in federation.module.named_parameters()]
         named = named_aggregator(scenario, options.aggregator, parameters, not_a=PruningStrategy)
         self.aggregator: Aggregator = aggregator or named or self.make_mean()
@@ -138,6 +141,7 @@ class PruningStrategy(Strategy):
             self.registry,
             self.exchange,
             self.dense,
+            judged_by=federation.task.metrics,
             largest_reply=largest_reply(self.layout),
             listeners=federation.listeners,
         )
@@ -265,6 +269,11 @@ class PruningStrategy(Strategy):
         return self.model.module
 
     @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return self.federation.task
+
+    @property
     def layout(self) -> Layout:
         """Names and shapes of the model's state."""
         return self.model.layout
@@ -347,8 +356,9 @@ class PruningStrategy(Strategy):
             distribution=shared_out,
             density=self.options.density if density is None else density,
             iterations=iterations,
-            input_shape=self.federation.info.input_shape,
+            example=self.task.info.inputs.filled(1, 1),
             batches=self.public_batches() if needs_data(scored_by) else (),
+            loss=self.task.loss,
             generator=seeds.torch_generator(self.scenario.seed, "prune", *(() if draw is None else (draw,))),
         )
 
@@ -373,7 +383,7 @@ class PruningStrategy(Strategy):
         """Return the server's public examples in batches of the clients' size; [] without any."""
         size = self.scenario.clients.training.batch_size
         federation = self.federation
-        return list(batches(federation.images, federation.public, federation.info, size))
+        return list(batches(federation.examples, federation.public, self.task, size))
 
     def pretrain(self, epochs: int) -> None:
         """Train the global model on the server's public data, as a client trains, from where it is."""
@@ -485,8 +495,8 @@ class PruningStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate replies as they arrive; the new state is ``self.state``, under the masks.
 
-        The metrics are ``train-loss``, weighted by examples, and, where clients hold out examples,
-        ``personal-accuracy``, weighted by these.
+        The metrics are ``train-loss``, weighted by examples, and, where clients hold out examples, how well
+        their models do on all of these together, such as ``personal-accuracy``.
         """
 
         def read(reply: Message) -> TrainReply:
@@ -498,6 +508,7 @@ class PruningStrategy(Strategy):
                 self.model,
                 growth=self.request,
                 move=self.move,
+                judged_by=self.task.metrics,
                 report=lambda: self.read(server_round, reply),
             )
 
@@ -514,7 +525,7 @@ class PruningStrategy(Strategy):
                 self.votes[name].add(indices, values, reply.weight)
             self.observe(server_round, reply)
             totals.add(reply)
-        metrics = totals.record()
+        metrics = totals.record(self.task.metrics)
         if metrics is None:
             return None, None
         self.state = self.aggregator.finish()
@@ -535,19 +546,19 @@ class PruningStrategy(Strategy):
             yield self.exchange.message(number, content(number), MessageType.EVALUATE, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the clients' mean accuracy, weighted by held-out examples."""
+        """Return how well the model does on all clients' held-out examples together: the task's metrics."""
 
-        def read(reply: Message) -> tuple[int, float]:
-            metrics = metrics_of(reply.content)
-            examples, accuracy = whole(metrics, "num-examples"), share(metrics, "accuracy")
-            device = self.clients[self.registry.number_of(reply)].profile.name
-            self.accounts.participation.note_score(device, examples, accuracy)
-            return examples, accuracy
+        def read(reply: Message) -> Score | None:
+            found = read_score(metrics_of(reply.content), self.task.metrics)
+            if found is not None:
+                device = self.clients[self.registry.number_of(reply)].profile.name
+                self.accounts.participation.note_score(device, found)
+            return found
 
-        scores = list(self.accounts.accept(server_round, replies, read))
-        examples = sum(count for count, _ in scores)
-        correct = sum((count * accuracy for count, accuracy in scores), 0.0)
-        return MetricRecord({"accuracy": correct / examples}) if examples else None
+        found = [score for score in self.accounts.accept(server_round, replies, read) if score is not None]
+        values = combine(found).values(self.task.metrics)
+        known = {name: value for name, value in values.items() if value is not None}
+        return MetricRecord(dict(known)) if known else None
 
     def summary(self) -> None:
         """Log what is run."""

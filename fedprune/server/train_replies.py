@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Message, MetricRecord
 
 from fedprune.protocol.client_masks import MaskRequest, read_own_masks
-from fedprune.protocol.messages import arrays_of, metrics_of, real, share, whole
+from fedprune.protocol.messages import arrays_of, metrics_of, real, whole
 from fedprune.protocol.reports import GrowthRequest, Report, read_growth
+from fedprune.protocol.scores import PERSONAL, read_score
 from fedprune.server.aggregation import TrainReply
 from fedprune.server.global_model import GlobalModel
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Metric
+from fedprune.training.evaluation import Score, combine
 
 
 def read_train_reply(
@@ -23,6 +27,7 @@ def read_train_reply(
     *,
     growth: GrowthRequest | None,
     move: MaskRequest | None,
+    judged_by: Sequence[Metric],
     report: Any,
 ) -> TrainReply:
     """Return what a reply to a training message says.
@@ -41,6 +46,8 @@ def read_train_reply(
         The candidates for growth that it was asked for.
     move : MaskRequest, optional
         How it could move its masks.
+    judged_by : Sequence[Metric]
+        By what models are judged.
     report : Callable[[], Any]
         Reads what else the strategy asked for.
 
@@ -54,7 +61,6 @@ def read_train_reply(
     if growth is not None:
         candidates = read_growth(reply.content.array_records.get("growth"), growth, sent)
     codec = model.reply_codec(read_own_masks(arrays, model.layout, sent, move) or sent)
-    held_out, accuracy = _read_held_out(metrics)
     return TrainReply(
         client=number,
         weight=whole(metrics, "num-examples", least=1),
@@ -64,42 +70,35 @@ def read_train_reply(
         growth=candidates,
         message=reply,
         report=report(),
-        held_out=held_out,
-        held_out_accuracy=accuracy,
+        personal=read_score(metrics, judged_by, PERSONAL),
     )
-
-
-def _read_held_out(metrics: MetricRecord) -> tuple[int, float]:
-    """Return how many examples a client scored its trained model on, and its accuracy; (0, 0.0) for none."""
-    if "test-examples" not in metrics and "test-accuracy" not in metrics:
-        return 0, 0.0
-    return whole(metrics, "test-examples", least=1), share(metrics, "test-accuracy")
 
 
 @dataclass
 class TrainMetrics:
-    """The mean training loss of a round's clients, and the accuracy of their trained models.
+    """The mean training loss of a round's clients, and how well their trained models do.
 
-    ``train-loss`` is weighted by examples, ``personal-accuracy`` by held-out examples.
+    ``train-loss`` is weighted by examples; ``personal-accuracy``, or what else models are judged by, is that
+    of all held-out examples together.
     """
 
     weight: int = 0
     loss: float = 0.0
-    held_out: int = 0
-    correct: float = 0.0
+    personal: list[Score] = field(default_factory=list)
 
     def add(self, reply: TrainReply) -> None:
         """Add a client."""
         self.weight += reply.weight
         self.loss += reply.weight * reply.loss
-        self.held_out += reply.held_out
-        self.correct += reply.held_out * reply.held_out_accuracy
+        if reply.personal is not None:
+            self.personal.append(reply.personal)
 
-    def record(self) -> MetricRecord | None:
+    def record(self, judged_by: Sequence[Metric]) -> MetricRecord | None:
         """Return the means; None where no client was added."""
         if self.weight == 0:
             return None
         metrics = MetricRecord({"train-loss": self.loss / self.weight})
-        if self.held_out:
-            metrics["personal-accuracy"] = self.correct / self.held_out
+        for name, value in combine(self.personal).values(judged_by).items():
+            if value is not None:
+                metrics[f"personal-{name}"] = value
         return metrics

@@ -14,11 +14,12 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedprune.sparsity.loss import Loss
+
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""Pairs of inputs, float (B, *input_shape), and labels, int64 (B,)."""
+"""Pairs of inputs, (B, ...), and targets, (B, ...), as the task makes them."""
 
 
 class Criterion(Protocol):
@@ -34,8 +35,9 @@ class Criterion(Protocol):
         names: Sequence[str],
         /,
         *,
-        input_shape: tuple[int, ...],
+        example: Tensor,
         batches: Batches,
+        loss: Loss,
         generator: torch.Generator | None,
     ) -> Mapping[str, Tensor]:
         """Return the scores of the weights.
@@ -46,10 +48,12 @@ class Criterion(Protocol):
             The model; comes back unchanged.
         names
             Its parameters to be scored.
-        input_shape
-            Shape of one example.
+        example
+            One input of ones, (1, ...), of the dtype that the model takes.
         batches
             Data, empty where there is none; the model is looked at in training mode.
+        loss
+            What is learnt.
         generator
             Source of every random draw.
 
@@ -87,8 +91,9 @@ def random(
     module: nn.Module,
     names: Sequence[str],
     *,
-    input_shape: tuple[int, ...],
+    example: Tensor,
     batches: Batches,
+    loss: Loss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Score weights at random, uniformly in [0, 1)."""
@@ -101,8 +106,9 @@ def magnitude(
     module: nn.Module,
     names: Sequence[str],
     *,
-    input_shape: tuple[int, ...],
+    example: Tensor,
     batches: Batches,
+    loss: Loss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Score weights by absolute value."""
@@ -114,17 +120,18 @@ def snip(
     module: nn.Module,
     names: Sequence[str],
     *,
-    input_shape: tuple[int, ...],
+    example: Tensor,
     batches: Batches,
+    loss: Loss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Score weights by what the loss would feel of their removal, |w * dL/dw| (Lee et al., ICLR 2019).
 
-    L is the mean cross-entropy over all examples of the batches. The paper divides by the sum of
+    L is the mean loss over all examples of the batches. The paper divides by the sum of
     all scores (equation 6), which changes no rank.
     """
     with _copied(module, names) as (network, weights):
-        gradients = _gradient(network, weights, batches)
+        gradients = _gradient(network, weights, batches, loss)
     return {
         name: (weight.detach() * gradient).abs()
         for name, weight, gradient in zip(names, weights, gradients, strict=True)
@@ -132,7 +139,7 @@ def snip(
 
 
 GRASP_TEMPERATURE = 200.0
-"""What the logits are divided by in `grasp`, as in the code of its authors."""
+"""What the model's outputs are divided by in `grasp`, as in the code of its authors."""
 
 
 @declare(needs_data=True)
@@ -140,23 +147,24 @@ def grasp(
     module: nn.Module,
     names: Sequence[str],
     *,
-    input_shape: tuple[int, ...],
+    example: Tensor,
     batches: Batches,
+    loss: Loss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Score weights by how much their removal would hurt the gradient flow, w * Hg (Wang et al., ICLR 2020).
 
-    g is the gradient of the mean cross-entropy with respect to the named weights, H its Hessian,
-    with logits divided by `GRASP_TEMPERATURE`. The paper's score is -w * Hg (equation 8), of which
+    g is the gradient of the mean loss with respect to the named weights, H its Hessian,
+    with outputs divided by `GRASP_TEMPERATURE`. The paper's score is -w * Hg (equation 8), of which
     it removes the highest: those whose removal raises the norm of the gradient. Here the highest
     are kept, so the sign is the opposite one. A score may well be negative.
     """
     with _copied(module, names) as (network, weights):
-        gradients = _gradient(network, weights, batches, GRASP_TEMPERATURE)
+        gradients = _gradient(network, weights, batches, loss, GRASP_TEMPERATURE)
         products = [torch.zeros_like(weight) for weight in weights]
-        for loss in _losses(network, batches, GRASP_TEMPERATURE):
+        for part in _losses(network, batches, loss, GRASP_TEMPERATURE):
             partial = torch.autograd.grad(
-                loss, weights, create_graph=True, allow_unused=True, materialize_grads=True
+                part, weights, create_graph=True, allow_unused=True, materialize_grads=True
             )
             flow = torch.stack([(p * g).sum() for p, g in zip(partial, gradients, strict=True)]).sum()
             _accumulate(products, flow, weights)
@@ -171,8 +179,9 @@ def synflow(
     module: nn.Module,
     names: Sequence[str],
     *,
-    input_shape: tuple[int, ...],
+    example: Tensor,
     batches: Batches,
+    loss: Loss,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Score weights by synaptic flow, |w * dR/dw|, without data (Tanaka et al., NeurIPS 2020).
@@ -194,7 +203,8 @@ def synflow(
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.abs_()
-        ones = torch.ones(1, *input_shape, dtype=torch.float64, device=weights[0].device)
+        ones = example.to(weights[0].device)
+        ones = ones.double() if ones.is_floating_point() else ones
         gradients = [torch.zeros_like(weight) for weight in weights]
         _accumulate(gradients, network(ones).sum(), weights)
     return {
@@ -227,21 +237,21 @@ def _copied(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module
         yield network, weights
 
 
-def _losses(network: nn.Module, batches: Batches, temperature: float) -> Iterator[Tensor]:
-    """Yield each batch's part of the mean cross-entropy over all examples: their sum is the mean."""
+def _losses(network: nn.Module, batches: Batches, loss: Loss, temperature: float) -> Iterator[Tensor]:
+    """Yield each batch's part of the mean loss over all examples: their sum is the mean."""
     device = next(network.parameters()).device
-    examples = sum(len(labels) for _, labels in batches)
-    for inputs, labels in batches:
-        logits = network(inputs.to(device)) / temperature
-        yield functional.cross_entropy(logits, labels.to(device), reduction="sum") / examples
+    examples = sum(len(targets) for _, targets in batches)
+    for inputs, targets in batches:
+        inputs = inputs.to(device)
+        yield loss(network(inputs) / temperature, targets.to(device), inputs, "sum") / examples
 
 
 def _gradient(
-    network: nn.Module, weights: Sequence[Tensor], batches: Batches, temperature: float = 1.0
+    network: nn.Module, weights: Sequence[Tensor], batches: Batches, loss: Loss, temperature: float = 1.0
 ) -> list[Tensor]:
     gradients = [torch.zeros_like(weight) for weight in weights]
-    for loss in _losses(network, batches, temperature):
-        _accumulate(gradients, loss, weights)
+    for part in _losses(network, batches, loss, temperature):
+        _accumulate(gradients, part, weights)
     return gradients
 
 

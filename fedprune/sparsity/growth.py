@@ -12,15 +12,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedprune.errors import NotFiniteError, WireError
 from fedprune.sparsity.execution import Slice, SparseConv2d, gradient_slices
+from fedprune.sparsity.loss import Loss, cross_entropy
 from fedprune.sparsity.masks import Masks
 
 
-def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the gradient of the mean cross entropy over some batches for one weight, dense.
+def layer_gradient(
+    module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss = cross_entropy
+) -> Tensor:
+    """Return the gradient of the mean loss over some batches for one weight, dense.
 
     Batch norm uses the statistics of the batch, as in training; the module comes back unchanged.
     No other weight's gradient is ever formed.
@@ -33,6 +35,8 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
         A parameter's name.
     batches : Iterable
         (x, y) on the module's device.
+    loss : Loss
+        What is learnt.
 
     Returns
     -------
@@ -42,22 +46,25 @@ def layer_gradient(module: nn.Module, name: str, batches: Iterable[tuple[Tensor,
     if layer := sparse_layer(module, name):
         total = layer.weight.new_zeros(layer.index.shape)
         flat = total.view(*total.shape[:2], -1)
-        for outputs, tap, part in gradient_parts(module, name, layer, batches):
+        for outputs, tap, part in gradient_parts(module, name, layer, batches, loss):
             flat[outputs, :, tap] = part
         return total
     weight = module.get_parameter(name)
     total, examples = torch.zeros_like(weight), 0
     with _measured(module, name):
         for x, y in batches:
-            loss = functional.cross_entropy(module(x), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, [weight])
+            (gradient,) = torch.autograd.grad(loss(module(x), y, x, "sum"), [weight])
             total += gradient
             examples += len(y)
     return total / max(examples, 1)
 
 
 def gradient_parts(
-    module: nn.Module, name: str, layer: SparseConv2d, batches: Iterable[tuple[Tensor, Tensor]]
+    module: nn.Module,
+    name: str,
+    layer: SparseConv2d,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss = cross_entropy,
 ) -> Iterator[Slice]:
     """Yield the `layer_gradient` of a layer that is executed sparse in slices, see `gradient_slices`.
 
@@ -69,8 +76,7 @@ def gradient_parts(
     try:
         with _measured(module, name):
             for x, y in batches:
-                loss = functional.cross_entropy(module(x), y, reduction="sum")
-                torch.autograd.grad(loss, [layer.weight])
+                torch.autograd.grad(loss(module(x), y, x, "sum"), [layer.weight])
                 examples += len(y)
     finally:
         layer.observer = None
@@ -103,7 +109,10 @@ def _measured(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def mean_squared_gradient(
-    module: nn.Module, name: str, batches: Iterable[Iterable[tuple[Tensor, Tensor]]]
+    module: nn.Module,
+    name: str,
+    batches: Iterable[Iterable[tuple[Tensor, Tensor]]],
+    loss: Loss = cross_entropy,
 ) -> Tensor:
     """Return the square of one weight's `layer_gradient` on each batch, averaged over the batches.
 
@@ -112,13 +121,18 @@ def mean_squared_gradient(
     """
     total, count = layer_gradient(module, name, []), 0
     for batch in batches:
-        total += layer_gradient(module, name, batch).square()
+        total += layer_gradient(module, name, batch, loss).square()
         count += 1
     return total / max(count, 1)
 
 
 def largest_gradients(
-    module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]], mask: Tensor, count: int
+    module: nn.Module,
+    name: str,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    mask: Tensor,
+    count: int,
+    loss: Loss = cross_entropy,
 ) -> tuple[Tensor, Tensor]:
     """Return the pruned weights of a layer with the largest gradients, as `largest_pruned` does.
 
@@ -126,8 +140,8 @@ def largest_gradients(
     of `layer_gradient` and `largest_pruned`.
     """
     if layer := sparse_layer(module, name):
-        return largest_of(gradient_parts(module, name, layer, batches), mask, count)
-    gradient = layer_gradient(module, name, batches)
+        return largest_of(gradient_parts(module, name, layer, batches, loss), mask, count)
+    gradient = layer_gradient(module, name, batches, loss)
     return largest_pruned(gradient, mask.to(gradient.device), count)
 
 

@@ -18,6 +18,7 @@ from fedprune.errors import UserError
 from fedprune.sparsity.criteria import Batches, Criterion, default_iterations, needs_data
 from fedprune.sparsity.distributions import Distribution, kept_counts, total_kept
 from fedprune.sparsity.layers import SMALL, Weight, weights
+from fedprune.sparsity.loss import Loss, cross_entropy
 from fedprune.sparsity.masks import Masks, keep_highest
 
 KEEP = ("first", "last")
@@ -160,9 +161,10 @@ def prune(
     criterion: Criterion,
     distribution: Distribution,
     density: float,
-    input_shape: tuple[int, ...],
+    example: Tensor,
     iterations: int | None = None,
     batches: Batches = (),
+    loss: Loss = cross_entropy,
     generator: torch.Generator | None = None,
 ) -> Masks:
     """Return masks that keep ``round(density * N)`` of the N named weights, at least one a layer.
@@ -180,12 +182,14 @@ def prune(
         Which weights are kept, and how many in each layer.
     density
         Share of the named weights to keep, in (0, 1].
-    input_shape
-        Shape of one example.
+    example
+        One input of ones, (1, ...).
     iterations
         Number of steps; None for the criterion's own default.
     batches
         Data for criteria that need it.
+    loss
+        What is learnt, for these.
     generator
         Source of the draws of criteria that are random.
 
@@ -213,7 +217,8 @@ def prune(
     for step in range(1, steps + 1):
         reached = density ** (step / steps)
         scores = _scores_of_kept(
-            criterion(network, names, input_shape=input_shape, batches=batches, generator=generator), masks
+            criterion(network, names, example=example, batches=batches, loss=loss, generator=generator),
+            masks,
         )
         masks = keep_highest(scores, kept_counts(distribution(shapes, reached, scores), shapes, reached))
         for name, weight in weights.items():

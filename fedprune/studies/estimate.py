@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
-import torch
-
-from fedprune import models
+from fedprune import tasks
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import optimizer_slots, step_memory
-from fedprune.data import Source
+from fedprune.data import Source, info_of
 from fedprune.determinism import deterministic
 from fedprune.errors import FedpruneError
 from fedprune.scenario import Scenario
@@ -86,24 +84,17 @@ class Needs:
 
     def _measured(self, scenario: Scenario, source: Source) -> tuple[float, int]:
         training = scenario.clients.training
-        shape = source.train.pixels.shape[1:]
-        module = models.build(
-            scenario.model.name,
-            shape,
-            len(source.class_names),
-            seed=scenario.seed,
-            options=scenario.model.options,
-            directory=scenario.directory,
-        )
+        task = tasks.build(scenario, info_of(scenario, source))
+        module = tasks.build_model(scenario, task)
         slots = optimizer_slots(training.optimizer.name, training.optimizer.momentum)
-        step = step_memory(ModelCost.of(module, shape), Masks(), training.batch_size, slots=slots)
+        step = step_memory(ModelCost.of(module, task), Masks(), training.batch_size, slots=slots)
         values = sum(parameter.numel() for parameter in module.parameters())
         memory = PROCESS_BYTES + STATES * 4 * values + step.total
-        batch = torch.zeros(training.batch_size, *shape), torch.zeros(training.batch_size, dtype=torch.long)
+        batch = task.placeholder(training.batch_size)
         times = []
         for _ in range(4):
             began = time.perf_counter()
-            train(module, [batch] * STEPS, training.optimizer, lr=0.0, masks=Masks())
+            train(module, [batch] * STEPS, task, training.optimizer, lr=0.0, masks=Masks())
             times.append((time.perf_counter() - began) / STEPS)
         return median(times[1:]), memory
 

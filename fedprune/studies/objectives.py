@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Literal
 
-from fedprune.costs.ledger import RoundRecord
+from fedprune.results.measures import format_number, metric_form
 from fedprune.scenario.validation import refuse
 from fedprune.studies.outcomes import Metric
-from fedprune.studies.statistics.quantities import Quantity, format_number, metric_form, quantities
+from fedprune.studies.statistics.quantities import Quantity, quantities
 from fedprune.wording import known_here
 
 Direction = Literal["maximize", "minimize"]
@@ -16,7 +15,6 @@ Direction = Literal["maximize", "minimize"]
 #: A metric's figures begin so, whatever the metric.
 _OF_METRIC = ("final_", "best_")
 _KNOWN = {quantity.key: quantity for quantity in quantities(Metric())}
-_COLUMNS = {field.name for field in fields(RoundRecord)}
 
 
 def quantity_of(key: str) -> Quantity:
@@ -61,4 +59,4 @@ def column_of(key: str) -> str | None:
     ('accuracy', None)
     """
     column = key.removeprefix("final_").removeprefix("best_")
-    return column if key.startswith(_OF_METRIC) and column in _COLUMNS else None
+    return column if key.startswith(_OF_METRIC) else None

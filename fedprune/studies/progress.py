@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from fedprune.results.measures import metric_form
 from fedprune.studies.outcomes import Metric, Outcome
 from fedprune.studies.plan import PlannedRun
-from fedprune.studies.statistics.quantities import metric_form
 from fedprune.units import format_seconds
 
 if TYPE_CHECKING:

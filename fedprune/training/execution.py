@@ -22,6 +22,7 @@ from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import Rule, always, held_masks, index_masks, pays, sparse_copy
 from fedprune.sparsity.execution.convert import Indices
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task
 from fedprune.wire import Codec, Layout, StateCodec, get_state, set_state
 
 _logger = logging.getLogger(__name__)
@@ -73,9 +74,7 @@ def rule_of(training: TrainingSpec, cost: ModelCost) -> Rule | None:
     return always if training.execution == "sparse" else rule
 
 
-def sparse_model(
-    skeleton: nn.Module, masks: Masks, rule: Rule, input_shape: tuple[int, ...]
-) -> LocalModel | None:
+def sparse_model(skeleton: nn.Module, masks: Masks, rule: Rule, task: Task) -> LocalModel | None:
     """Return a model of which the layers that a rule names are executed sparse; None where it names none.
 
     None, too, for a model that cannot work on activations whose examples lie side by side in memory: one
@@ -89,14 +88,14 @@ def sparse_model(
         What is kept.
     rule : Rule
         Which layers.
-    input_shape : tuple[int, ...]
-        (C, H, W) of an image.
+    task : Task
+        What is learnt, of which inputs.
     """
     indices = index_masks(skeleton, masks, rule)
     if not indices:
         return None
     model = _executed(skeleton, masks, indices)
-    if fault := _fault(model.module, input_shape):
+    if fault := _fault(model.module, task):
         _logger.warning(
             "the model is executed dense, since it cannot work with sparse layers: %s (in its forward, "
             "`reshape` does what `view` cannot)",
@@ -112,17 +111,17 @@ def _executed(skeleton: nn.Module, masks: Masks, indices: Indices) -> LocalModel
     return LocalModel(module, StateCodec(Layout.of(module), held_masks(masks, indices)), masks)
 
 
-def _fault(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """Return why a model cannot take a training step on two images; None where it can."""
+def _fault(module: nn.Module, task: Task) -> str | None:
+    """Return why a model cannot take a training step on two examples; None where it can."""
     try:
         with leaves_no_trace(module):
-            forward_loss(module.train(), input_shape, 2).backward()  # type: ignore[no-untyped-call]
+            forward_loss(module.train(), task, 2).backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # It may be a user's own, and raise anything.
         return _said(error)
     return None
 
 
-def why_not_sparse(outline: nn.Module, dense: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+def why_not_sparse(outline: nn.Module, dense: nn.Module, task: Task) -> str | None:
     """Return why a model computes something else where its layers are executed sparse; None: it does not.
 
     A model may use its layers in ways that a copy with other layers does not follow: by a hook, by a closure
@@ -134,8 +133,8 @@ def why_not_sparse(outline: nn.Module, dense: nn.Module, input_shape: tuple[int,
         The model, `without_values`.
     dense : nn.Module
         Another build of it, whose values change.
-    input_shape : tuple[int, ...]
-        (C, H, W) of an image.
+    task : Task
+        What is learnt, of which inputs.
     """
     generator = torch.Generator().manual_seed(0)
     weights = {name: weight for name, weight in dense.named_parameters() if weight.dim() in (2, 4)}
@@ -148,13 +147,13 @@ def why_not_sparse(outline: nn.Module, dense: nn.Module, input_shape: tuple[int,
         name: value + 0.05 * torch.rand(value.shape, generator=generator).to(value.dtype)
         for name, value in get_state(dense).items()
     }
-    images = torch.rand((2, *input_shape), generator=generator)
+    inputs = task.info.inputs.random(2, generator)
     try:
         sparse = _executed(outline, masks, indices)
         sparse.load(codec.flatten(state))
         set_state(dense, codec.unflatten(codec.flatten(state)))
         with torch.no_grad():
-            found, expected = sparse.module.eval()(images), dense.eval()(images)
+            found, expected = sparse.module.eval()(inputs), dense.eval()(inputs)
     except Exception as error:
         return _said(error)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):

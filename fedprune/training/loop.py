@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedprune.data import parts
 from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.training import hold
+from fedprune.tasks import Task
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Prepare = Callable[[torch.optim.Optimizer], None]
@@ -33,6 +33,7 @@ class Trained:
 def train(
     module: nn.Module,
     batches: Batches,
+    task: Task,
     spec: OptimizerSpec,
     *,
     lr: float,
@@ -41,14 +42,16 @@ def train(
     prepare: Prepare | None = None,
     micro_batch: int | None = None,
 ) -> Trained:
-    """Take one optimizer step on cross entropy for each batch; pruned weights stay exactly 0.
+    """Take one optimizer step on the task's loss for each batch; pruned weights stay exactly 0.
 
     Parameters
     ----------
     module : nn.Module
         Trained in place, in training mode.
     batches : Iterable
-        (x, y): float32 (B, C, H, W) and int64 (B,); moved to the module's device.
+        (x, y), as the task makes them; moved to the module's device.
+    task : Task
+        What is learnt.
     spec : OptimizerSpec
         The optimizer; its state starts empty.
     lr : float
@@ -77,7 +80,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             pieces = parts(x, y, micro_batch)
             for part_x, part_y in pieces:
-                loss = functional.cross_entropy(module(part_x.to(device)), part_y.to(device))
+                part_x, part_y = part_x.to(device), part_y.to(device)
+                loss = task.loss(module(part_x), part_y, part_x)
                 if len(pieces) > 1:
                     loss = loss * (len(part_y) / len(y))
                 loss.backward()  # type: ignore[no-untyped-call]

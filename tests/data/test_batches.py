@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.data import DataInfo, Images, batches
+from fedprune.data import DataInfo, Examples, batches
 from fedprune.data.batches import crop, crop_padding, flip
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 16, 20)
-IMAGES = Images(RNG.integers(0, 256, (50, *SHAPE), dtype=np.uint8), RNG.integers(0, 5, 50))
+IMAGES = Examples(RNG.integers(0, 256, (50, *SHAPE), dtype=np.uint8), RNG.integers(0, 5, 50))
 INFO = DataInfo("made", SHAPE, 5, tuple("abcde"), (0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
 
 
@@ -23,10 +23,10 @@ def test_batch_is_normalised_and_in_order() -> None:
     indices = np.array([4, 49, 0, 7, 7])
     (x, y), (last_x, last_y) = batches(IMAGES, indices, INFO, 3)
     mean, std = (np.array(v)[:, None, None] for v in (INFO.mean, INFO.std))
-    expected = (IMAGES.pixels[[4, 49, 0]] / 255 - mean) / std
+    expected = (IMAGES.inputs[[4, 49, 0]] / 255 - mean) / std
     np.testing.assert_allclose(x.numpy(), expected, atol=1e-5)
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
-    assert y.tolist() == IMAGES.labels[[4, 49, 0]].tolist()
+    assert y.tolist() == IMAGES.targets[[4, 49, 0]].tolist()
     assert (len(last_x), len(last_y)) == (2, 2)
 
 
@@ -55,17 +55,17 @@ def test_shuffle_is_a_permutation_that_the_generator_decides() -> None:
 def test_images_and_labels_stay_together() -> None:
     pixels = np.repeat(np.arange(40, dtype=np.uint8), 64).reshape(40, 1, 8, 8)
     info = DataInfo("numbered", (1, 8, 8), 40, tuple(map(str, range(40))), (0.0,), (1.0,))
-    for x, y in batches(Images(pixels, np.arange(40)), np.arange(40), info, 7, generator(), ["flip"]):
+    for x, y in batches(Examples(pixels, np.arange(40)), np.arange(40), info, 7, generator(), ["flip"]):
         np.testing.assert_allclose(x[:, 0, 3, 3].numpy() * 255, y.numpy(), rtol=1e-5)
 
 
 def test_the_images_themselves_are_not_changed_and_may_be_read_only() -> None:
-    pixels = IMAGES.pixels.copy()
+    pixels = IMAGES.inputs.copy()
     pixels.flags.writeable = False
-    read_only = Images(pixels, IMAGES.labels)
+    read_only = Examples(pixels, IMAGES.targets)
     for x, _ in batches(read_only, np.arange(50), INFO, 16, generator(), ["crop", "flip"]):
         x.zero_()
-    np.testing.assert_array_equal(pixels, IMAGES.pixels)
+    np.testing.assert_array_equal(pixels, IMAGES.inputs)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_crop_padding(height: int, width: int, padding: int) -> None:
 
 def test_crop_shifts_each_image_by_its_own_draw() -> None:
     """Every result is the image at one of the 25 places that a padding of 2 allows; all are met in time."""
-    pixels = torch.from_numpy(IMAGES.pixels)
+    pixels = torch.from_numpy(IMAGES.inputs)
     met = set()
     for seed in range(10):
-        for source, result in zip(IMAGES.pixels, crop(pixels, generator(seed)).numpy(), strict=True):
+        for source, result in zip(IMAGES.inputs, crop(pixels, generator(seed)).numpy(), strict=True):
             padded = np.pad(source, [(0, 0), (2, 2), (2, 2)])
             places = [
                 (top, left)
@@ -94,10 +94,10 @@ def test_crop_shifts_each_image_by_its_own_draw() -> None:
 
 
 def test_flip_mirrors_about_half_of_the_images() -> None:
-    pixels = torch.from_numpy(IMAGES.pixels)
+    pixels = torch.from_numpy(IMAGES.inputs)
     mirrored = 0
     for seed in range(10):
-        for source, result in zip(IMAGES.pixels, flip(pixels, generator(seed)).numpy(), strict=True):
+        for source, result in zip(IMAGES.inputs, flip(pixels, generator(seed)).numpy(), strict=True):
             backwards = np.array([[row[::-1] for row in channel] for channel in source])
             assert np.array_equal(result, source) or np.array_equal(result, backwards)
             mirrored += np.array_equal(result, backwards)

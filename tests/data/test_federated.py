@@ -21,11 +21,11 @@ CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 
 OWN = """
 import numpy as np
-from fedprune.data import Images, Source
+from fedprune.data import Examples, Source
 
 def made(request):
     "Sixty images of two classes."
-    images = Images(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 2)
+    images = Examples(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 2)
     return Source(images, images, ("even", "odd"))
 
 def normalised(request):
@@ -33,11 +33,11 @@ def normalised(request):
     return Source(images, images, ("even", "odd"), (0.1, 0.2), (1.0, 1.0))
 
 def float_pixels(request):
-    images = Images(np.zeros((60, 2, 4, 5)), np.arange(60) % 2)
+    images = Examples(np.zeros((60, 2, 4, 5)), np.arange(60) % 2)
     return Source(images, images, ("even", "odd"))
 
 def unknown_class(request):
-    images = Images(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 3)
+    images = Examples(np.zeros((60, 2, 4, 5), dtype=np.uint8), np.arange(60) % 3)
     return Source(images, images, ("even", "odd"))
 """
 
@@ -78,7 +78,7 @@ def test_server_and_clients_share_the_training_images_without_overlap(
     assert len(data.server) == public
     for number in range(data.clients):
         client = data.client(number)
-        assert client.images is data.train
+        assert client.examples is data.train
         assert len(client.train) >= 8
         assert (len(client.test) > 0) == (test > 0)
 
@@ -89,7 +89,7 @@ def test_division_is_decided_by_the_seed(scenario: Make) -> None:
     for a, b in zip(parts(first), parts(again), strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(a.tolist() != b.tolist() for a, b in zip(parts(first), parts(other), strict=True))
-    np.testing.assert_array_equal(first.test.pixels, other.test.pixels)
+    np.testing.assert_array_equal(first.test.inputs, other.test.inputs)
 
 
 def test_server_s_part_does_not_depend_on_the_clients(scenario: Make) -> None:
@@ -143,7 +143,7 @@ def test_arrays_travel_out_of_band(scenario: Make) -> None:
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(data, protocol=5, buffer_callback=buffers.append)
     assert len(body) < 4096
-    assert sum(len(buffer.raw()) for buffer in buffers) >= data.train.pixels.nbytes
+    assert sum(len(buffer.raw()) for buffer in buffers) >= data.train.inputs.nbytes
 
 
 def test_importing_needs_nothing_of_the_extra() -> None:
@@ -161,8 +161,8 @@ def test_importing_needs_nothing_of_the_extra() -> None:
 def same_share(one: ClientData, other: ClientData) -> None:
     for part in ("train", "test"):
         mine, theirs = getattr(one, part), getattr(other, part)
-        np.testing.assert_array_equal(one.images.pixels[mine], other.images.pixels[theirs])
-        np.testing.assert_array_equal(one.images.labels[mine], other.images.labels[theirs])
+        np.testing.assert_array_equal(one.examples.inputs[mine], other.examples.inputs[theirs])
+        np.testing.assert_array_equal(one.examples.targets[mine], other.examples.targets[theirs])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_open_share_is_the_one_of_the_whole(
     assert shares.info == whole.info
     for number in (4, 0, 3):
         same_share(shares.client(number), whole.client(number))
-        assert shares.client(number).images is shares.client(number).images
+        assert shares.client(number).examples is shares.client(number).examples
 
 
 @pytest.mark.parametrize("declared", [{}, {"input_shape": [3, 8, 8], "classes": 2}])

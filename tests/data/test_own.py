@@ -22,21 +22,21 @@ from inprocess import federate, plan
 from fedprune import data
 from fedprune.client.app import FederatedClientApp
 from fedprune.client.site import Site
-from fedprune.data import Images, expected, load_own, npz
+from fedprune.data import Examples, expected, load_own, npz
 from fedprune.errors import DataError, PluginError
 from fedprune.scenario import Scenario
 
 Make = Callable[..., Scenario]
-Write = Callable[[Path, Images, tuple[str, ...]], str]
+Write = Callable[[Path, Examples, tuple[str, ...]], str]
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 CLIENT = 2
 RNG = np.random.default_rng(0)
 
 
-def made(count: int = 12, shape: tuple[int, ...] = (3, 5, 4), classes: int = 3) -> Images:
+def made(count: int = 12, shape: tuple[int, ...] = (3, 5, 4), classes: int = 3) -> Examples:
     pixels = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
-    return Images(pixels, np.arange(count) % classes)
+    return Examples(pixels, np.arange(count) % classes)
 
 
 PETS = {"name": "pets", "path": "unread", "input_shape": [3, 5, 4], "classes": ["cat", "dog", "ox"]}
@@ -48,47 +48,47 @@ def as_image(pixels: np.ndarray) -> Any:
     return PIL.Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def npz_file(folder: Path, images: Images, names: tuple[str, ...]) -> str:
-    np.savez(folder / "own.npz", pixels=images.pixels, labels=images.labels)
+def npz_file(folder: Path, images: Examples, names: tuple[str, ...]) -> str:
+    np.savez(folder / "own.npz", pixels=images.inputs, labels=images.targets)
     return str(folder / "own.npz")
 
 
-def compressed_file(folder: Path, images: Images, names: tuple[str, ...]) -> str:
-    np.savez_compressed(folder / "own.npz", labels=images.labels.astype(np.uint8), pixels=images.pixels)
+def compressed_file(folder: Path, images: Examples, names: tuple[str, ...]) -> str:
+    np.savez_compressed(folder / "own.npz", labels=images.targets.astype(np.uint8), pixels=images.inputs)
     return str(folder / "own.npz")
 
 
-def image_folder(folder: Path, images: Images, names: tuple[str, ...]) -> str:
-    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+def image_folder(folder: Path, images: Examples, names: tuple[str, ...]) -> str:
+    for number, (pixels, label) in enumerate(zip(images.inputs, images.targets, strict=True)):
         (folder / "own" / names[label]).mkdir(parents=True, exist_ok=True)
         as_image(pixels).save(folder / "own" / names[label] / f"{number:06d}.png")
     return str(folder / "own")
 
 
-def parquet_file(folder: Path, images: Images, names: tuple[str, ...]) -> str:
+def parquet_file(folder: Path, images: Examples, names: tuple[str, ...]) -> str:
     """A table as ``datasets`` writes it, with the names of the classes beside it."""
     datasets = pytest.importorskip("datasets")
-    columns = {"img": [as_image(pixels) for pixels in images.pixels], "label": images.labels.tolist()}
+    columns = {"img": [as_image(pixels) for pixels in images.inputs], "label": images.targets.tolist()}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(folder / "own.parquet"))
     return str(folder / "own.parquet")
 
 
-def parquet_of_text(folder: Path, images: Images, names: tuple[str, ...]) -> str:
+def parquet_of_text(folder: Path, images: Examples, names: tuple[str, ...]) -> str:
     """A table of another making, in several row groups, whose labels are the classes' names."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = []
-    for pixels in images.pixels:
+    for pixels in images.inputs:
         as_image(pixels).save(encoded := io.BytesIO(), format="PNG")
         rows.append({"bytes": encoded.getvalue(), "path": None})
     column = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    table = pa.table({"label": [names[label] for label in images.labels], "img": column})
+    table = pa.table({"label": [names[label] for label in images.targets], "img": column})
     pq.write_table(table, folder / "own.parquet", row_group_size=max(1, len(images) // 3))
     return str(folder / "own.parquet")
 
 
-def function(folder: Path, images: Images, names: tuple[str, ...]) -> str:
-    np.savez(folder / "hidden", pixels=images.pixels, labels=images.labels)
+def function(folder: Path, images: Examples, names: tuple[str, ...]) -> str:
+    np.savez(folder / "hidden", pixels=images.inputs, labels=images.targets)
     (folder / "mine.py").write_text(
         "import numpy as np\n"
         "def load(info):\n"
@@ -102,13 +102,13 @@ def function(folder: Path, images: Images, names: tuple[str, ...]) -> str:
 FORMATS = [npz_file, compressed_file, image_folder, parquet_file, parquet_of_text, function]
 
 
-def check_same(found: data.ClientData, images: Images, sort: bool) -> None:
+def check_same(found: data.ClientData, images: Examples, sort: bool) -> None:
     """A folder's images come by class; the other formats keep their order."""
-    order = np.argsort(images.labels, kind="stable") if sort else np.arange(len(images))
+    order = np.argsort(images.targets, kind="stable") if sort else np.arange(len(images))
     np.testing.assert_array_equal(found.train, np.arange(len(images)))
-    np.testing.assert_array_equal(found.images.pixels, images.pixels[order])
-    np.testing.assert_array_equal(found.images.labels, images.labels[order])
-    assert found.images.labels.dtype == np.int64
+    np.testing.assert_array_equal(found.examples.inputs, images.inputs[order])
+    np.testing.assert_array_equal(found.examples.targets, images.targets[order])
+    assert found.examples.targets.dtype == np.int64
     assert len(found.test) == 0
 
 
@@ -144,7 +144,7 @@ def test_any_array_survives_its_npz_file(
     info = data.DataInfo("x", (3, 5, 4), 2, ("0", "1"), (0.5,) * 3, (0.5,) * 3)
     train, test = npz.read(path, expected.Expected(info, batch_size=4))
     assert test is None
-    np.testing.assert_array_equal(train.pixels, pixels)
+    np.testing.assert_array_equal(train.inputs, pixels)
 
 
 def test_pixels_of_an_uncompressed_file_are_mapped_and_its_test_part_is_left_alone(
@@ -152,13 +152,13 @@ def test_pixels_of_an_uncompressed_file_are_mapped_and_its_test_part_is_left_alo
 ) -> None:
     images = made(400, (3, 50, 40))
     tests = {"test_pixels": np.zeros(1), "test_labels": np.zeros(9)}  # wrong, and of no interest
-    np.savez(tmp_path / "own.npz", pixels=images.pixels, labels=images.labels, **tests)
+    np.savez(tmp_path / "own.npz", pixels=images.inputs, labels=images.targets, **tests)
     own = load_own(str(tmp_path / "own.npz"), scenario({**PETS, "input_shape": [3, 50, 40]}), 0).client(0)
-    base: Any = own.images.pixels
+    base: Any = own.examples.inputs
     while base is not None and not isinstance(base, np.memmap):
         base = base.base
     assert isinstance(base, np.memmap)
-    np.testing.assert_array_equal(own.images.pixels[[7, 300]], images.pixels[[7, 300]])
+    np.testing.assert_array_equal(own.examples.inputs[[7, 300]], images.inputs[[7, 300]])
 
 
 @pytest.mark.parametrize("write", [npz_file, compressed_file, image_folder, parquet_file, function])
@@ -166,15 +166,15 @@ def test_grey_images_become_coloured_ones(write: Write, scenario: Make, tmp_path
     images = made(shape=(1, 5, 4))
     if write is function:
         (tmp_path / "mine.py").write_text(
-            "import numpy as np\nfrom fedprune.data import Images\n"
-            f"def load(info):\n    return Images(np.array({images.pixels[:, 0].tolist()}, 'u1'), "
-            f"np.array({images.labels.tolist()}))\n"
+            "import numpy as np\nfrom fedprune.data import Examples\n"
+            f"def load(info):\n    return Examples(np.array({images.inputs[:, 0].tolist()}, 'u1'), "
+            f"np.array({images.targets.tolist()}))\n"
         )
         where = f"{tmp_path / 'mine.py'}:load"
     else:
         where = write(tmp_path, images, ("cat", "dog", "ox"))
     found = load_own(where, scenario(PETS), CLIENT).client(CLIENT)
-    check_same(found, Images(np.repeat(images.pixels, 3, 1), images.labels), write is image_folder)
+    check_same(found, Examples(np.repeat(images.inputs, 3, 1), images.targets), write is image_folder)
 
 
 def test_a_client_on_its_own_data_trains_as_one_in_a_simulation_does(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_client_on_its_own_data_trains_as_one_in_a_simulation_does(tmp_path: P
     made = federate(scenario)
     for number in range(2):
         share = made.data.client(number)
-        shown = {"pixels": share.images.pixels[share.train], "labels": share.images.labels[share.train]}
+        shown = {"pixels": share.examples.inputs[share.train], "labels": share.examples.targets[share.train]}
         np.savez(tmp_path / f"{number}.npz", **shown)
         site = Site(scenario, load_own(str(tmp_path / f"{number}.npz"), scenario, number))
         context = Context(1, number + 2, {"partition-id": number}, RecordDict(), {})
@@ -215,8 +215,8 @@ def test_a_test_part_of_its_own_is_held_out_instead(kind: str, scenario: Make, t
     names = ("cat", "dog", "ox")
     if kind == "npz":
         where = tmp_path / "own.npz"
-        parts = {"pixels": train.pixels, "labels": train.labels}
-        np.savez(where, **parts, test_pixels=test.pixels, test_labels=test.labels)
+        parts = {"pixels": train.inputs, "labels": train.targets}
+        np.savez(where, **parts, test_pixels=test.inputs, test_labels=test.targets)
     else:
         where = tmp_path
         for part, images in (("train", train), ("test", test)):
@@ -225,10 +225,10 @@ def test_a_test_part_of_its_own_is_held_out_instead(kind: str, scenario: Make, t
     for fraction, tested in ((0.5, 5), (0.0, 0)):
         found = load_own(str(where), scenario({**PETS, "client_test_fraction": fraction}), 0).client(0)
         assert (len(found.train), len(found.test)) == (12, tested)
-        held = {pixels.tobytes() for pixels in found.images.pixels[found.test]}
-        assert held == ({pixels.tobytes() for pixels in test.pixels} if tested else set())
-        trained = {pixels.tobytes() for pixels in found.images.pixels[found.train]}
-        assert trained == {pixels.tobytes() for pixels in train.pixels}
+        held = {pixels.tobytes() for pixels in found.examples.inputs[found.test]}
+        assert held == ({pixels.tobytes() for pixels in test.inputs} if tested else set())
+        trained = {pixels.tobytes() for pixels in found.examples.inputs[found.train]}
+        assert trained == {pixels.tobytes() for pixels in train.inputs}
 
 
 # --- what is refused ---
@@ -305,7 +305,7 @@ def test_wrong_arrays_are_refused(
     change: dict[str, Any], message: str, scenario: Make, tmp_path: Path
 ) -> None:
     right = made()
-    given = {"pixels": right.pixels, "labels": right.labels, **change}
+    given = {"pixels": right.inputs, "labels": right.targets, **change}
     np.savez(tmp_path / "own.npz", **{name: array for name, array in given.items() if array is not None})
     refused(tmp_path / "own.npz", scenario(PETS), message)
 
@@ -354,14 +354,14 @@ def test_damaged_files_are_refused(scenario: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("cow/1.png", made(1).pixels[0], r"folder .*cow is named as no class .*\(its classes: cat, dog, ox"),
-        ("cats/1.png", made(1).pixels[0], r"cats is named as no class .*; did you mean 'cat'"),
-        ("1.png", made(1).pixels[0], r"1\.png is in no class"),
+        ("cow/1.png", made(1).inputs[0], r"folder .*cow is named as no class .*\(its classes: cat, dog, ox"),
+        ("cats/1.png", made(1).inputs[0], r"cats is named as no class .*; did you mean 'cat'"),
+        ("1.png", made(1).inputs[0], r"1\.png is in no class"),
         ("cat/notes.txt", b"hello", r"notes\.txt is no \.png, \.jpg, \.jpeg file: take it out"),
         ("cat/x.png", b"hello", r"x\.png can't be read as an image .*: repair it or take it out"),
         ("cat/x.png", b"", r"x\.png can't be read as an image"),
-        ("dog/x.png", made(1, (3, 9, 4)).pixels[0], r"x\.png is 9x4 .*images are 5x4: resize it"),
-        ("dog/x.png", made(1, (3, 10, 2)).pixels[0], r"x\.png is 10x2"),
+        ("dog/x.png", made(1, (3, 9, 4)).inputs[0], r"x\.png is 9x4 .*images are 5x4: resize it"),
+        ("dog/x.png", made(1, (3, 10, 2)).inputs[0], r"x\.png is 10x2"),
     ],
 )
 def test_wrong_images_in_a_folder_are_refused(
@@ -393,10 +393,10 @@ def test_a_image_is_turned_as_its_exif_tag_says(scenario: Make, tmp_path: Path) 
     folder = Path(image_folder(tmp_path, made(), ("cat", "dog", "ox")))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    wide = made(1, (3, 4, 5)).pixels[0]
+    wide = made(1, (3, 4, 5)).inputs[0]
     as_image(wide).save(folder / "cat" / "000000.png", exif=exif)
     found = load_own(str(folder), scenario(PETS), CLIENT).client(CLIENT)
-    np.testing.assert_array_equal(found.images.pixels[0], np.rot90(wide, -1, (1, 2)))
+    np.testing.assert_array_equal(found.examples.inputs[0], np.rot90(wide, -1, (1, 2)))
 
 
 def test_tables_that_cannot_be_told_are_refused(scenario: Make, tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_functions_that_fail_are_named(scenario: Make, tmp_path: Path) -> None:
     )
     for name, message in (
         ("fails", r"mine\.py:fails raised OSError: the camera is off"),
-        ("three", r"mine\.py:three returned tuple: expected Images or \(pixels, labels\)"),
+        ("three", r"mine\.py:three returned tuple: expected Examples or \(pixels, labels\)"),
         ("ragged", r"mine\.py:ragged raised ValueError: .*shape"),
         ("floats", r"mine\.py:floats: pixels are float64"),
     ):

@@ -28,28 +28,28 @@ RNG = np.random.default_rng(0)
 def test_digits_are_those_of_scikit_learn() -> None:
     bunch = pytest.importorskip("sklearn.datasets").load_digits()
     source = SOURCES["digits"](Request("digits"))
-    assert source.train.pixels.shape == (1497, 1, 8, 8)
-    assert source.test.pixels.shape == (300, 1, 8, 8)
+    assert source.train.inputs.shape == (1497, 1, 8, 8)
+    assert source.test.inputs.shape == (300, 1, 8, 8)
     assert source.class_names == tuple("0123456789")
     ours = [
         (label, *image.ravel().tolist())
         for images in (source.train, source.test)
-        for label, image in zip(images.labels, images.pixels, strict=True)
+        for label, image in zip(images.targets, images.inputs, strict=True)
     ]
     theirs = [
         (label, *(round(v * 255 / 16) for v in image.ravel()))
         for label, image in zip(bunch.target, bunch.images, strict=True)
     ]
     assert sorted(ours) == sorted(theirs)
-    every = np.concatenate([source.train.pixels, source.test.pixels]) / 255
+    every = np.concatenate([source.train.inputs, source.test.inputs]) / 255
     assert (every.mean(), every.std()) == pytest.approx((source.mean[0], source.std[0]), abs=1e-4)
 
 
 def test_digits_are_split_alike_whatever_the_seed_and_chosen_by_it() -> None:
     first, second = (SOURCES["digits"](Request("digits", seed=seed, train_examples=50)) for seed in (0, 1))
-    np.testing.assert_array_equal(first.test.pixels, second.test.pixels)
+    np.testing.assert_array_equal(first.test.inputs, second.test.inputs)
     assert len(first.train) == len(second.train) == 50
-    assert not np.array_equal(first.train.pixels, second.train.pixels)
+    assert not np.array_equal(first.train.inputs, second.train.inputs)
 
 
 # --- CIFAR-10 in the form of the hub ---
@@ -67,13 +67,13 @@ def decoded_directly(split: str) -> list[tuple[int, bytes]]:
 @needs_cifar10
 def test_cifar10_images_are_those_of_a_direct_decoding() -> None:
     source = SOURCES["cifar10"](Request("cifar10", path=CIFAR10, train_examples=100, test_examples=200))
-    assert source.train.pixels.shape == (100, 3, 32, 32)
-    assert source.test.pixels.shape == (200, 3, 32, 32)
+    assert source.train.inputs.shape == (100, 3, 32, 32)
+    assert source.test.inputs.shape == (200, 3, 32, 32)
     assert source.class_names[:2] == ("airplane", "automobile")
     # PIL has pixels as (32, 32, 3); a chosen image must be one of the file, with its label.
     chosen = [
         (label, pixels.transpose(1, 2, 0).tobytes())
-        for label, pixels in zip(source.test.labels.tolist(), source.test.pixels, strict=True)
+        for label, pixels in zip(source.test.targets.tolist(), source.test.inputs, strict=True)
     ]
     everything = decoded_directly("test")
     assert len(set(chosen)) == 200
@@ -84,7 +84,7 @@ def test_cifar10_images_are_those_of_a_direct_decoding() -> None:
 @needs_cifar10
 def test_cifar10_mean_and_std_are_those_of_its_pixels() -> None:
     source = SOURCES["cifar10"](Request("cifar10", path=CIFAR10, train_examples=3000, test_examples=1))
-    pixels = source.train.pixels / 255
+    pixels = source.train.inputs / 255
     np.testing.assert_allclose(pixels.mean((0, 2, 3)), source.mean, atol=0.01)
     np.testing.assert_allclose(pixels.std((0, 2, 3)), source.std, atol=0.01)
 
@@ -126,7 +126,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
     for images, expected in ((source.train, train), (source.test, test)):
         ours = sorted(
             (source.class_names[label], pixels.tolist())
-            for label, pixels in zip(images.labels, images.pixels, strict=True)
+            for label, pixels in zip(images.targets, images.inputs, strict=True)
         )
         assert ours == sorted(
             (name, [array.tolist()]) for name, arrays in expected.items() for array in arrays
@@ -138,10 +138,10 @@ def test_grey_images_among_coloured_ones_become_coloured(tmp_path: Path) -> None
     save(tmp_path / "mixed" / "train", {"a": [grey, colour], "b": [grey]})
     save(tmp_path / "mixed" / "test", {"a": [test], "b": [test]})
     source = hugging_face(Request("mixed", path=tmp_path / "mixed"))
-    ours = sorted(pixels.tolist() for pixels in source.train.pixels)
+    ours = sorted(pixels.tolist() for pixels in source.train.inputs)
     expected = [np.stack([grey] * 3).tolist()] * 2 + [colour.transpose(2, 0, 1).tolist()]
     assert ours == sorted(expected)
-    np.testing.assert_array_equal(source.test.pixels[0], np.stack([test] * 3))
+    np.testing.assert_array_equal(source.test.inputs[0], np.stack([test] * 3))
 
 
 def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_columns_are_found_by_their_types_and_named_where_that_fails(tmp_path: P
         hugging_face(Request("t", path=file, label_column="kidn"))
     source = hugging_face(Request("t", path=file, label_column="kind"))
     assert source.class_names == ("a", "b", "c")
-    labels = [source.class_names[label] for label in [*source.train.labels, *source.test.labels]]
+    labels = [source.class_names[label] for label in [*source.train.targets, *source.test.targets]]
     assert sorted(labels) == sorted(["b", "a", "c"] * 4)
 
 
@@ -209,7 +209,7 @@ def test_saved_data_sets_and_validation_splits_are_read(tmp_path: Path) -> None:
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     source = hugging_face(Request("t", path=tmp_path / "saved"))
     assert (len(source.train), len(source.test)) == (6, 4)
-    assert source.test.labels.tolist() == [0, 1, 0, 1]
+    assert source.test.targets.tolist() == [0, 1, 0, 1]
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def pruned_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
     """On the test data: all formats the same and 8-bit weights nearly, also from pixels."""
     data = load(pruned_run.scenario)
-    everything = np.arange(len(data.test.labels))
+    everything = np.arange(len(data.test.targets))
     ((x, y),) = batches(data.test, everything, data.info, batch_size=len(everything))
     with torch.no_grad():
         expected = pruned_run.model()(x).numpy()
@@ -197,7 +197,7 @@ def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
     assert torch.equal(load_model(files["safetensors"])(x[:3]), pruned_run.model()(x[:3]))
 
     quantised = export(pruned_run.directory, "onnx", out=tmp_path / "q.onnx", quantize="int8", pixels=True)
-    found = logits(quantised, data.test.pixels)
+    found = logits(quantised, data.test.inputs)
     assert abs(accuracy(found) - accuracy(expected)) <= 0.02
     assert quantised.stat().st_size < 0.6 * files["onnx"].stat().st_size
 
@@ -205,7 +205,7 @@ def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
         export(pruned_run.directory, "onnx", out=tmp_path / "plain.onnx", dense=True, pixels=True)
     )
     assert not plain.functions
-    assert np.abs(logits(plain.SerializeToString(), data.test.pixels) - expected).max() <= 1e-5
+    assert np.abs(logits(plain.SerializeToString(), data.test.inputs) - expected).max() <= 1e-5
     said = {entry.key: entry.value for entry in plain.metadata_props}
     assert said["fedprune"] == fedprune.__version__
     assert json.loads(said["classes"]) == list(data.info.class_names)

@@ -139,7 +139,7 @@ def test_a_client_that_lost_its_state_is_sent_the_mask_again(kind):
     whole = federate(scenario)
     made = federate(scenario, before=forgetting(kind, 2))
     assert same_state(made.strategy.state, whole.strategy.state)
-    assert [r.client_accuracy for r in made.rounds] == [r.client_accuracy for r in whole.rounds]
+    assert [r.client_scores["accuracy"] for r in made.rounds] == [r.client_scores["accuracy"] for r in whole.rounds]
     assert [(r.clients_ok, r.clients_failed) for r in made.rounds] == [(4, 0), (8, 0), (8, 0), (8, 0)]
     asked_twice = 0
     for task in (t for t in made.tasks if (t.type, t.round) == (kind, 2)):
@@ -319,8 +319,8 @@ def assert_failed(made, rest):
     assert all(task.flops == task.peak_memory_bytes == task.examples == 0 for task in failed)
     assert [(r.clients_ok, r.clients_failed) for r in made.rounds] == [(4, 0), (3, 1), (3, 1)]
     assert same_state(made.strategy.state, rest.strategy.state)
-    assert [(r.accuracy, r.train_loss, r.flops) for r in made.rounds] == [
-        (r.accuracy, r.train_loss, r.flops) for r in rest.rounds
+    assert [(r.scores["accuracy"], r.train_loss, r.flops) for r in made.rounds] == [
+        (r.scores["accuracy"], r.train_loss, r.flops) for r in rest.rounds
     ]
     return {task.reason for task in failed}
 
@@ -469,9 +469,9 @@ def test_an_app_that_cannot_be_built_says_so():
 def test_evaluation_every_so_many_rounds_and_at_the_end(every, expected):
     made = federate(plan(rounds=5, evaluation__every=every, **CLIENTS_EVALUATE))
     assert [record.round for record in made.rounds] == [0, 1, 2, 3, 4, 5]
-    assert [r.round for r in made.rounds if r.accuracy is not None and r.loss is not None] == expected
-    assert [r.round for r in made.rounds if r.client_accuracy is not None] == expected[1:]
-    assert [r.round for r in made.rounds if r.personal_accuracy is not None] == [1, 2, 3, 4, 5]
+    assert [r.round for r in made.rounds if r.scores["accuracy"] is not None and r.loss is not None] == expected
+    assert [r.round for r in made.rounds if r.client_scores["accuracy"] is not None] == expected[1:]
+    assert [r.round for r in made.rounds if r.personal_scores["accuracy"] is not None] == [1, 2, 3, 4, 5]
     assert sorted({task.round for task in tasks_of(made, "evaluate")}) == expected[1:]
     assert len(made.states) == len(expected)
 
@@ -482,9 +482,9 @@ def answered_right(made, state, client):
     module.load_state_dict(state, strict=False)
     indices, info = made.data.client_test.of(client), made.data.info
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (info.mean, info.std))
-    x = (torch.from_numpy(made.data.train.pixels[indices]) / 255 - mean) / std
+    x = (torch.from_numpy(made.data.train.inputs[indices]) / 255 - mean) / std
     with torch.no_grad():
-        return module(x).argmax(dim=1).numpy() == made.data.train.labels[indices]
+        return module(x).argmax(dim=1).numpy() == made.data.train.targets[indices]
 
 
 @pytest.mark.parametrize("strategy", [{"name": "fedavg"}, STATIC, MOVING], ids=lambda s: s["name"])
@@ -493,7 +493,7 @@ def test_client_accuracy_is_that_of_the_state_that_the_server_has(strategy):
     for record, state in zip(made.rounds[1:], made.states[1:], strict=True):
         clients = [task.client for task in tasks_of(made, "evaluate") if task.round == record.round]
         right = np.concatenate([answered_right(made, state, client) for client in clients])
-        assert record.client_accuracy == pytest.approx(right.mean(), abs=1e-12)
+        assert record.client_scores["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("strategy", [{"name": "fedavg"}, MOVING], ids=lambda s: s["name"])
@@ -502,12 +502,12 @@ def test_every_task_has_the_accuracy_on_what_its_client_holds_out(strategy):
     own = {(entry.round, entry.client): entry.state for entry in trained(made)}
     for task in made.tasks:
         if task.type not in ("evaluate", "train"):
-            assert task.accuracy is None
+            assert task.scores["accuracy"] is None
             continue
         state = made.states[task.round] if task.type == "evaluate" else own[task.round, task.client]
         expected = answered_right(made, state, task.client).mean()
-        assert task.accuracy == pytest.approx(expected, abs=1e-12)
-    assert {task.type for task in made.tasks if task.accuracy is not None} == {"evaluate", "train"}
+        assert task.scores["accuracy"] == pytest.approx(expected, abs=1e-12)
+    assert {task.type for task in made.tasks if task.scores["accuracy"] is not None} == {"evaluate", "train"}
 
 
 def test_a_task_that_failed_or_a_client_that_holds_nothing_out_has_no_accuracy():
@@ -519,9 +519,9 @@ def test_a_task_that_failed_or_a_client_that_holds_nothing_out_has_no_accuracy()
         return reply
 
     made = federate(plan(rounds=1, clients__per_round=4, **CLIENTS_EVALUATE), tamper=tamper)
-    known = {task.client: task.accuracy is not None for task in tasks_of(made, "evaluate")}
+    known = {task.client: task.scores["accuracy"] is not None for task in tasks_of(made, "evaluate")}
     assert known == {0: False, 1: False, 2: True, 3: True}
-    assert all(task.accuracy is None for task in federate(plan()).tasks)
+    assert all(task.scores["accuracy"] is None for task in federate(plan()).tasks)
 
 
 def test_a_client_that_claims_to_be_right_more_than_always_is_refused():
@@ -533,7 +533,7 @@ def test_a_client_that_claims_to_be_right_more_than_always_is_refused():
     made = federate(plan(rounds=1, clients__per_round=4, **CLIENTS_EVALUATE), tamper=tamper)
     assert [t.client for t in made.tasks if t.status == "failed"] == [1]
     right = np.concatenate([answered_right(made, made.states[1], client) for client in (0, 2, 3)])
-    assert made.rounds[1].client_accuracy == pytest.approx(right.mean(), abs=1e-12)
+    assert made.rounds[1].client_scores["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
 
 
 OWN_MASKS = [
@@ -558,17 +558,17 @@ def test_personal_accuracy_is_that_of_each_clients_own_model(strategy, monkeypat
     made = federate(plan(strategy=strategy, rounds=3, data__client_test_fraction=0.3))
     entries = trained(made)
     assert any(entry.masks != entry.sent for entry in entries) == (strategy in OWN_MASKS)
-    assert made.rounds[0].personal_accuracy is None
+    assert made.rounds[0].personal_scores["accuracy"] is None
     for record in made.rounds[1:]:
         own = [entry for entry in entries if entry.round == record.round]
         right = np.concatenate([answered_right(made, entry.state, entry.client) for entry in own])
-        assert record.personal_accuracy == pytest.approx(right.mean(), abs=1e-12)
-        assert record.client_accuracy is None
+        assert record.personal_scores["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
+        assert record.client_scores["accuracy"] is None
 
 
 def test_without_held_out_examples_there_is_no_personal_accuracy_and_no_byte_for_it():
     made = federate(plan(strategy=STATIC))
-    assert [record.personal_accuracy for record in made.rounds] == [None] * 3
+    assert [record.personal_scores["accuracy"] for record in made.rounds] == [None] * 3
     metrics = {"num-examples", "loss", "examples-seen", "flops", "peak-memory-bytes"}
     metrics |= {"train-seconds", "peak-rss", "checksum"}
     assert all(set(reply.content["metrics"]) == metrics for _, reply in made.trained())
@@ -586,7 +586,7 @@ def test_a_client_without_held_out_examples_has_no_part_in_personal_accuracy(agg
     for record in made.rounds[1:]:
         own = [e for e in trained(made) if e.round == record.round and e.client != 1]
         right = np.concatenate([answered_right(made, entry.state, entry.client) for entry in own])
-        assert record.personal_accuracy == pytest.approx(right.mean(), abs=1e-12)
+        assert record.personal_scores["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
 
 
 # What devices measure -----------------------------------------------------------------------------

@@ -122,11 +122,11 @@ def test_accuracies_are_those_of_each_clients_own_model(watched):
             data = made.data.client(entry.client)
             for kind, model in (("personal", entry.after), ("client", evaluated)):
                 set_state(module, model)
-                accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
+                accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
                 right[kind] += accuracy * len(data.test)
             examples += len(data.test)
-        assert record.personal_accuracy == pytest.approx(right["personal"] / examples, abs=1e-9)
-        assert record.client_accuracy == pytest.approx(right["client"] / examples, abs=1e-9)
+        assert record.personal_scores["accuracy"] == pytest.approx(right["personal"] / examples, abs=1e-9)
+        assert record.client_scores["accuracy"] == pytest.approx(right["client"] / examples, abs=1e-9)
 
 
 def test_a_lost_reply_takes_the_clients_pruning_with_it():

@@ -96,7 +96,7 @@ def test_without_batch_norm_it_learns_and_standardised_filters_help():
 
     def accuracy(standardise):
         made = federate(scenario(10, BARE, changes, standardise=standardise))
-        return made.rounds[-1].accuracy
+        return made.rounds[-1].scores["accuracy"]
 
     assert accuracy(True) > max(0.45, accuracy(False))
 

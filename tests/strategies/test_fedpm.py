@@ -127,7 +127,7 @@ def test_it_learns():
     training = {**TRAINING, "epochs": 3, "optimizer": {"name": "adam", "lr": 0.1}}
     changes = {"clients__training": training, "data__train_examples": 800}
     run = federate(scenario({"name": "fedpm"}, model=model, rounds=4, **changes))
-    assert run.rounds[-1].accuracy > 0.5
+    assert run.rounds[-1].scores["accuracy"] > 0.5
 
 
 @pytest.mark.parametrize(
@@ -170,5 +170,5 @@ def test_order_does_not_matter(made):
 
 def test_accuracies_are_there(made):
     for record in made.rounds[1:]:
-        assert 0 <= record.personal_accuracy <= 1
-        assert 0 <= record.client_accuracy <= 1
+        assert 0 <= record.personal_scores["accuracy"] <= 1
+        assert 0 <= record.client_scores["accuracy"] <= 1

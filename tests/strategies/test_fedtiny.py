@@ -534,7 +534,7 @@ def test_pretraining_sees_public_data_alone_and_all_of_it():
     def state(epochs, blanked):
         strategy = {**TINY, "selection": False, "pretrain_epochs": epochs}
         made = assemble(plan(strategy=strategy))
-        pixels = made.data.train.pixels.copy()
+        pixels = made.data.train.inputs.copy()
         pixels[blanked(made)] = 0
         object.__setattr__(made.data.train, "pixels", pixels)
         if epochs:

@@ -379,7 +379,7 @@ def test_accuracies_are_those_of_the_models(made):
             data = made.data.client(entry.client)
             for kind, model in zip(kinds, (entry.after, state), strict=True):
                 set_state(module, model)
-                accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
+                accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
                 right[kind] += accuracy * len(data.test)
                 if kind == "personal_accuracy":
                     assert entry.reply.content["metrics"]["test-accuracy"] == accuracy
@@ -393,9 +393,9 @@ def test_it_learns():
     """Chance is 0.1."""
     strategy, model = {**OPTIONS, "density": 0.5}, {"name": "mlp", "width": 0.5}
     run = federate(scenario(strategy, model=model, rounds=4, data__train_examples=800))
-    assert run.rounds[0].accuracy < 0.3
-    assert run.rounds[-1].accuracy > 0.5
-    assert run.rounds[-1].personal_accuracy > 0.4
+    assert run.rounds[0].scores["accuracy"] < 0.3
+    assert run.rounds[-1].scores["accuracy"] > 0.5
+    assert run.rounds[-1].personal_scores["accuracy"] > 0.4
 
 
 # Options ----------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_models_without_batch_norm(model, data):
     run = federate(scenario(model=model, rounds=2, data__name=data))
     assert [record.clients_failed for record in run.rounds] == [0, 0, 0]
     assert learned(run)[0].uplink.size == sum(run.strategy.masks.kept.values())
-    assert all(record.client_accuracy is not None for record in run.rounds[1:])
+    assert all(record.client_scores["accuracy"] is not None for record in run.rounds[1:])
 
 
 def test_neither_order_nor_lost_state_changes_a_run(made):

@@ -92,7 +92,7 @@ def test_a_client_prunes_if_and_only_if_it_is_accurate_enough(watched):
     for entry in trained(made):
         set_state(module, sent_state(made, entry))
         data = made.data.client(entry.client)
-        accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
+        accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
         pruned.append(entry.masks != entry.sent)
         assert pruned[-1] == (accuracy >= 0.3 and entry.sent.density > 0.2001)
     assert any(pruned)
@@ -119,7 +119,9 @@ def test_it_prunes_the_smallest_and_trains_from_the_initial_weights(keen):
         generator = seeds.torch_generator(made.scenario.seed, "batches", entry.round, entry.client)
         data = made.data.client(entry.client)
         steps = [
-            step for _ in range(2) for step in batches(data.images, data.train, made.data.info, 16, generator)
+            step
+            for _ in range(2)
+            for step in batches(data.examples, data.train, made.strategy.task, 16, generator)
         ]
         train(module, steps, optimizer, lr=0.05, masks=entry.masks)
         assert same_state(get_state(module), entry.state)
@@ -164,9 +166,9 @@ def test_clients_are_evaluated_on_their_own_models(watched):
             if (task.type, task.round) == ("evaluate", record.round):
                 set_state(module, apply_masks(state, own.get(task.client, Masks())))
                 data = made.data.client(task.client)
-                accuracy = score(module, data.images, data.test, info, batch_size=256).accuracy
+                accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
                 right, examples = right + accuracy * len(data.test), examples + len(data.test)
-        assert record.client_accuracy == pytest.approx(right / examples, abs=1e-9)
+        assert record.client_scores["accuracy"] == pytest.approx(right / examples, abs=1e-9)
 
 
 def test_it_needs_held_out_examples():

@@ -34,11 +34,11 @@ def direct(site):
     """Accuracy and mean cross entropy over the whole test set in one forward pass, in float64."""
     info, test = site.data.info, site.data.test
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (info.mean, info.std))
-    x = ((torch.from_numpy(test.pixels).double() / 255 - mean) / std).float()
+    x = ((torch.from_numpy(test.inputs).double() / 255 - mean) / std).float()
     site.module.eval()
     with torch.no_grad():
         logits = site.module(x)
-    labels = torch.from_numpy(test.labels)
+    labels = torch.from_numpy(test.targets)
     loss = functional.cross_entropy(logits.double(), labels).item()
     return (logits.argmax(dim=1) == labels).double().mean().item(), loss
 

@@ -63,8 +63,8 @@ def test_a_round_agrees_with_the_dense_one(strategy):
     for one, other in zip(dense.tasks, sparse.tasks, strict=True):
         assert replace(one, wall_seconds=0.0) == replace(other, wall_seconds=0.0)
     for one, other in zip(dense.rounds, sparse.rounds, strict=True):
-        assert other.personal_accuracy == pytest.approx(one.personal_accuracy, abs=0.03)
-        assert other.client_accuracy == pytest.approx(one.client_accuracy, abs=0.03)
+        assert other.personal_scores["accuracy"] == pytest.approx(one.personal_scores["accuracy"], abs=0.03)
+        assert other.client_scores["accuracy"] == pytest.approx(one.client_scores["accuracy"], abs=0.03)
     assert not all(torch.equal(sparse.strategy.state[n], t) for n, t in dense.strategy.state.items())
 
 

@@ -5,6 +5,7 @@ point of the grid, over seeds) are compared seed by seed. Nothing here writes te
 `fedprune.studies.table` does. SciPy, of the extra ``study``, is imported where it computes.
 """
 
+from fedprune.results.measures import is_share
 from fedprune.studies.statistics.clients import (
     HOW_TO_MEASURE_CLIENTS,
     ClientSpread,
@@ -25,7 +26,7 @@ from fedprune.studies.statistics.comparisons import (
 from fedprune.studies.statistics.estimates import CONFIDENCE, Estimate, Interval
 from fedprune.studies.statistics.groups import Group, GroupSummary, diverged, group_outcomes, summarise_groups
 from fedprune.studies.statistics.pareto import pareto_front, pareto_fronts, undominated
-from fedprune.studies.statistics.quantities import COSTS, Quantity, is_share, quantities
+from fedprune.studies.statistics.quantities import COSTS, Quantity, quantities
 from fedprune.studies.statistics.targets import COSTS_UNTIL, CostsUntil, Reach, costs_until, first_reach
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedprune.results.measures import MEASURES, format_share
+from fedprune.results.measures import MEASURES, metric_form, words
 from fedprune.studies.outcomes import Metric, Outcome
 from fedprune.units import format_bytes
 
@@ -26,8 +26,6 @@ COSTS = (
     "joules",
     "wall_seconds",
 )
-#: The last words of metrics that are shares, in [0, 1], and are written in percent.
-_SHARES = ("accuracy", "f1", "auc", "auroc", "precision", "recall", "iou")
 _MEASURES = {measure.key: measure for measure in MEASURES}
 
 
@@ -63,37 +61,10 @@ class Quantity:
 TRAFFIC = Quantity("bytes", "bytes, up and down", format_bytes)
 
 
-def is_share(metric: str) -> bool:
-    """Return whether a metric is a share in [0, 1], by its name.
-
-    Examples
-    --------
-    >>> is_share("accuracy"), is_share("macro_f1"), is_share("perplexity")
-    (True, True, False)
-    """
-    return metric.rpartition("_")[2].lower() in _SHARES
-
-
-def metric_form(metric: str) -> Callable[[Any], str]:
-    """Return how a metric's values are written: a share in percent, others as plain numbers."""
-    return format_share if is_share(metric) else format_number
-
-
-def format_number(value: float) -> str:
-    """Return a number without a unit, to four digits.
-
-    Examples
-    --------
-    >>> format_number(23.4567), format_number(0.00012345), format_number(12345.6)
-    ('23.46', '0.0001234', '12346')
-    """
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def quantities(metric: Metric) -> tuple[Quantity, ...]:
     """Return all quantities of runs with this headline metric, in the order in which they are shown."""
     form, better = metric_form(metric.name), metric.higher_is_better
-    name = metric.name.replace("_", " ")
+    name = words(metric.name)
     return (
         Quantity(metric.final, f"{name}, final", form, better),
         Quantity(metric.best, f"{name}, best", form, better),

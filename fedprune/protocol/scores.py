@@ -1,0 +1,67 @@
+"""How well a model does on a client's held-out examples, as a reply says it.
+
+The sums that metrics follow from travel, not their values: so the metrics of all clients together are exactly
+those of all their examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from flwr.app import MetricRecord
+
+from fedprune.errors import WireError
+from fedprune.protocol.messages import real, whole
+from fedprune.tasks import Metric
+from fedprune.training.evaluation import Score
+
+#: What comes before the name of a metric, or "loss", of a client's own model after training.
+PERSONAL = "test-"
+
+
+def score_entries(score: Score, prefix: str = "") -> dict[str, int | float | list[float]]:
+    """Return a score as entries of a reply's metrics, their names after a prefix.
+
+    They are ``examples`` or, without a prefix, ``num-examples``; ``loss``; and of each metric its statistics.
+    """
+    return {
+        _examples(prefix): score.examples,
+        f"{prefix}loss": score.loss,
+        **{f"{prefix}{name}": values.tolist() for name, values in score.statistics.items()},
+    }
+
+
+def read_score(record: MetricRecord, metrics: Sequence[Metric], prefix: str = "") -> Score | None:
+    """Return what `score_entries` wrote, checked; None where there is no score.
+
+    Raises
+    ------
+    WireError
+        Where a part is missing, or is nothing that a metric can follow from.
+    """
+    if _examples(prefix) not in record:
+        return None
+    examples = whole(record, _examples(prefix))
+    if not examples:
+        return None
+    return Score(
+        examples=examples,
+        loss_sum=real(record, f"{prefix}loss") * examples,
+        statistics={metric.name: _statistics(record, prefix, metric, examples) for metric in metrics},
+    )
+
+
+def _statistics(record: MetricRecord, prefix: str, metric: Metric, examples: int) -> np.ndarray:
+    key = f"{prefix}{metric.name}"
+    values = record.get(key)
+    if not isinstance(values, list):
+        raise WireError(f"{key!r} is {values!r}, expected the statistics of {metric.name}")
+    statistics = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(statistics).all() or (fault := metric.fault(statistics, examples)) is not None:
+        raise WireError(f"{key!r} is {values!r}: {fault if np.isfinite(statistics).all() else 'not finite'}")
+    return statistics
+
+
+def _examples(prefix: str) -> str:
+    return f"{prefix}examples" if prefix else "num-examples"

@@ -1,0 +1,21 @@
+"""What a federation learns: one class a task, and the metrics by which models are judged."""
+
+from fedprune.tasks.base import Reduction, Task
+from fedprune.tasks.build import TASKS, build, build_model, check_model
+from fedprune.tasks.classification import Classification, classification_of
+from fedprune.tasks.metrics import Accuracy, Metric, Statistics, values_of
+
+__all__ = [
+    "TASKS",
+    "Accuracy",
+    "Classification",
+    "Metric",
+    "Reduction",
+    "Statistics",
+    "Task",
+    "build",
+    "build_model",
+    "check_model",
+    "classification_of",
+    "values_of",
+]

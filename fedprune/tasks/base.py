@@ -1,0 +1,127 @@
+"""``Task``: what a federation learns, which is all that the rest needs to know of it.
+
+A task says what a batch is made of, what the loss of an example is, and by which metrics a model is judged.
+Training, pruning criteria, growth, costs and evaluation ask it and know no loss and no metric by name. How
+targets are read is for `fedprune.data`, which weights are pruned for `fedprune.sparsity`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from fedprune.data.dataset import DataInfo, Examples
+from fedprune.tasks.metrics import Metric
+
+#: How the losses of examples become one number.
+Reduction = Literal["mean", "sum"]
+
+
+class Task(ABC):
+    """What a federation learns.
+
+    A subclass says what the loss of each example is, and with which metric a model is judged first. One of a
+    user's own is named in a scenario as ``task: {name: ./mine.py:Mine}``.
+
+    Parameters
+    ----------
+    info : DataInfo
+        What is known of the data.
+    options : Options
+        What else the scenario says under ``task``.
+    metrics : Sequence[Metric]
+        What is measured besides the headline metric.
+
+    Raises
+    ------
+    UserError
+        Where the task cannot be learnt from such data.
+    """
+
+    class Options(BaseModel):
+        """What a scenario may say under ``task`` besides the name; a subclass adds fields."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: What it is called in results; a scenario's own name for it where `build` made it.
+    name: str = ""
+
+    def __init__(self, info: DataInfo, options: Any = None, metrics: Sequence[Metric] = ()) -> None:
+        self.info = info
+        self.options = options if options is not None else self.Options()
+        #: What is measured: the headline metric first.
+        self.metrics: tuple[Metric, ...] = (self.headline(), *metrics)
+
+    # What a subclass says ------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> int:
+        """How many values a model returns for an example: the second argument of a model's factory."""
+        return self.info.classes
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
+        """Return the loss of each example, (B,).
+
+        Parameters
+        ----------
+        outputs : Tensor
+            What the model returned, (B, ...).
+        targets, inputs : Tensor
+            The batch, as ``batch`` made it, on the device of ``outputs``.
+        """
+
+    @abstractmethod
+    def headline(self) -> Metric:
+        """Return the metric by which runs are compared."""
+
+    def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x, y) of what is stored: what the model takes, and what its outputs are compared with."""
+        return self.info.inputs.tensor(inputs), targets
+
+    def compared(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (predictions, truth), which metrics compare; by default outputs and targets."""
+        return outputs, targets
+
+    def output_shape(self, examples: int) -> tuple[int, ...]:
+        """Return the shape of what a model must return for so many examples."""
+        return (examples, self.outputs)
+
+    def fault(self, examples: Examples) -> str | None:
+        """Return what is wrong with stored examples, in a few words; None where nothing is."""
+        return None
+
+    # What the rest uses --------------------------------------------------------------------
+
+    def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor, reduction: Reduction = "mean") -> Tensor:
+        """Return the mean or the sum of the examples' losses, a scalar; by default of ``losses``."""
+        losses = self.losses(outputs, targets, inputs)
+        return losses.mean() if reduction == "mean" else losses.sum()
+
+    def metric(self, name: str) -> Metric | None:
+        """Return the metric of a name; None where it is not measured."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    def placeholder(
+        self, examples: int, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Return a batch without data, for tracing a model's step: inputs and targets of zeros.
+
+        Parameters
+        ----------
+        examples
+            How many.
+        device, dtype
+            Of the model's weights.
+        """
+        x = self.info.inputs.filled(0, examples, device=device, dtype=dtype)
+        return x, self.blank_targets(x)
+
+    def blank_targets(self, inputs: Tensor) -> Tensor:
+        """Return targets of zeros for inputs of a `placeholder`, on the same device: by default classes."""
+        return torch.zeros(len(inputs), device=inputs.device, dtype=torch.long)

@@ -1,0 +1,61 @@
+"""The scenario's task, by its name and for its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from torch import nn
+
+from fedprune import models, registry
+from fedprune.data.dataset import DataInfo
+from fedprune.errors import UserError
+from fedprune.scenario import Scenario
+from fedprune.tasks.base import Task
+from fedprune.tasks.classification import Classification
+
+TASKS: Mapping[str, type[Task]] = {"classification": Classification}
+
+
+def build_model(scenario: Scenario, task: Task) -> nn.Module:
+    """Return the scenario's model with its initial weights, for a task; see `fedprune.models.build`."""
+    return models.build(
+        scenario.model.name,
+        task.info.input_shape,
+        task.outputs,
+        seed=scenario.seed,
+        options=scenario.model.options,
+        known=task.info.inputs.known(),
+        directory=scenario.directory,
+    )
+
+
+def check_model(scenario: Scenario, task: Task, module: nn.Module) -> None:
+    """Refuse a model that cannot be trained on a task; see `fedprune.models.check`."""
+    example, _ = task.placeholder(2)
+    models.check(module, example, task.output_shape(2), scenario.model.name)
+
+
+def build(scenario: Scenario, info: DataInfo) -> Task:
+    """Return the scenario's task; where it names none, that which its data set is usually for.
+
+    Raises
+    ------
+    PluginError
+        Where there is no task of that name.
+    UserError
+        Where it has no such options, or cannot be learnt from this data.
+    """
+    spec = scenario.task
+    name, options = (info.task, {}) if spec is None else (spec.name, spec.options)
+    kind: type[Task] = registry.load("task", name, scenario.directory)
+    try:
+        chosen = kind.Options(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("task", *first["loc"])))
+        known = ", ".join(kind.Options.model_fields) or "none"
+        raise UserError(f"{where}: {first['msg']} (options of task {name!r}: {known})") from error
+    task = kind(info, chosen)
+    task.name = name
+    return task
