@@ -73,7 +73,7 @@ class BareLoop:
         data = datasets.load(plan)
         info = data.info
         self.model = models.build("resnet18", info.input_shape, info.classes, seed=0, options={"width": 0.25})
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.inputs.mean, info.inputs.std))
         self.examples = []
         for number in range(CLIENTS):
             indices = data.client(number).train

@@ -54,6 +54,7 @@ from fedprune.sparsity.execution.rule import break_even
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prune
 from fedprune.sparsity.training import hold
+from fedprune.tasks import classification_of
 from fedprune.training.execution import rule_of
 
 SHAPE, CLASSES, MOMENTUM = (3, 32, 32), 10, 0.9
@@ -152,7 +153,7 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
         peaks = {name: trainee.peak_bytes() for name, trainee in trainees.items()}
         states = {name: trainee.state_bytes() for name, trainee in trainees.items()}
         foreseen = {
-            name: executed_memory(trainee.module, SHAPE, batch, slots=1).total
+            name: executed_memory(trainee.module, classification_of(SHAPE), batch, slots=1).total
             for name, trainee in trainees.items()
         }
     predicted = step_memory(cost, masks, batch, slots=slots)

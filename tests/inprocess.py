@@ -18,15 +18,18 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from torch import nn
 
 from fedprune import data as datasets
 from fedprune.costs.ledger import RoundRecord, TaskRecord
-from fedprune.data import FederatedData
+from fedprune.data import ClientData, FederatedData
 from fedprune.engine.hosts import build_client_app
 from fedprune.engine.simulation import make_strategy, score_locally
 from fedprune.protocol.faults import CODES, Fault
 from fedprune.scenario import Scenario
 from fedprune.server.strategy import PruningStrategy
+from fedprune.tasks import Task
+from fedprune.training.evaluation import score
 from fedprune.wire import add_checksum
 
 SERVER = 1
@@ -226,3 +229,10 @@ def federate(scenario: Scenario, **options: Any) -> Federated:
 def same_state(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     """Say whether two states are the same bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def accuracy_of(task: Task, module: nn.Module, data: ClientData) -> float:
+    """Return the accuracy of a module on what a client holds out."""
+    accuracy = score(module, data.examples, data.test, task, batch_size=256).values(task.metrics)["accuracy"]
+    assert accuracy is not None
+    return accuracy

@@ -27,6 +27,7 @@ FLOORS = (
     {"protocol", "training"},
     {"wire"},
     {"costs"},
+    {"tasks"},
     {"data", "models", "sparsity"},
     {"scenario"},
     {"registry"},

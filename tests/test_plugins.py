@@ -142,7 +142,7 @@ def test_ray_and_this_process_give_the_same_results(project):
     assert same_state(get_state(done.model()), here.strategy.state)
     timed = ("wall_seconds", "accuracy", "loss")
     for record, line in zip(here.rounds, done.rounds, strict=True):
-        found = json.loads(json.dumps(vars(record)))
+        found = json.loads(json.dumps(record.columns()))
         assert {k: v for k, v in found.items() if k not in timed} == {
             k: v for k, v in line.items() if k not in timed
         }

@@ -39,7 +39,8 @@ from fedprune.protocol.training_step import proximal_mu, training_step
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.schedules import SCHEDULES
-from fedprune.training.evaluation import Score, score
+from fedprune.tasks import Score
+from fedprune.training.evaluation import score
 from fedprune.training.execution import LocalModel
 from fedprune.units import format_bytes
 from fedprune.wire import (

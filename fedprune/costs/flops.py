@@ -163,6 +163,11 @@ class ModelCost:
             skeleton=model,
         )
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.task.info.input_shape
+
     def matmul_flops(self, masks: Masks, examples: int) -> Work:
         """FLOPs of matrix products and convolutions alone.
 

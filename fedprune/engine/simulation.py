@@ -37,7 +37,8 @@ from fedprune.server.federation import Federation, announce
 from fedprune.server.snapshot import restore, snapshot
 from fedprune.server.strategy import PruningStrategy, build_strategy
 from fedprune.sparsity.masks import Masks
-from fedprune.training.evaluation import Score, chunks, combine, score
+from fedprune.tasks import Score, combine
+from fedprune.training.evaluation import chunks, score
 from fedprune.wire import largest_reply, set_state
 from fedprune.wording import one_line
 

@@ -13,8 +13,7 @@ from flwr.app import MetricRecord
 
 from fedprune.errors import WireError
 from fedprune.protocol.messages import real, whole
-from fedprune.tasks import Metric
-from fedprune.training.evaluation import Score
+from fedprune.tasks import Metric, Score
 
 #: What comes before the name of a metric, or "loss", of a client's own model after training.
 PERSONAL = "test-"
@@ -28,21 +27,23 @@ def score_entries(score: Score, prefix: str = "") -> dict[str, int | float | lis
     return {
         _examples(prefix): score.examples,
         f"{prefix}loss": score.loss,
-        **{f"{prefix}{name}": values.tolist() for name, values in score.statistics.items()},
+        **{f"{prefix}{name}": list(sums) for name, sums in score.statistics.items()},
     }
 
 
 def read_score(record: MetricRecord, metrics: Sequence[Metric], prefix: str = "") -> Score | None:
-    """Return what `score_entries` wrote, checked; None where there is no score.
+    """Return what `score_entries` wrote, checked; None where there is no score, or one of no examples.
 
     Raises
     ------
     WireError
         Where a part is missing, or is nothing that a metric can follow from.
     """
-    if _examples(prefix) not in record:
+    own = {f"{prefix}{metric.name}" for metric in metrics}
+    if not record.keys() & {_examples(prefix), *own}:
         return None
-    examples = whole(record, _examples(prefix))
+    # A client says nothing of its own model where it holds out nothing.
+    examples = whole(record, _examples(prefix), least=1 if prefix else 0)
     if not examples:
         return None
     return Score(
@@ -52,7 +53,7 @@ def read_score(record: MetricRecord, metrics: Sequence[Metric], prefix: str = ""
     )
 
 
-def _statistics(record: MetricRecord, prefix: str, metric: Metric, examples: int) -> np.ndarray:
+def _statistics(record: MetricRecord, prefix: str, metric: Metric, examples: int) -> tuple[float, ...]:
     key = f"{prefix}{metric.name}"
     values = record.get(key)
     if not isinstance(values, list):
@@ -60,7 +61,7 @@ def _statistics(record: MetricRecord, prefix: str, metric: Metric, examples: int
     statistics = np.asarray(values, dtype=np.float64)
     if not np.isfinite(statistics).all() or (fault := metric.fault(statistics, examples)) is not None:
         raise WireError(f"{key!r} is {values!r}: {fault if np.isfinite(statistics).all() else 'not finite'}")
-    return statistics
+    return tuple(statistics.tolist())
 
 
 def _examples(prefix: str) -> str:

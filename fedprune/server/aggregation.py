@@ -40,7 +40,7 @@ from torch import Tensor
 from fedprune import seeds
 from fedprune.errors import PluginError, RunError
 from fedprune.protocol.reports import Report
-from fedprune.training.evaluation import Score
+from fedprune.tasks import Score
 from fedprune.wire import Codec
 
 State = dict[str, Tensor]

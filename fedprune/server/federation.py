@@ -14,8 +14,7 @@ from fedprune.costs.ledger import Listener
 from fedprune.data import DataInfo, Examples
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
-from fedprune.tasks import Task
-from fedprune.training.evaluation import Score
+from fedprune.tasks import Score, Task
 
 
 @runtime_checkable

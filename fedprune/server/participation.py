@@ -9,8 +9,7 @@ from flwr.app import MessageType
 
 from fedprune.costs.ledger import MOST_CLASSES, ClassRecord, Tally, TaskRecord
 from fedprune.protocol.faults import Fault
-from fedprune.tasks import Metric
-from fedprune.training.evaluation import Score, combine
+from fedprune.tasks import Metric, Score, combine
 
 
 class Participation:

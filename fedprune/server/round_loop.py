@@ -22,8 +22,7 @@ from fedprune.protocol.faults import Fault
 from fedprune.protocol.messages import real
 from fedprune.server.accounts import RoundAccounts
 from fedprune.sparsity.masks import Masks
-from fedprune.tasks import Metric
-from fedprune.training.evaluation import Score
+from fedprune.tasks import Metric, Score
 
 if TYPE_CHECKING:
     from fedprune.server.strategy import PruningStrategy

@@ -64,8 +64,7 @@ from fedprune.sparsity.distributions import Distribution
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prunable_masks, prune
-from fedprune.tasks import Task
-from fedprune.training.evaluation import Score, combine
+from fedprune.tasks import Score, Task, combine
 from fedprune.wire import Codec, Layout, largest_reply
 
 _T = TypeVar("_T")

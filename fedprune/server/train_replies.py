@@ -15,8 +15,7 @@ from fedprune.protocol.scores import PERSONAL, read_score
 from fedprune.server.aggregation import TrainReply
 from fedprune.server.global_model import GlobalModel
 from fedprune.sparsity.masks import Masks
-from fedprune.tasks import Metric
-from fedprune.training.evaluation import Score, combine
+from fedprune.tasks import Metric, Score, combine
 
 
 def read_train_reply(

@@ -3,7 +3,8 @@
 from fedprune.tasks.base import Reduction, Task
 from fedprune.tasks.build import TASKS, build, build_model, check_model
 from fedprune.tasks.classification import Classification, classification_of
-from fedprune.tasks.metrics import Accuracy, Metric, Statistics, values_of
+from fedprune.tasks.metrics import Accuracy, Metric, Statistics
+from fedprune.tasks.score import Score, combine
 
 __all__ = [
     "TASKS",
@@ -11,11 +12,12 @@ __all__ = [
     "Classification",
     "Metric",
     "Reduction",
+    "Score",
     "Statistics",
     "Task",
     "build",
     "build_model",
     "check_model",
     "classification_of",
-    "values_of",
+    "combine",
 ]

@@ -68,7 +68,7 @@ def plain_training(site, number, masks, epochs):
     generator = seeds.torch_generator(site.scenario.seed, "batches", 1, number)
     indices, seen, total = site.data.client_train.of(number), 0, 0.0
     for _ in range(epochs):
-        for x, y in batches(site.data.train, indices, site.data.info, training.batch_size, generator):
+        for x, y in batches(site.data.train, indices, site.task, training.batch_size, generator):
             module.zero_grad()
             loss = functional.cross_entropy(module(x), y)
             drift = sum(((p - s) ** 2).sum() for p, s in zip(module.parameters(), start, strict=True))

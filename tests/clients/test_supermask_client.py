@@ -111,7 +111,7 @@ def written_out(asked, start):
                 module.get_parameter(name).copy_(numbers * asked.network.factors[name] * mask)
 
     for _ in range(scenario.clients.training.epochs):
-        for x, y in batches(data.examples, data.train, asked.made.data.info, 16, generator):
+        for x, y in batches(data.examples, data.train, asked.made.strategy.task, 16, generator):
             put()
             module.zero_grad()
             loss = functional.cross_entropy(module(x), y)

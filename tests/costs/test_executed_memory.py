@@ -15,6 +15,7 @@ from fedprune.models import MODELS
 from fedprune.sparsity.execution import index_masks, sparse_copy
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
+from fedprune.tasks import classification_of
 
 SHAPE = (3, 16, 16)
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "sparse.py"
@@ -30,7 +31,7 @@ def case():
 
 def test_of_a_dense_model_it_is_that_of_the_traced_step(case):
     module, _ = case
-    assert executed_memory(copy.deepcopy(module), SHAPE, 6, slots=2) == step_memory(
+    assert executed_memory(copy.deepcopy(module), classification_of(SHAPE), 6, slots=2) == step_memory(
         ModelCost.of(module, SHAPE), Masks(), 6, slots=2
     )
 
@@ -38,14 +39,14 @@ def test_of_a_dense_model_it_is_that_of_the_traced_step(case):
 def test_of_a_sparse_model_the_parts_are_the_bytes_that_are_held(case):
     module, masks = case
     sparse = sparse_copy(module, index_masks(module, masks))
-    found = executed_memory(sparse, SHAPE, 6, slots=1)
+    found = executed_memory(sparse, classification_of(SHAPE), 6, slots=1)
     values = 4 * (
         sum(masks.kept.values()) + sum(p.numel() for n, p in module.named_parameters() if n not in masks)
     )
     assert found.gradients == found.optimizer == values
     assert found.weights == values + index_bytes(sparse)
     assert 4 * sum(masks.kept.values()) < index_bytes(sparse) < 12 * sum(masks.kept.values())
-    dense = executed_memory(copy.deepcopy(module), SHAPE, 6, slots=1)
+    dense = executed_memory(copy.deepcopy(module), classification_of(SHAPE), 6, slots=1)
     assert found.batch_norm == dense.batch_norm
     # What is saved for the backward pass is about the same: activations, in another order.
     assert found.activations == pytest.approx(dense.activations, rel=0.2)

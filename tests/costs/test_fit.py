@@ -40,7 +40,7 @@ def pruned(density: float, distribution: str) -> Masks:
         criterion=any_scores,
         distribution=DISTRIBUTIONS[distribution],
         density=density,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
         iterations=1,
     )
 

@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 
 from fedprune.data import DataInfo, Examples, batches
 from fedprune.data.batches import crop, crop_padding, flip
+from fedprune.data.inputs import Pixels
+from fedprune.tasks import Classification
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 16, 20)
 IMAGES = Examples(RNG.integers(0, 256, (50, *SHAPE), dtype=np.uint8), RNG.integers(0, 5, 50))
-INFO = DataInfo("made", SHAPE, 5, tuple("abcde"), (0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
+INFO = DataInfo("made", Pixels(SHAPE, (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)), tuple("abcde"))
+TASK = Classification(INFO)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -21,8 +24,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_batch_is_normalised_and_in_order() -> None:
     indices = np.array([4, 49, 0, 7, 7])
-    (x, y), (last_x, last_y) = batches(IMAGES, indices, INFO, 3)
-    mean, std = (np.array(v)[:, None, None] for v in (INFO.mean, INFO.std))
+    (x, y), (last_x, last_y) = batches(IMAGES, indices, TASK, 3)
+    mean, std = (np.array(v)[:, None, None] for v in (INFO.inputs.mean, INFO.inputs.std))
     expected = (IMAGES.inputs[[4, 49, 0]] / 255 - mean) / std
     np.testing.assert_allclose(x.numpy(), expected, atol=1e-5)
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
@@ -35,7 +38,7 @@ def test_sizes_of_batches(examples: int, batch_size: int, shuffled: bool) -> Non
     """All full but the last; a last one of a single image is dropped when shuffling, if it is not alone."""
     got = [
         len(y)
-        for _, y in batches(IMAGES, np.arange(examples), INFO, batch_size, generator() if shuffled else None)
+        for _, y in batches(IMAGES, np.arange(examples), TASK, batch_size, generator() if shuffled else None)
     ]
     full, rest = divmod(examples, batch_size)
     dropped = shuffled and rest == 1 and full > 0
@@ -44,9 +47,9 @@ def test_sizes_of_batches(examples: int, batch_size: int, shuffled: bool) -> Non
 
 def test_shuffle_is_a_permutation_that_the_generator_decides() -> None:
     def order(seed: int) -> list[float]:
-        return [v for x, _ in batches(IMAGES, np.arange(50), INFO, 8, generator(seed)) for v in x[:, 0, 0, 0]]
+        return [v for x, _ in batches(IMAGES, np.arange(50), TASK, 8, generator(seed)) for v in x[:, 0, 0, 0]]
 
-    plain = [v for x, _ in batches(IMAGES, np.arange(50), INFO, 8) for v in x[:, 0, 0, 0]]
+    plain = [v for x, _ in batches(IMAGES, np.arange(50), TASK, 8) for v in x[:, 0, 0, 0]]
     assert order(1) == order(1)
     assert order(1) != order(2)
     assert sorted(order(1)) == sorted(plain)
@@ -54,8 +57,10 @@ def test_shuffle_is_a_permutation_that_the_generator_decides() -> None:
 
 def test_images_and_labels_stay_together() -> None:
     pixels = np.repeat(np.arange(40, dtype=np.uint8), 64).reshape(40, 1, 8, 8)
-    info = DataInfo("numbered", (1, 8, 8), 40, tuple(map(str, range(40))), (0.0,), (1.0,))
-    for x, y in batches(Examples(pixels, np.arange(40)), np.arange(40), info, 7, generator(), ["flip"]):
+    info = DataInfo("numbered", Pixels((1, 8, 8), (0.0,), (1.0,)), tuple(map(str, range(40))))
+    for x, y in batches(
+        Examples(pixels, np.arange(40)), np.arange(40), Classification(info), 7, generator(), ["flip"]
+    ):
         np.testing.assert_allclose(x[:, 0, 3, 3].numpy() * 255, y.numpy(), rtol=1e-5)
 
 
@@ -63,7 +68,7 @@ def test_the_images_themselves_are_not_changed_and_may_be_read_only() -> None:
     pixels = IMAGES.inputs.copy()
     pixels.flags.writeable = False
     read_only = Examples(pixels, IMAGES.targets)
-    for x, _ in batches(read_only, np.arange(50), INFO, 16, generator(), ["crop", "flip"]):
+    for x, _ in batches(read_only, np.arange(50), TASK, 16, generator(), ["crop", "flip"]):
         x.zero_()
     np.testing.assert_array_equal(pixels, IMAGES.inputs)
 
@@ -106,15 +111,15 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
 
 def test_augmentation_is_decided_by_the_generator_and_applied_before_normalisation() -> None:
     def epoch(seed: int) -> torch.Tensor:
-        return torch.cat([x for x, _ in batches(IMAGES, np.arange(50), INFO, 16, generator(seed), ["crop"])])
+        return torch.cat([x for x, _ in batches(IMAGES, np.arange(50), TASK, 16, generator(seed), ["crop"])])
 
     assert torch.equal(epoch(3), epoch(3))
     assert not torch.equal(epoch(3), epoch(4))
-    black = -np.array(INFO.mean) / np.array(INFO.std)
+    black = -np.array(INFO.inputs.mean) / np.array(INFO.inputs.std)
     corners = epoch(3)[:, :, 0, 0].numpy()
     assert np.isclose(corners, black, atol=1e-6).all(axis=1).any()
 
 
 def test_augmentation_without_a_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="generator"):
-        next(batches(IMAGES, np.arange(5), INFO, 2, augment=["flip"]))
+        next(batches(IMAGES, np.arange(5), TASK, 2, augment=["flip"]))

@@ -100,7 +100,7 @@ def test_server_s_part_does_not_depend_on_the_clients(scenario: Make) -> None:
 def test_description_of_digits(scenario: Make) -> None:
     info = load(scenario({"name": "digits", "train_examples": 100, "test_examples": 20})).info
     assert (info.name, info.input_shape, info.classes) == ("digits", (1, 8, 8), 10)
-    assert load(scenario({"mean": [0.25], "std": [2.0]})).info.mean == (0.25,)
+    assert load(scenario({"mean": [0.25], "std": [2.0]})).info.inputs.mean == (0.25,)
 
 
 def test_subsets_have_the_sizes_asked_for(scenario: Make) -> None:
@@ -122,7 +122,7 @@ def test_source_of_a_users_own(own: Make) -> None:
     info = load(own("made")).info
     assert info.input_shape == (2, 4, 5)
     assert info.class_names == ("even", "odd")
-    assert info.mean == info.std == (0.5, 0.5)
+    assert info.inputs.mean == info.inputs.std == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_what_is_declared_must_be_what_is_read(scenario: Make, own: Make) -> Non
             load(own("made", **wrong))
     with pytest.raises(DataError, match=r"has mean \[0\.1, 0\.2\], .* write data\.mean: \[0\.1, 0\.2\]"):
         load(own("normalised", **right))
-    assert load(own("normalised")).info.mean == (0.1, 0.2)
-    assert load(own("normalised", **right, mean=[0.1, 0.2], std=[1.0, 1.0])).info.std == (1.0, 1.0)
+    assert load(own("normalised")).info.inputs.mean == (0.1, 0.2)
+    assert load(own("normalised", **right, mean=[0.1, 0.2], std=[1.0, 1.0])).info.inputs.std == (1.0, 1.0)
 
 
 def test_known_data_sets_are_what_is_known_of_them(scenario: Make, no_cache_left: None) -> None:

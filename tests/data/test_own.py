@@ -23,6 +23,7 @@ from fedprune import data
 from fedprune.client.app import FederatedClientApp
 from fedprune.client.site import Site
 from fedprune.data import Examples, expected, load_own, npz
+from fedprune.data.inputs import Pixels
 from fedprune.errors import DataError, PluginError
 from fedprune.scenario import Scenario
 
@@ -141,7 +142,7 @@ def test_any_array_survives_its_npz_file(
     path = tmp_path_factory.mktemp("npz") / "own.npz"
     save = np.savez_compressed if compressed else np.savez
     save(path, pixels=np.asfortranarray(pixels) if fortran else pixels, labels=np.zeros(len(pixels), int))
-    info = data.DataInfo("x", (3, 5, 4), 2, ("0", "1"), (0.5,) * 3, (0.5,) * 3)
+    info = data.DataInfo("x", Pixels((3, 5, 4)), ("0", "1"))
     train, test = npz.read(path, expected.Expected(info, batch_size=4))
     assert test is None
     np.testing.assert_array_equal(train.inputs, pixels)

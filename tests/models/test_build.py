@@ -137,23 +137,23 @@ NETWORKS = Path(__file__).resolve().parents[1] / "networks.py"
     [
         (
             "ReturnsDict",
-            r"returns a dict with 'logits', 'hidden'; its forward must return the logits alone.*10\)",
+            r"returns a dict with 'logits', 'hidden'; its forward must return one tensor of shape.*10\)",
         ),
         (
             "ReturnsTwoInTraining",
-            r"returns a tuple of 2 in training mode; its forward must return the logits",
+            r"returns a tuple of 2 in training mode; its forward must return one tensor",
         ),
     ],
 )
 def test_a_model_must_return_its_logits_alone(name: str, message: str) -> None:
     module = build(f"{NETWORKS}:{name}", (1, 8, 8), 10, seed=0)
     with pytest.raises(UserError, match=message):
-        check(module, (1, 8, 8), 10, name)
+        check(module, torch.zeros(2, 1, 8, 8), (2, 10), name)
 
 
 def test_a_check_leaves_a_model_as_it_is() -> None:
     module = build("cnn", (1, 8, 8), 10, seed=0)
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    check(module, (1, 8, 8), 10, "cnn")
+    check(module, torch.zeros(2, 1, 8, 8), (2, 10), "cnn")
     assert equal(module.state_dict(), before)
     assert module.training

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import DataInfo
+from fedprune.data.inputs import Pixels
 from fedprune.models import build
 from fedprune.results.folder import RunFolder
 from fedprune.results.modelfile import ModelInfo, StoredModel
@@ -19,9 +19,11 @@ from fedprune.results.records import summarise
 from fedprune.results.run import Run
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks, apply_masks
+from fedprune.tasks import Classification
 from fedprune.wire import get_state
 
-INFO = DataInfo("digits", (1, 8, 8), 10, tuple("0123456789"), (0.3,), (0.35,))
+INFO = DataInfo("digits", Pixels((1, 8, 8), (0.3,), (0.35,)), tuple("0123456789"))
+TASK = Classification(INFO)
 
 
 def scenario(**changes: Any) -> Scenario:
@@ -55,6 +57,7 @@ def task(**changes: Any) -> TaskRecord:
         "status": "ok",
         "fault": None,
         "reason": None,
+        "scores": {"accuracy": changes.pop("accuracy", None)},
     }
     return TaskRecord(**(values | changes))
 
@@ -62,11 +65,8 @@ def task(**changes: Any) -> TaskRecord:
 def round_of(number: int, **changes: Any) -> RoundRecord:
     values = {
         "round": number,
-        "accuracy": 0.5 + number / 10,
         "loss": 1.25,
         "train_loss": 1.5,
-        "client_accuracy": None,
-        "personal_accuracy": None,
         "density": 0.25,
         "layer_densities": {"stem.conv.weight": 0.5, "head.weight": 0.2},
         "bytes_down": 1000,
@@ -83,6 +83,9 @@ def round_of(number: int, **changes: Any) -> RoundRecord:
         "clients_offline": 0,
         "classes": {},
         "faults": {"raised": 1},
+        "scores": {"accuracy": changes.pop("accuracy", 0.5 + number / 10)},
+        "client_scores": {"accuracy": changes.pop("client_accuracy", None)},
+        "personal_scores": {"accuracy": changes.pop("personal_accuracy", None)},
     }
     return RoundRecord(**(values | changes))
 
@@ -137,7 +140,7 @@ def make_run(
 ) -> Run:
     """Return a run of rounds 0 to 3, without writing it."""
     plan = scenario(**(changes or {}))
-    rounds = [asdict(round_of(number, density=density, **of_rounds)) for number in range(4)]
+    rounds = [round_of(number, density=density, **of_rounds).columns() for number in range(4)]
     summary = summarise(
         rounds,
         [],
@@ -157,4 +160,4 @@ def write_run(directory: Path, density: float, changes: dict[str, Any], **of_rou
     for number in range(4):
         folder.on_round(round_of(number, density=density, **of_rounds))
     state, masks = pruned_state(density)
-    folder.finish(status="complete", reason=None, state=state, masks=masks, info=INFO, dense=None)
+    folder.finish(status="complete", reason=None, state=state, masks=masks, task=TASK, dense=None)

@@ -25,6 +25,7 @@ from fedprune.results.bench_model import bench
 from fedprune.results.export import export, onnx_bytes
 from fedprune.results.modelfile import StoredModel, load_model, read_model, save_model
 from fedprune.results.run import Run
+from fedprune.tasks import Classification
 from fedprune.wire import get_state
 
 from .made_runs import entropy_bound, stored_model, write_run
@@ -181,7 +182,7 @@ def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
     """On the test data: all formats the same and 8-bit weights nearly, also from pixels."""
     data = load(pruned_run.scenario)
     everything = np.arange(len(data.test.targets))
-    ((x, y),) = batches(data.test, everything, data.info, batch_size=len(everything))
+    ((x, y),) = batches(data.test, everything, Classification(data.info), batch_size=len(everything))
     with torch.no_grad():
         expected = pruned_run.model()(x).numpy()
 
@@ -209,7 +210,10 @@ def test_a_runs_files_compute_what_its_model_computes(pruned_run, tmp_path):
     said = {entry.key: entry.value for entry in plain.metadata_props}
     assert said["fedprune"] == fedprune.__version__
     assert json.loads(said["classes"]) == list(data.info.class_names)
-    assert (json.loads(said["mean"]), json.loads(said["std"])) == ([*data.info.mean], [*data.info.std])
+    assert (json.loads(said["mean"]), json.loads(said["std"])) == (
+        [*data.info.inputs.mean],
+        [*data.info.inputs.std],
+    )
     assert float(said["density"]) == pytest.approx(0.1, abs=1e-3)
 
 

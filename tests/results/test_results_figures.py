@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 from matplotlib.image import imread
 
@@ -17,7 +15,7 @@ FORMS = ("png", "pdf")
 def rounds(count: int, layers: int = 2, density: float = 0.3, **changes):
     named = {f"layer{n}.weight": density for n in range(layers)}
     return [
-        asdict(round_of(n, accuracy=n / count, density=density, layer_densities=named, **changes))
+        round_of(n, accuracy=n / count, density=density, layer_densities=named, **changes).columns()
         for n in range(count + 1)
     ]
 
@@ -33,7 +31,9 @@ def test_all_figures_are_drawn(tmp_path, count, layers):
 
 
 def test_a_run_folder_makes_room_for_every_figure_that_is_drawn():
-    assert set(folder.FIGURES) == {f"{name}.{form}" for name in figures.FIGURES for form in FORMS}
+    assert set(folder.FIGURES) == {
+        f"{name}.{form}" for name in ("accuracy", *figures.FIGURES) for form in FORMS
+    }
 
 
 def test_the_same_rounds_give_the_same_files(tmp_path):
@@ -76,7 +76,7 @@ def test_costs_of_nothing_are_drawn():
 def test_accuracy_leaves_out_rounds_without_evaluation_and_names_the_best():
     records = rounds(4)
     records[1]["accuracy"], records[3]["accuracy"], records[4]["accuracy"] = 0.97, None, 0.6
-    axes = figures.accuracy_figure(records, "tiny").axes[0]
+    axes = figures.metric_figure(records, "tiny", metric="accuracy").axes[0]
     assert list(axes.lines[0].get_xdata()) == [0, 1, 2, 4]
     labels = axes.get_legend_handles_labels()[1]
     assert labels[1:] == ["best: 97.00% in round 1", "last: 60.00% in round 4"]
@@ -88,7 +88,7 @@ def test_accuracy_on_the_clients_own_data_is_a_line_of_its_own():
     records = rounds(3)
     for record in records[1:]:
         record["client_accuracy"] = 0.4
-    axes = figures.accuracy_figure(records, "tiny").axes[0]
+    axes = figures.metric_figure(records, "tiny", metric="accuracy").axes[0]
     line = next(
         line for line in axes.lines if line.get_label() == "global model, on the clients' held-out data"
     )
@@ -99,7 +99,7 @@ def test_personal_accuracy_is_dashed():
     records = rounds(3)
     for record in records[1:]:
         record["personal_accuracy"] = 1.0
-    axes = figures.accuracy_figure(records, "tiny").axes[0]
+    axes = figures.metric_figure(records, "tiny", metric="accuracy").axes[0]
     (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [1.0] * 3)
     assert line.get_label() == "clients' own models, on their held-out data"
@@ -108,7 +108,7 @@ def test_personal_accuracy_is_dashed():
 
 def test_accuracy_of_a_run_without_evaluation_says_so():
     records = [{**record, "accuracy": None} for record in rounds(2)]
-    assert "no round" in figures.accuracy_figure(records, "tiny").axes[0].texts[0].get_text()
+    assert "no round" in figures.metric_figure(records, "tiny", metric="accuracy").axes[0].texts[0].get_text()
 
 
 def pruned_gradually(layers: int, last: float):
@@ -200,4 +200,4 @@ def test_memory_leaves_out_rounds_in_which_nobody_computed():
 
 
 def test_a_figure_shows_itself_in_a_notebook():
-    assert figures.accuracy_figure(rounds(2), "tiny")._repr_png_().startswith(b"\x89PNG")
+    assert figures.metric_figure(rounds(2), "tiny", metric="accuracy")._repr_png_().startswith(b"\x89PNG")

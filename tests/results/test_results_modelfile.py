@@ -29,8 +29,8 @@ def save(path: Path, state, masks, model=None) -> dict[str, int]:
         input_shape=INFO.input_shape,
         classes=INFO.classes,
         class_names=INFO.class_names,
-        mean=INFO.mean,
-        std=INFO.std,
+        mean=INFO.inputs.mean,
+        std=INFO.inputs.std,
     )
 
 
@@ -84,8 +84,8 @@ def write_first_format(path: Path, state, masks) -> None:
         "input_shape": INFO.input_shape,
         "classes": INFO.classes,
         "class_names": INFO.class_names,
-        "mean": INFO.mean,
-        "std": INFO.std,
+        "mean": INFO.inputs.mean,
+        "std": INFO.inputs.std,
         "pruned": {name: list(mask.shape) for name, mask in masks.items()},
     }
     save_file(arrays, path, metadata={"fedprune-model-1": json.dumps(about)})
@@ -130,7 +130,7 @@ def test_info_says_what_is_needed_to_use_the_model(tmp_path):
     info = read_info(tmp_path / "m.safetensors")
     assert info.model == {"name": "cnn", "width": 1.0}
     assert (info.input_shape, info.classes, info.class_names) == (INFO.input_shape, 10, INFO.class_names)
-    assert (info.mean, info.std) == (INFO.mean, INFO.std)
+    assert (info.mean, info.std) == (INFO.inputs.mean, INFO.inputs.std)
     assert read_model(tmp_path / "m.safetensors").masks.version == masks.version
     assert sizes == {name: p.numel() for name, p in load_model(tmp_path / "m.safetensors").named_parameters()}
 

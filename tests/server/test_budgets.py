@@ -161,9 +161,9 @@ def test_excluded_clients_are_counted_and_never_asked():
     assert trained == {2, 3}
     for record in made.rounds[1:]:
         assert record.clients_excluded == 2
-        assert record.classes["small"]["excluded"] == 2
-        assert record.classes["small"]["asked"] == 0
-        assert record.classes["large"]["ok"] == 2
+        assert record.classes["small"].excluded == 2
+        assert record.classes["small"].asked == 0
+        assert record.classes["large"].ok == 2
     within_budget(made)
 
 

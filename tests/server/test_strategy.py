@@ -139,7 +139,9 @@ def test_a_client_that_lost_its_state_is_sent_the_mask_again(kind):
     whole = federate(scenario)
     made = federate(scenario, before=forgetting(kind, 2))
     assert same_state(made.strategy.state, whole.strategy.state)
-    assert [r.client_scores["accuracy"] for r in made.rounds] == [r.client_scores["accuracy"] for r in whole.rounds]
+    assert [r.client_scores["accuracy"] for r in made.rounds] == [
+        r.client_scores["accuracy"] for r in whole.rounds
+    ]
     assert [(r.clients_ok, r.clients_failed) for r in made.rounds] == [(4, 0), (8, 0), (8, 0), (8, 0)]
     asked_twice = 0
     for task in (t for t in made.tasks if (t.type, t.round) == (kind, 2)):
@@ -286,10 +288,20 @@ FAULTS = {
     "huge flops": lambda c: with_metric(c, flops=2**64 - 1),
     "negative memory": lambda c: with_metric(c, peak_memory_bytes=-1),
     "no test accuracy": lambda c: with_metric(c, test_examples=10),
-    "no test examples": lambda c: with_metric(c, test_accuracy=0.5),
-    "0 test examples": lambda c: with_metric(c, test_examples=0, test_accuracy=0.0),
-    "test accuracy above 1": lambda c: with_metric(c, test_examples=10, test_accuracy=1.1),
-    "NaN test accuracy": lambda c: with_metric(c, test_examples=10, test_accuracy=float("nan")),
+    "no test examples": lambda c: with_metric(c, test_loss=1.0, test_accuracy=[5.0, 10.0]),
+    "0 test examples": lambda c: with_metric(c, test_examples=0, test_loss=1.0, test_accuracy=[0.0, 0.0]),
+    "no test loss": lambda c: with_metric(c, test_examples=10, test_accuracy=[5.0, 10.0]),
+    "no right answers": lambda c: with_metric(c, test_examples=10, test_loss=1.0),
+    "test accuracy as a share": lambda c: with_metric(c, test_examples=10, test_loss=1.0, test_accuracy=0.5),
+    "more right than there are": lambda c: with_metric(
+        c, test_examples=10, test_loss=1.0, test_accuracy=[11.0, 10.0]
+    ),
+    "right of other examples": lambda c: with_metric(
+        c, test_examples=10, test_loss=1.0, test_accuracy=[5.0, 9.0]
+    ),
+    "NaN test accuracy": lambda c: with_metric(
+        c, test_examples=10, test_loss=1.0, test_accuracy=[float("nan"), 10.0]
+    ),
 }
 
 
@@ -469,7 +481,9 @@ def test_an_app_that_cannot_be_built_says_so():
 def test_evaluation_every_so_many_rounds_and_at_the_end(every, expected):
     made = federate(plan(rounds=5, evaluation__every=every, **CLIENTS_EVALUATE))
     assert [record.round for record in made.rounds] == [0, 1, 2, 3, 4, 5]
-    assert [r.round for r in made.rounds if r.scores["accuracy"] is not None and r.loss is not None] == expected
+    assert [
+        r.round for r in made.rounds if r.scores["accuracy"] is not None and r.loss is not None
+    ] == expected
     assert [r.round for r in made.rounds if r.client_scores["accuracy"] is not None] == expected[1:]
     assert [r.round for r in made.rounds if r.personal_scores["accuracy"] is not None] == [1, 2, 3, 4, 5]
     assert sorted({task.round for task in tasks_of(made, "evaluate")}) == expected[1:]
@@ -481,7 +495,7 @@ def answered_right(made, state, client):
     module = Site(made.scenario, made.data).module.eval()
     module.load_state_dict(state, strict=False)
     indices, info = made.data.client_test.of(client), made.data.info
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (info.mean, info.std))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (info.inputs.mean, info.inputs.std))
     x = (torch.from_numpy(made.data.train.inputs[indices]) / 255 - mean) / std
     with torch.no_grad():
         return module(x).argmax(dim=1).numpy() == made.data.train.targets[indices]

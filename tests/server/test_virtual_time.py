@@ -67,8 +67,8 @@ def test_who_is_late_is_dropped_and_counts_as_far_as_it_had_come(unhurried):
     for record in made.rounds[1:]:
         assert record.device_seconds == deadline
         assert record.faults == {"late": 2}
-        assert record.classes["slow"]["late"] == record.classes["slow"]["asked"] == 2
-        assert record.classes["fast"]["ok"] == 2
+        assert record.classes["slow"].late == record.classes["slow"].asked == 2
+        assert record.classes["fast"].ok == 2
 
 
 def test_a_deadline_that_all_meet_changes_nothing(unhurried):
@@ -116,7 +116,7 @@ def test_of_more_that_are_asked_the_first_in_virtual_time_are_taken(unhurried):
     assert surplus.device_seconds == third
     record = made.rounds[1]
     assert (record.device_seconds, record.clients_surplus, record.clients_failed) == (third, 1, 0)
-    assert record.classes["slow"]["surplus"] == 1
+    assert record.classes["slow"].surplus == 1
 
 
 def test_over_sampling_makes_up_for_those_that_are_missing():
@@ -139,7 +139,7 @@ def test_who_is_away_is_not_asked_and_comes_as_often_as_its_chance():
         expected = {0, 1} | {number for number in (2, 3) if draws[number] < 0.5}
         assert {t.client for t in trains(made, record.round)} == expected
         assert record.clients_offline == 4 - len(expected)
-        assert record.classes["slow"]["offline"] == 4 - len(expected)
+        assert record.classes["slow"].offline == 4 - len(expected)
     share = sum(r.clients_offline for r in made.rounds[1:]) / 80
     assert abs(share - 0.5) < 0.2
 
@@ -250,8 +250,8 @@ def test_energy_is_that_of_computing_and_of_the_radio():
     assert made.rounds[1].joules == pytest.approx(sum(t.joules for t in made.tasks if t.round == 1))
     half = federate(federation(**{"clients.devices": devices(**joules)}))
     assert half.rounds[1].joules is None
-    assert half.rounds[1].classes["fast"]["joules"] is None
-    assert half.rounds[1].classes["slow"]["joules"] > 0
+    assert half.rounds[1].classes["fast"].joules is None
+    assert half.rounds[1].classes["slow"].joules > 0
 
 
 def test_a_class_has_the_accuracy_on_its_own_data():
@@ -267,5 +267,5 @@ def test_a_class_has_the_accuracy_on_its_own_data():
             if made.strategy.registry.number_of(reply) in members
         ]
         examples = sum(score["num-examples"] for score in scores)
-        right = sum(score["num-examples"] * score["accuracy"] for score in scores)
-        assert made.rounds[1].classes[name]["accuracy"] == pytest.approx(right / examples)
+        right = sum(score["accuracy"][0] for score in scores)
+        assert made.rounds[1].classes[name].scores["accuracy"] == pytest.approx(right / examples)

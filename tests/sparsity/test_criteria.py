@@ -15,6 +15,7 @@ from fedprune.sparsity.criteria import (
     default_iterations,
     needs_data,
 )
+from fedprune.sparsity.loss import cross_entropy
 from fedprune.sparsity.pruning import prunable
 
 SHAPE = (2, 8, 8)
@@ -33,9 +34,11 @@ def batches(sizes: Sequence[int] = (12, 5), shape: tuple[int, ...] = SHAPE) -> B
 
 
 def scores(criterion: str, module: nn.Module, names: Sequence[str], data: Batches = ()) -> dict[str, Tensor]:
-    shape = tuple(data[0][0].shape[1:]) if data else SHAPE
+    example = torch.ones(1, *(data[0][0].shape[1:] if data else SHAPE))
     generator = torch.Generator().manual_seed(0)
-    found = CRITERIA[criterion](module, names, input_shape=shape, batches=data, generator=generator)
+    found = CRITERIA[criterion](
+        module, names, example=example, batches=data, loss=cross_entropy, generator=generator
+    )
     return dict(found)
 
 
@@ -76,7 +79,9 @@ def test_random_depends_on_the_generator_alone() -> None:
 def test_random_needs_a_generator() -> None:
     module = tiny_mlp()
     with pytest.raises(ValueError, match="needs a generator"):
-        CRITERIA["random"](module, ["0.weight"], input_shape=(3,), batches=(), generator=None)
+        CRITERIA["random"](
+            module, ["0.weight"], example=torch.ones(1, 3), batches=(), loss=cross_entropy, generator=None
+        )
 
 
 def test_snip_by_the_chain_rule_written_out() -> None:

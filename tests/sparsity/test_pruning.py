@@ -47,7 +47,7 @@ def masks_of(
         criterion=CRITERIA[criterion],
         distribution=DISTRIBUTIONS[distribution],
         density=density,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
         iterations=iterations,
         batches=data(),
         generator=torch.Generator().manual_seed(0),
@@ -146,7 +146,7 @@ def test_synflow_iterates_a_hundred_times_by_default_and_the_density_falls_expon
         criterion=CRITERIA["synflow"],
         distribution=watching,
         density=0.01,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
     )
     assert len(seen) == 100
     assert seen[-1] == 0.01
@@ -169,7 +169,7 @@ def test_later_iterations_see_the_pruned_model_and_bring_nothing_back() -> None:
         criterion=spying,
         distribution=DISTRIBUTIONS["global"],
         density=0.1,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
         iterations=3,
     )
     nested = [*seen, dict(masks)]
@@ -191,7 +191,7 @@ def test_a_distribution_of_ones_own_is_a_function() -> None:
         criterion=CRITERIA["magnitude"],
         distribution=first_layer_double,
         density=0.1,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
     )
     share = masks.densities()
     assert share[names[0]] == pytest.approx(2 * share[names[1]], rel=0.05)
@@ -207,7 +207,7 @@ def test_a_criterion_without_its_data_is_refused(criterion: str) -> None:
             criterion=CRITERIA[criterion],
             distribution=DISTRIBUTIONS["erk"],
             density=0.1,
-            input_shape=SHAPE,
+            example=torch.ones(1, *SHAPE),
         )
 
 
@@ -240,7 +240,7 @@ def test_wrong_scores_are_refused(wrong: str) -> None:
             criterion=mine,
             distribution=DISTRIBUTIONS["global"],
             density=0.1,
-            input_shape=SHAPE,
+            example=torch.ones(1, *SHAPE),
         )
 
 

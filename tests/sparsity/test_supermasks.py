@@ -23,9 +23,13 @@ from fedprune.sparsity.supermasks import (
     normal_draws,
     threshold,
 )
+from fedprune.tasks import classification_of
 from fedprune.training.loop import train
 
 # Draws ------------------------------------------------------------------------------------------
+
+
+CLASSIFICATION = classification_of((4,))
 
 
 def philox(counter: int, key: int) -> list[int]:
@@ -189,7 +193,7 @@ def test_a_step_of_sgd_is_the_written_out_step(kind: MaskKind, trained: tuple[st
         parameters = [p for p in case.supermask.parameters() if p.requires_grad]
         dense = sum(case.net.get_parameter(name).numel() for name in trained)
         assert sum(p.numel() for p in parameters) == sum(case.masks.kept.values()) + dense
-        train(case.supermask, [case.batch], spec, lr=RATE, masks=Masks())
+        train(case.supermask, [case.batch], CLASSIFICATION, spec, lr=RATE, masks=Masks())
     for name, score in case.scores.items():
         step = RATE * (gradients[name] + DECAY * score)
         torch.testing.assert_close(case.supermask.scores[name], score - step)

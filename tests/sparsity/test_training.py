@@ -38,7 +38,7 @@ def pruned_masks(module: nn.Module, density: float = 0.2) -> Masks:
         criterion=CRITERIA["magnitude"],
         distribution=DISTRIBUTIONS["erk"],
         density=density,
-        input_shape=(1, 8, 8),
+        example=torch.ones(1, 1, 8, 8),
     )
 
 

@@ -13,6 +13,7 @@ from fedprune import data as datasets
 from fedprune import models, seeds
 from fedprune.data import batches
 from fedprune.results.records import relative_costs, strict, total_costs
+from fedprune.tasks import Classification
 
 INTEGER_COSTS = ("bytes_down", "bytes_up", "flops", "peak_memory_bytes")
 
@@ -22,6 +23,7 @@ def plain_fedavg(scenario):
     data = datasets.load(scenario)
     training = scenario.clients.training
     lr, momentum, decay = (getattr(training.optimizer, k) for k in ("lr", "momentum", "weight_decay"))
+    task = Classification(data.info)
     server = models.build(
         scenario.model.name,
         data.info.input_shape,
@@ -40,7 +42,7 @@ def plain_fedavg(scenario):
             generator = seeds.torch_generator(scenario.seed, "batches", server_round, number)
             velocities = [torch.zeros_like(p) for p in model.parameters()]
             for _ in range(training.epochs):
-                for x, y in batches(data.train, indices, data.info, training.batch_size, generator):
+                for x, y in batches(data.train, indices, task, training.batch_size, generator):
                     model.zero_grad()
                     functional.cross_entropy(model(x), y).backward()
                     with torch.no_grad():
@@ -88,7 +90,7 @@ def test_the_mean_has_no_rounding_but_the_last():
 
 
 def relative(made):
-    rounds = [strict(vars(record)) for record in made.rounds]
+    rounds = [strict(record.columns()) for record in made.rounds]
     return relative_costs(total_costs(rounds), made.strategy.dense.tally.totals())
 
 
@@ -131,7 +133,7 @@ def test_relative_costs_of_pruning_are_the_ratio_to_a_real_dense_run(changes):
     sparse = federate(plan(strategy={"name": "static", "density": 0.1}, **changes))
     dense = federate(plan(strategy=PLAN["strategy"], **changes))
     found = relative(sparse)
-    costs = [total_costs([strict(vars(record)) for record in made.rounds]) for made in (sparse, dense)]
+    costs = [total_costs([strict(record.columns()) for record in made.rounds]) for made in (sparse, dense)]
     for cost in INTEGER_COSTS:
         assert found[cost] == costs[0][cost] / costs[1][cost], cost
         assert found[cost] < 1, cost

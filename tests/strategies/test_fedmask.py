@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from inprocess import assemble, federate, plan, same_state
+from inprocess import accuracy_of, assemble, federate, plan, same_state
 from masked import Watched, assert_order_does_not_matter, losing
 from supermasked import altered, learned, statistics
 
 from fedprune.client.site import Site
 from fedprune.sparsity.masks import Masks
-from fedprune.training.evaluation import score
 from fedprune.wire import (
     content_bytes,
     decode_masks,
@@ -111,7 +110,7 @@ def test_a_bit_each_way():
 
 def test_accuracies_are_those_of_each_clients_own_model(watched):
     made, own, entries = watched.made, {}, learned(watched.made)
-    module, info = Site(made.scenario, made.data).module, made.data.info
+    module = Site(made.scenario, made.data).module
     for record, state in zip(made.rounds[1:], made.states[1:], strict=True):
         right = {"personal": 0.0, "client": 0.0}
         examples = 0
@@ -122,7 +121,7 @@ def test_accuracies_are_those_of_each_clients_own_model(watched):
             data = made.data.client(entry.client)
             for kind, model in (("personal", entry.after), ("client", evaluated)):
                 set_state(module, model)
-                accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
+                accuracy = accuracy_of(made.strategy.task, module, data)
                 right[kind] += accuracy * len(data.test)
             examples += len(data.test)
         assert record.personal_scores["accuracy"] == pytest.approx(right["personal"] / examples, abs=1e-9)

@@ -74,7 +74,7 @@ def module_with(made, state):
 
 
 def examples_of(made, indices):
-    (batch,) = batches(made.data.train, indices, made.data.info, len(indices))
+    (batch,) = batches(made.data.train, indices, made.strategy.task, len(indices))
     return batch
 
 

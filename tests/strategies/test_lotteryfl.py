@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from inprocess import assemble, federate, plan, same_state
+from inprocess import accuracy_of, assemble, federate, plan, same_state
 from masked import Watched, assert_order_does_not_matter, assert_sound, losing, trained
 
 from fedprune import seeds
@@ -15,7 +15,6 @@ from fedprune.client.site import Site
 from fedprune.data import batches
 from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.strategies.lotteryfl import LotteryFL
-from fedprune.training.evaluation import score
 from fedprune.training.loop import train
 from fedprune.wire import StateCodec, get_state, mask_bytes, set_state
 
@@ -88,11 +87,11 @@ def test_clients_come_to_have_masks_of_their_own(watched):
 
 def test_a_client_prunes_if_and_only_if_it_is_accurate_enough(watched):
     made, pruned = watched.made, []
-    module, info = Site(made.scenario, made.data).module, made.data.info
+    module = Site(made.scenario, made.data).module
     for entry in trained(made):
         set_state(module, sent_state(made, entry))
         data = made.data.client(entry.client)
-        accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
+        accuracy = accuracy_of(made.strategy.task, module, data)
         pruned.append(entry.masks != entry.sent)
         assert pruned[-1] == (accuracy >= 0.3 and entry.sent.density > 0.2001)
     assert any(pruned)
@@ -157,7 +156,7 @@ def test_a_lost_evaluation_changes_no_model(watched):
 
 def test_clients_are_evaluated_on_their_own_models(watched):
     made, own = watched.made, {}
-    module, info = Site(made.scenario, made.data).module, made.data.info
+    module = Site(made.scenario, made.data).module
     entries = trained(made)
     for record, state in zip(made.rounds[1:], made.states[1:], strict=True):
         own |= {entry.client: entry.masks for entry in entries if entry.round == record.round}
@@ -166,7 +165,7 @@ def test_clients_are_evaluated_on_their_own_models(watched):
             if (task.type, task.round) == ("evaluate", record.round):
                 set_state(module, apply_masks(state, own.get(task.client, Masks())))
                 data = made.data.client(task.client)
-                accuracy = score(module, data.examples, data.test, made.strategy.task, batch_size=256).values(made.strategy.task.metrics)["accuracy"]
+                accuracy = accuracy_of(made.strategy.task, module, data)
                 right, examples = right + accuracy * len(data.test), examples + len(data.test)
         assert record.client_scores["accuracy"] == pytest.approx(right / examples, abs=1e-9)
 

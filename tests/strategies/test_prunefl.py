@@ -77,7 +77,9 @@ def gradients_of(made, state, client, server_round):
     module.train()
     generator = seeds.torch_generator(made.scenario.seed, "growth", server_round, client)
     total = {}
-    for x, y in itertools.islice(batches(data.examples, data.train, made.data.info, 16, generator), count):
+    for x, y in itertools.islice(
+        batches(data.examples, data.train, made.strategy.task, 16, generator), count
+    ):
         module.zero_grad()
         functional.cross_entropy(module(x), y).backward()
         for name, parameter in module.named_parameters():

@@ -14,8 +14,9 @@ from fedprune import data as datasets
 from fedprune.client.site import Site
 from fedprune.engine.simulation import score_locally
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Accuracy, Score, combine
 from fedprune.training import evaluation
-from fedprune.training.evaluation import Score, chunks, combine, score
+from fedprune.training.evaluation import chunks, score
 from fedprune.wire import get_state
 
 
@@ -33,7 +34,9 @@ def site():
 def direct(site):
     """Accuracy and mean cross entropy over the whole test set in one forward pass, in float64."""
     info, test = site.data.info, site.data.test
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (info.mean, info.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (info.inputs.mean, info.inputs.std)
+    )
     x = ((torch.from_numpy(test.inputs).double() / 255 - mean) / std).float()
     site.module.eval()
     with torch.no_grad():
@@ -52,7 +55,7 @@ def test_the_servers_score_is_that_of_the_whole_test_set(site, chunk, batch_size
     found = score_locally(scenario, site.data)(state, Masks())
     accuracy, loss = direct(site)
     assert found.examples == 297
-    assert found.accuracy == accuracy
+    assert found.values(site.task.metrics) == {"accuracy": accuracy}
     assert found.loss == pytest.approx(loss, rel=1e-6)
     assert 0 < accuracy < 1
 
@@ -63,7 +66,7 @@ def test_chunks_may_be_scored_by_anyone(site):
     parts = [np.arange(start, min(start + 50, 297)) for start in range(0, 297, 50)]
 
     def scored(order):
-        done = {i: score(site.module, data.test, parts[i], data.info, batch_size=32) for i in order}
+        done = {i: score(site.module, data.test, parts[i], site.task, batch_size=32) for i in order}
         return combine([done[i] for i in range(len(parts))])
 
     assert scored(range(len(parts))) == scored(reversed(range(len(parts))))
@@ -72,7 +75,7 @@ def test_chunks_may_be_scored_by_anyone(site):
 def test_scoring_changes_nothing(site):
     site.module.train()
     before = {name: tensor.clone() for name, tensor in site.module.state_dict().items()}
-    score(site.module, site.data.test, np.arange(50), site.data.info, batch_size=16)
+    score(site.module, site.data.test, np.arange(50), site.task, batch_size=16)
     after = site.module.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -87,5 +90,5 @@ def test_chunks_are_all_examples_in_order(examples):
 
 def test_no_examples():
     nothing = combine([])
-    assert nothing == Score(0, 0.0, 0)
-    assert (nothing.accuracy, nothing.loss) == (0.0, 0.0)
+    assert nothing == Score(0, 0.0, {})
+    assert (nothing.values([Accuracy()]), nothing.loss) == ({"accuracy": None}, 0.0)

@@ -20,6 +20,7 @@ from fedprune.costs.flops import ModelCost
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import SparseConv2d
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import classification_of
 from fedprune.training.execution import rule_of, sparse_model, why_not_sparse, with_memory, without_values
 from fedprune.wire import Layout, StateCodec, get_state
 
@@ -171,7 +172,7 @@ def test_a_model_is_made_sparse_without_its_values_and_keeps_what_is_no_part_of_
     assert filled.two.weight is filled.one.weight
     assert not any(parameter.any() for parameter in filled.parameters())
     rule = rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (4,)))
-    model = sparse_model(skeleton, masks, rule, (4,))
+    model = sparse_model(skeleton, masks, rule, classification_of((4,)))
     assert isinstance(model.module.own, SparseConv2d)
     codec = StateCodec(Layout.of(dense), masks)
     model.load(codec.flatten(get_state(dense)))
@@ -197,7 +198,7 @@ def test_a_model_that_cannot_work_with_sparse_layers_is_executed_dense(caplog):
     dense = Viewing()
     masks = Masks({"conv.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)})
     rule = rule_of(TrainingSpec(execution="sparse"), ModelCost.of(dense, (1, 4, 4)))
-    assert sparse_model(without_values(dense), masks, rule, (1, 4, 4)) is None
+    assert sparse_model(without_values(dense), masks, rule, classification_of((1, 4, 4))) is None
     assert "`reshape` does what `view` cannot" in caplog.text
 
 
@@ -237,7 +238,7 @@ class Scaled(Plain):
 
 @pytest.mark.parametrize("kind", [Plain, Reading, Hooked, Closed, Scaled])
 def test_a_model_that_would_compute_something_else_is_executed_dense(kind):
-    fault = why_not_sparse(without_values(kind()), kind(), (1, 4, 4))
+    fault = why_not_sparse(without_values(kind()), kind(), classification_of((1, 4, 4)))
     assert (fault is None) == (kind is Plain), fault
 
 

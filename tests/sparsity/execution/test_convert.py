@@ -39,7 +39,7 @@ def masks_of(module, density=0.1, keep=(), distribution="uniform"):
         criterion=CRITERIA["magnitude"],
         distribution=DISTRIBUTIONS[distribution],
         density=density,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
     )
 
 
