@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
 	@echo "Installing into $(VENV), step 2 of 2: fedprune and what it needs."
 	$(BIN)/python -m pip install --disable-pip-version-check \
-		--config-settings editable_mode=compat --editable '.[sim,study,export,tensorboard,mlflow,wandb,dev,docs]'
+		--config-settings editable_mode=compat --editable '.[sim,study,metrics,export,tensorboard,mlflow,wandb,dev,docs]'
 	@touch $@
 	@echo "Installed into $(VENV) in $$(($$(date +%s) - $$(cat $(VENV)/began))) s."
 

@@ -211,8 +211,8 @@ class Client(ABC):
             - ``flops``: of training, by the cost model.
             - ``peak-memory-bytes``: of a training step, by the cost model.
             - ``train-seconds``: measured time of training.
-            - ``test-examples``, ``test-loss`` and, of each metric, such as ``test-accuracy``, its statistics:
-              of the trained model on held-out examples, from clients that have some; see
+            - ``test-examples`` and, of each metric, such as ``test-accuracy``, its statistics: of the trained
+              model on held-out examples, from clients that have some; see
               `fedprune.protocol.scores`.
             - ``peak-rss``: most bytes that a device's process has had, measured; 0 in a simulation.
 

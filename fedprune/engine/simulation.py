@@ -192,7 +192,7 @@ def opened(
     if checkpoint is None:
         # A run that was killed before its first checkpoint leaves at most what came before training.
         anew = overwrite or (resume and not holds_rounds(directory))
-        metrics = {metric.name: metric.higher_is_better for metric in strategy.task.metrics}
+        metrics = {m.name: m.higher_is_better for m in strategy.task.metrics if m.has_value}
         folder = RunFolder.create(directory, strategy.scenario, overwrite=anew, metrics=metrics)
     else:
         folder = RunFolder.reopen(directory, strategy.scenario, last_round=checkpoint.round)

@@ -138,7 +138,7 @@ class Channels:
     def on_round(self, round: RoundRecord) -> None:
         """Have every logger hear of a round."""
         if self._channels:
-            values = scalars(vars(round))
+            values = scalars(round.columns())
             for channel in self._channels:
                 channel.tell(round.round, values)
 

@@ -15,6 +15,8 @@ from fedprune.errors import WireError
 from fedprune.protocol.messages import real, whole
 from fedprune.tasks import Metric, Score
 
+#: The longest list that an error message repeats.
+_MOST_SHOWN = 8
 #: What comes before the name of a metric, or "loss", of a client's own model after training.
 PERSONAL = "test-"
 
@@ -22,11 +24,12 @@ PERSONAL = "test-"
 def score_entries(score: Score, prefix: str = "") -> dict[str, int | float | list[float]]:
     """Return a score as entries of a reply's metrics, their names after a prefix.
 
-    They are ``examples`` or, without a prefix, ``num-examples``; ``loss``; and of each metric its statistics.
+    They are ``examples`` and of each metric its statistics; without a prefix ``num-examples``, ``loss``, and
+    the same.
     """
     return {
         _examples(prefix): score.examples,
-        f"{prefix}loss": score.loss,
+        **({} if prefix else {"loss": score.loss}),
         **{f"{prefix}{name}": list(sums) for name, sums in score.statistics.items()},
     }
 
@@ -48,7 +51,7 @@ def read_score(record: MetricRecord, metrics: Sequence[Metric], prefix: str = ""
         return None
     return Score(
         examples=examples,
-        loss_sum=real(record, f"{prefix}loss") * examples,
+        loss_sum=0.0 if prefix else real(record, "loss") * examples,
         statistics={metric.name: _statistics(record, prefix, metric, examples) for metric in metrics},
     )
 
@@ -57,10 +60,13 @@ def _statistics(record: MetricRecord, prefix: str, metric: Metric, examples: int
     key = f"{prefix}{metric.name}"
     values = record.get(key)
     if not isinstance(values, list):
-        raise WireError(f"{key!r} is {values!r}, expected the statistics of {metric.name}")
+        raise WireError(f"{key!r} is no list of numbers, expected the statistics of {metric.name}")
     statistics = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(statistics).all() or (fault := metric.fault(statistics, examples)) is not None:
-        raise WireError(f"{key!r} is {values!r}: {fault if np.isfinite(statistics).all() else 'not finite'}")
+    if not np.isfinite(statistics).all():
+        raise WireError(f"{key!r} is not finite")
+    if (fault := metric.fault(statistics, examples)) is not None:
+        shown = "" if len(values) > _MOST_SHOWN else f" is {values!r}"
+        raise WireError(f"{key!r}{shown}: {fault}")
     return tuple(statistics.tolist())
 
 

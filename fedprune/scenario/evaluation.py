@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from fedprune.scenario.base import Spec
+from fedprune.scenario.base import PluginName, Spec
 
 
 class WireSpec(Spec):
@@ -26,4 +26,17 @@ class EvaluationSpec(Spec):
         description="Whether the clients also test the model, each on its own data: true (those of the "
         "round) or all (every client that is online).",
     )
-    batch_size: int = Field(default=256, ge=1, description="Images in an evaluation step.")
+    metrics: tuple[PluginName, ...] = Field(
+        default=(),
+        strict=False,
+        description="What else is measured besides the task's own metrics: names such as macro_f1 or "
+        "confusion_matrix (`fedprune list metrics`), or 'package.module:Name' or 'file.py:Name'.",
+        examples=[["macro_f1", "confusion_matrix"]],
+    )
+    batch_size: int = Field(default=256, ge=1, description="Examples in an evaluation step.")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without metrics of its own it is what it was before there were any: the same digest and files.
+        written: dict[str, Any] = handler(self)
+        return written if self.metrics else {k: v for k, v in written.items() if k != "metrics"}

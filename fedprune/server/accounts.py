@@ -26,7 +26,7 @@ from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.dense_baseline import DenseBaseline
 from fedprune.server.exchange import Exchange
 from fedprune.server.participation import Participation
-from fedprune.tasks import Metric
+from fedprune.tasks import Metric, columns
 from fedprune.wire import check_size, content_bytes, mask_bytes, verify_checksum
 
 #: What a client may report of its costs.
@@ -281,9 +281,7 @@ class RoundAccounts:
         """Return how well a model did on what the client holds out, as a reply that has been read says."""
         prefix = None if kind is None else _SCORES.get(kind)
         found = None if prefix is None else read_score(metrics, self._judged_by, prefix)
-        return (
-            dict.fromkeys(m.name for m in self._judged_by) if found is None else found.values(self._judged_by)
-        )
+        return dict.fromkeys(columns(self._judged_by)) if found is None else found.values(self._judged_by)
 
     def _settle(self, server_round: int, task: _Task[Any]) -> None:
         """Enter a task into the accounts."""

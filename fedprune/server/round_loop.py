@@ -22,7 +22,7 @@ from fedprune.protocol.faults import Fault
 from fedprune.protocol.messages import real
 from fedprune.server.accounts import RoundAccounts
 from fedprune.sparsity.masks import Masks
-from fedprune.tasks import Metric, Score
+from fedprune.tasks import Metric, Score, columns
 
 if TYPE_CHECKING:
     from fedprune.server.strategy import PruningStrategy
@@ -192,7 +192,7 @@ def round_record(
         How long the round took.
     """
     tally, counts = accounts.tally, accounts.participation.total
-    names = [metric.name for metric in judged_by]
+    names = columns(judged_by)
     return RoundRecord(
         round=server_round,
         scores=score.values(judged_by) if score else dict.fromkeys(names),

@@ -3,10 +3,12 @@
 from fedprune.tasks.base import Reduction, Task
 from fedprune.tasks.build import TASKS, build, build_model, check_model
 from fedprune.tasks.classification import Classification, classification_of
-from fedprune.tasks.metrics import Accuracy, Metric, Statistics
+from fedprune.tasks.metrics import Accuracy, Metric, Statistics, columns
+from fedprune.tasks.named import METRICS
 from fedprune.tasks.score import Score, combine
 
 __all__ = [
+    "METRICS",
     "TASKS",
     "Accuracy",
     "Classification",
@@ -19,5 +21,6 @@ __all__ = [
     "build_model",
     "check_model",
     "classification_of",
+    "columns",
     "combine",
 ]

@@ -8,8 +8,7 @@ targets are read is for `fedprune.data`, which weights are pruned for `fedprune.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -34,8 +33,6 @@ class Task(ABC):
         What is known of the data.
     options : Options
         What else the scenario says under ``task``.
-    metrics : Sequence[Metric]
-        What is measured besides the headline metric.
 
     Raises
     ------
@@ -48,14 +45,17 @@ class Task(ABC):
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
+    #: What is judged, as ``compared`` returns it: logits (N, K) and "classes" (N,); logits and "labels", 0 or
+    #: 1 (N, K); "numbers" (N, D) and numbers; or something of its "own".
+    answers: ClassVar[Literal["classes", "labels", "numbers", "own"]] = "classes"
     #: What it is called in results; a scenario's own name for it where `build` made it.
     name: str = ""
 
-    def __init__(self, info: DataInfo, options: Any = None, metrics: Sequence[Metric] = ()) -> None:
+    def __init__(self, info: DataInfo, options: Any = None) -> None:
         self.info = info
         self.options = options if options is not None else self.Options()
-        #: What is measured: the headline metric first.
-        self.metrics: tuple[Metric, ...] = (self.headline(), *metrics)
+        #: What is measured: the headline metric first; `build` adds those that the scenario asks for.
+        self.metrics: tuple[Metric, ...] = (self.headline(), *self.others())
 
     # What a subclass says ------------------------------------------------------------------
 
@@ -79,6 +79,10 @@ class Task(ABC):
     @abstractmethod
     def headline(self) -> Metric:
         """Return the metric by which runs are compared."""
+
+    def others(self) -> tuple[Metric, ...]:
+        """Return what else is always measured."""
+        return ()
 
     def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x, y) of what is stored: what the model takes, and what its outputs are compared with."""

@@ -13,8 +13,22 @@ from fedprune.errors import UserError
 from fedprune.scenario import Scenario
 from fedprune.tasks.base import Task
 from fedprune.tasks.classification import Classification
+from fedprune.tasks.multilabel import MultiLabel
+from fedprune.tasks.named import named
+from fedprune.tasks.reconstruction import Reconstruction
+from fedprune.tasks.regression import Regression
+from fedprune.tasks.segmentation import Segmentation
+from fedprune.tasks.sequences import NextToken, Tagging
 
-TASKS: Mapping[str, type[Task]] = {"classification": Classification}
+TASKS: Mapping[str, type[Task]] = {
+    "classification": Classification,
+    "multilabel": MultiLabel,
+    "next_token": NextToken,
+    "reconstruction": Reconstruction,
+    "regression": Regression,
+    "segmentation": Segmentation,
+    "tagging": Tagging,
+}
 
 
 def build_model(scenario: Scenario, task: Task) -> nn.Module:
@@ -58,4 +72,7 @@ def build(scenario: Scenario, info: DataInfo) -> Task:
         raise UserError(f"{where}: {first['msg']} (options of task {name!r}: {known})") from error
     task = kind(info, chosen)
     task.name = name
+    asked = [named(each, task, scenario.directory) for each in scenario.evaluation.metrics]
+    there = {metric.name for metric in task.metrics}
+    task.metrics += tuple(metric for metric in asked if metric.name not in there)
     return task

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedprune.tasks.metrics import Metric, values_of
+from fedprune.tasks.metrics import Metric, columns, values_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Score:
     def values(self, metrics: Sequence[Metric]) -> dict[str, float | None]:
         """Return the value of each metric by its name; None where it is not defined, or without examples."""
         if not self.examples:
-            return {metric.name: None for metric in metrics}
+            return dict.fromkeys(columns(metrics))
         return values_of(metrics, {name: np.array(sums) for name, sums in self.statistics.items()})
 
 

@@ -288,20 +288,13 @@ FAULTS = {
     "huge flops": lambda c: with_metric(c, flops=2**64 - 1),
     "negative memory": lambda c: with_metric(c, peak_memory_bytes=-1),
     "no test accuracy": lambda c: with_metric(c, test_examples=10),
-    "no test examples": lambda c: with_metric(c, test_loss=1.0, test_accuracy=[5.0, 10.0]),
-    "0 test examples": lambda c: with_metric(c, test_examples=0, test_loss=1.0, test_accuracy=[0.0, 0.0]),
-    "no test loss": lambda c: with_metric(c, test_examples=10, test_accuracy=[5.0, 10.0]),
-    "no right answers": lambda c: with_metric(c, test_examples=10, test_loss=1.0),
-    "test accuracy as a share": lambda c: with_metric(c, test_examples=10, test_loss=1.0, test_accuracy=0.5),
-    "more right than there are": lambda c: with_metric(
-        c, test_examples=10, test_loss=1.0, test_accuracy=[11.0, 10.0]
-    ),
-    "right of other examples": lambda c: with_metric(
-        c, test_examples=10, test_loss=1.0, test_accuracy=[5.0, 9.0]
-    ),
-    "NaN test accuracy": lambda c: with_metric(
-        c, test_examples=10, test_loss=1.0, test_accuracy=[float("nan"), 10.0]
-    ),
+    "no test examples": lambda c: with_metric(c, test_accuracy=[5.0, 10.0]),
+    "0 test examples": lambda c: with_metric(c, test_examples=0, test_accuracy=[0.0, 0.0]),
+    "no right answers": lambda c: with_metric(c, test_examples=10),
+    "test accuracy as a share": lambda c: with_metric(c, test_examples=10, test_accuracy=0.5),
+    "more right than there are": lambda c: with_metric(c, test_examples=10, test_accuracy=[11.0, 10.0]),
+    "right of other examples": lambda c: with_metric(c, test_examples=10, test_accuracy=[5.0, 9.0]),
+    "NaN test accuracy": lambda c: with_metric(c, test_examples=10, test_accuracy=[float("nan"), 10.0]),
 }
 
 

@@ -66,11 +66,11 @@ def test_a_client_swaps_as_rigl_does(monkeypatch):
     seen = []
     inner = sparse.largest_gradients
 
-    def watching(module, name, picked, mask, count):
+    def watching(module, name, picked, mask, count, loss):
         picked = list(picked)
         if not seen or seen[-1][2] == name:
             seen.append((copy.deepcopy(module), picked, name))
-        return inner(module, name, picked, mask, count)
+        return inner(module, name, picked, mask, count, loss)
 
     monkeypatch.setattr(sparse, "largest_gradients", watching)
     watched = Watched(plan(strategy={**OPTIONS, "growth_batches": 2}, rounds=2))

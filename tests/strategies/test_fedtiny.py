@@ -536,7 +536,7 @@ def test_pretraining_sees_public_data_alone_and_all_of_it():
         made = assemble(plan(strategy=strategy))
         pixels = made.data.train.inputs.copy()
         pixels[blanked(made)] = 0
-        object.__setattr__(made.data.train, "pixels", pixels)
+        object.__setattr__(made.data.train, "inputs", pixels)
         if epochs:
             made.strategy.pretrain(epochs)
         return made.strategy.state
@@ -777,10 +777,10 @@ def test_growth_is_judged_on_so_many_batches(batch_count, size, monkeypatch):
     seen = []
     largest = sparse.largest_gradients
 
-    def watched(module, name, given, mask, count):
+    def watched(module, name, given, mask, count, loss):
         given = list(given)
         seen.append([len(y) for _, y in given])
-        return largest(module, name, given, mask, count)
+        return largest(module, name, given, mask, count, loss)
 
     monkeypatch.setattr(sparse, "largest_gradients", watched)
     made = assemble(

@@ -202,7 +202,9 @@ def test_a_reply_holds_signs_and_nothing_that_could_be_a_weight(made):
     for _, reply in made.trained():
         assert set(reply.content) == {"arrays", "metrics"}
         assert set(reply.content["metrics"]) == METRICS
-        assert not any(isinstance(value, list) for value in reply.content["metrics"].values())
+        lists = [name for name, value in reply.content["metrics"].items() if isinstance(value, list)]
+        assert lists == ["test-accuracy"]
+        assert len(reply.content["metrics"]["test-accuracy"]) == 2
         (name, array), *others = reply.content["arrays"].items()
         assert (name, others) == ("values", [])
         # An .npy header has 128 bytes; the version and the codes of the layers have the rest.

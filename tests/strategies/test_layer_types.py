@@ -16,6 +16,7 @@ from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.layers import weights
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
+from fedprune.tasks import classification_of
 from fedprune.training.loop import train
 
 NETWORKS = Path(__file__).resolve().parents[1] / "networks.py"
@@ -160,7 +161,7 @@ def test_pruned_weights_stay_exactly_0_in_local_training(name: str, optimizer: d
     before = {key: module.get_parameter(key).detach().clone() for key in masks}
     batches = [(torch.rand(6, *SHAPE, generator=draws), torch.arange(6)) for _ in range(3)]
     spec = OptimizerSpec.model_validate({"lr": 0.1, "weight_decay": 0.01, **optimizer})
-    train(module, batches, spec, lr=0.1, masks=masks, proximal_mu=0.1)
+    train(module, batches, classification_of(SHAPE), spec, lr=0.1, masks=masks, proximal_mu=0.1)
     for key, mask in masks.items():
         weight = module.get_parameter(key).detach()
         assert not weight[~mask].any()

@@ -122,7 +122,7 @@ def test_it_prunes_the_smallest_and_trains_from_the_initial_weights(keen):
             for _ in range(2)
             for step in batches(data.examples, data.train, made.strategy.task, 16, generator)
         ]
-        train(module, steps, optimizer, lr=0.05, masks=entry.masks)
+        train(module, steps, made.strategy.task, optimizer, lr=0.05, masks=entry.masks)
         assert same_state(get_state(module), entry.state)
 
 
