@@ -21,7 +21,7 @@ _MOST_SHOWN = 8
 PERSONAL = "test-"
 
 
-def score_entries(score: Score, prefix: str = "") -> dict[str, int | float | list[float]]:
+def score_entries(score: Score, prefix: str = "") -> dict[str, int | float | list[int] | list[float]]:
     """Return a score as entries of a reply's metrics, their names after a prefix.
 
     They are ``examples`` and of each metric its statistics; without a prefix ``num-examples``, ``loss``, and
@@ -30,8 +30,13 @@ def score_entries(score: Score, prefix: str = "") -> dict[str, int | float | lis
     return {
         _examples(prefix): score.examples,
         **({} if prefix else {"loss": score.loss}),
-        **{f"{prefix}{name}": list(sums) for name, sums in score.statistics.items()},
+        **{f"{prefix}{name}": _shortest(sums) for name, sums in score.statistics.items()},
     }
+
+
+def _shortest(sums: tuple[float, ...]) -> list[int] | list[float]:
+    """Return sums as a message takes the fewest bytes for: counts as whole numbers."""
+    return [int(value) for value in sums] if all(value.is_integer() for value in sums) else list(sums)
 
 
 def read_score(record: MetricRecord, metrics: Sequence[Metric], prefix: str = "") -> Score | None:
