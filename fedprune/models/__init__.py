@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from fedprune import registry, seeds
 from fedprune.errors import FedpruneError, PluginError, UserError
+from fedprune.models.autoencoder import autoencoder
 from fedprune.models.cnn import cnn, lenet5
+from fedprune.models.cnn1d import cnn1d
 from fedprune.models.mlp import mlp
+from fedprune.models.mobilenet import ds_cnn, mobilenet_v1, mobilenet_v2
 from fedprune.models.options import checked, wanted
-from fedprune.models.resnet import resnet18
+from fedprune.models.recurrent import gru, lstm
+from fedprune.models.resnet import resnet8, resnet18
+from fedprune.models.transformer import transformer
+from fedprune.models.unet import unet
 from fedprune.models.vgg import vgg11
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -29,6 +35,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
     "lenet5": lenet5,
     "mlp": mlp,
+    "resnet8": resnet8,
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "ds_cnn": ds_cnn,
+    "cnn1d": cnn1d,
+    "gru": gru,
+    "lstm": lstm,
+    "transformer": transformer,
+    "autoencoder": autoencoder,
+    "unet": unet,
 }
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedprune.models.layers import conv_unit, initialise, require_side, scaled, sequence, without_batch_norm
+from fedprune.models.layers import (
+    Norm,
+    chosen_norm,
+    conv_unit,
+    initialise,
+    require_side,
+    scaled,
+    sequence,
+    with_norm,
+)
 
 
 def cnn(
-    input_shape: tuple[int, int, int],
-    classes: int,
+    input_shape: tuple[int, ...],
+    outputs: int,
     *,
     width: float = 1.0,
     hidden: int = 128,
+    norm: Norm = "batch",
     batch_norm: bool = True,
 ) -> nn.Sequential:
     """Two 3x3 convolutions with batch norm and max pooling, and a hidden layer; for 8x8 to 32x32 images.
@@ -21,15 +31,18 @@ def cnn(
     ----------
     input_shape
         (C, H, W), H and W at least 4.
-    classes
-        Number of logits.
+    outputs
+        Number of values for each image, such as one for each class.
     width
         Scales the channels, 32 and 64 at 1.0, and the hidden layer.
     hidden
         Units of the hidden layer at width 1.0.
+    norm
+        What follows convolutions: batch, group or layer norm, or none, and then they have a bias each.
     batch_norm
-        Whether convolutions are followed by batch norm; without it they have a bias each.
+        False is ``norm: none``.
     """
+    norm = chosen_norm("cnn", norm, batch_norm)
     require_side("cnn", input_shape, 4)
     channels, height, breadth = input_shape
     first, second, units = scaled(32, width), scaled(64, width), scaled(hidden, width)
@@ -42,13 +55,12 @@ def cnn(
         "hidden": sequence(
             {"linear": nn.Linear(second * (height // 4) * (breadth // 4), units), "relu": nn.ReLU()}
         ),
-        "head": nn.Linear(units, classes),
+        "head": nn.Linear(units, outputs),
     }
-    model = initialise(sequence(layers))
-    return model if batch_norm else without_batch_norm(model)
+    return with_norm(initialise(sequence(layers)), norm)
 
 
-def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> nn.Sequential:
+def lenet5(input_shape: tuple[int, ...], outputs: int, *, width: float = 1.0) -> nn.Sequential:
     """LeNet-5 with ReLU and max pooling, without batch norm: 61,706 weights for MNIST.
 
     LeCun et al. (Proc. IEEE 1998, section II.B) pad the 28x28 images of MNIST to 32x32. So does the first
@@ -58,8 +70,8 @@ def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.
     ----------
     input_shape
         (C, H, W), H and W at least 12.
-    classes
-        Number of logits.
+    outputs
+        Number of values for each image, such as one for each class.
     width
         Scales the channels, 6 and 16 at 1.0, and the hidden layers, 120 and 84.
     """
@@ -76,7 +88,7 @@ def lenet5(input_shape: tuple[int, int, int], classes: int, *, width: float = 1.
         "flatten": nn.Flatten(),
         "hidden1": sequence({"linear": nn.Linear(second * pixels, third), "relu": nn.ReLU()}),
         "hidden2": sequence({"linear": nn.Linear(third, fourth), "relu": nn.ReLU()}),
-        "head": nn.Linear(fourth, classes),
+        "head": nn.Linear(fourth, outputs),
     }
     return initialise(sequence(layers))
 

@@ -1,4 +1,4 @@
-"""Fully connected networks: any image, no convolution, no batch norm."""
+"""Fully connected networks: inputs of any shape, no convolution, no batch norm."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fedprune.models.layers import initialise, scaled, sequence
 
 
 def mlp(
-    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, hidden: Sequence[int] = (200, 200)
+    input_shape: tuple[int, ...], outputs: int, *, width: float = 1.0, hidden: Sequence[int] = (200, 200)
 ) -> nn.Sequential:
     """A fully connected network with ReLU; by default the "2NN" of McMahan et al. (AISTATS 2017).
 
     Parameters
     ----------
     input_shape
-        (C, H, W), any.
-    classes
-        Number of logits.
+        Any; for rows of a table the number of columns.
+    outputs
+        Number of values for each input, such as one for each class.
     width
         Scales the hidden layers.
     hidden
@@ -35,5 +35,5 @@ def mlp(
         units = scaled(full, width)
         layers[f"hidden{number}"] = sequence({"linear": nn.Linear(features, units), "relu": nn.ReLU()})
         features = units
-    layers["head"] = nn.Linear(features, classes)
+    layers["head"] = nn.Linear(features, outputs)
     return initialise(sequence(layers))

@@ -7,14 +7,28 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedprune.models.layers import conv_unit, initialise, require_side, scaled, sequence, without_batch_norm
+from fedprune.models.layers import (
+    Norm,
+    chosen_norm,
+    conv_unit,
+    initialise,
+    require_side,
+    scaled,
+    sequence,
+    with_norm,
+)
 
 # Configuration A of Simonyan and Zisserman (ICLR 2015, table 1): channels of the convolutions in each stage.
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 def vgg11(
-    input_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, batch_norm: bool = True
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    width: float = 1.0,
+    norm: Norm = "batch",
+    batch_norm: bool = True,
 ) -> nn.Sequential:
     """VGG-11 with batch norm: five stages of 3x3 convolutions with max pooling, about 9 million weights.
 
@@ -25,13 +39,16 @@ def vgg11(
     ----------
     input_shape
         (C, H, W), H and W at least 8.
-    classes
-        Number of logits.
+    outputs
+        Number of values for each image, such as one for each class.
     width
         Scales the channels of all stages.
+    norm
+        What follows convolutions: batch, group or layer norm, or none, and then they have a bias each.
     batch_norm
-        Whether convolutions are followed by batch norm; without it they have a bias each.
+        False is ``norm: none``.
     """
+    norm = chosen_norm("vgg11", norm, batch_norm)
     require_side("vgg11", input_shape, 8)
     channels, side = input_shape[0], min(input_shape[1:])
     layers: dict[str, nn.Module] = {}
@@ -44,6 +61,5 @@ def vgg11(
             units["pool"] = nn.MaxPool2d(2)
             side //= 2
         layers[f"stage{number}"] = sequence(units)
-    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(channels, classes)}
-    model = initialise(sequence(layers))
-    return model if batch_norm else without_batch_norm(model)
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(channels, outputs)}
+    return with_norm(initialise(sequence(layers)), norm)

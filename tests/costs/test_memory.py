@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from built_in import PICTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -51,7 +52,7 @@ def test_activations_are_what_autograd_saves_to_the_byte(case, batch):
     assert step_memory(cost, Masks(), batch).activations == saved_bytes(module, cost.input_shape, batch)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PICTURES)
 def test_activations_of_a_single_example(name):
     module = MODELS[name]((3, 32, 32), 10, width=0.125)
     cost = ModelCost.of(module, (3, 32, 32))
@@ -63,12 +64,12 @@ def peaks(request) -> tuple[str, dict[str, int]]:
     """Return instructions, and the peak of a step of each model with them: a process chooses them once."""
     given = {key: value for key, value in os.environ.items() if key not in PORTABLE}
     chosen = PORTABLE if request.param == "portable" else {}
-    command = [sys.executable, traced_peak_file, json.dumps(IMAGE), str(BATCH), *MODELS]
+    command = [sys.executable, traced_peak_file, json.dumps(IMAGE), str(BATCH), *PICTURES]
     done = subprocess.run(command, env=given | chosen, capture_output=True, text=True, check=True)
     return request.param, json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PICTURES)
 def test_predicted_peak_is_close_to_the_allocator_s(peaks, name):
     """From above, since not all is held at once; but kernels have scratch space that is not predicted.
 

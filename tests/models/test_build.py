@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from built_in import PICTURES
 from torch import nn
 
 from fedprune.errors import PluginError, UserError
-from fedprune.models import MODELS, build, check
+from fedprune.models import build, check
 
 SHAPE = (1, 12, 12)
 
@@ -21,7 +22,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PICTURES)
 def test_weights_depend_on_the_seed_alone(name: str) -> None:
     torch.manual_seed(1)
     first = state(5, name, width=0.1)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from built_in import PICTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -117,7 +118,7 @@ BARE = {"batch_norm": False}
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*((name, {}) for name in MODELS), ("resnet18", BARE), ("vgg11", BARE), ("cnn", BARE)],
+    [*((name, {}) for name in PICTURES), ("resnet18", BARE), ("vgg11", BARE), ("cnn", BARE)],
     ids=str,
 )
 @pytest.mark.parametrize("density", [0.1, 0.5])

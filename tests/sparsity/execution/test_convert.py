@@ -69,7 +69,7 @@ def assert_same(sparse, dense, indices):
 
 
 @pytest.mark.parametrize("keep", [(), ("first", "last")])
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(WIDTHS))
 def test_training_steps_are_those_of_the_dense_model_under_masks(name, keep):
     dense = built(name).double()
     masks = masks_of(dense, keep=keep)
