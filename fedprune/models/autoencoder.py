@@ -39,9 +39,9 @@ def autoencoder(
     hidden = scaled(128, width)
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     features = math.prod(input_shape)
-    names = [*(f"encoder{n}" for n in range(1, 5)), "code", *(f"decoder{n}" for n in range(1, 5))]
+    names = [*(f"encoder{n}" for n in range(1, 5)), "bottleneck", *(f"decoder{n}" for n in range(1, 5))]
     for name in names:
-        units = code if name == "code" else hidden
+        units = code if name == "bottleneck" else hidden
         layers[name] = sequence(
             {
                 "linear": nn.Linear(features, units, bias=False),

@@ -2,7 +2,7 @@
 
 The dense model is made from the file itself: the same computation in the same format, with a value
 in place of every zero weight, and 32-bit weights. Both run in fresh processes with one thread, on
-one image at a time, in turns, so that whatever else the machine does meets both.
+one example at a time, in turns, so that whatever else the machine does meets both.
 """
 
 from __future__ import annotations
@@ -165,9 +165,9 @@ def _load_onnx(path: Path) -> Callable[[], object]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    dtype = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[given.type]
-    image = np.ones((1, *given.shape[1:]), dtype=dtype)
-    return lambda: session.run(None, {given.name: image})
+    dtypes = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+    example = np.ones((1, *given.shape[1:]), dtype=dtypes[given.type])
+    return lambda: session.run(None, {given.name: example})
 
 
 def _load_program(path: Path) -> Callable[[], object]:

@@ -52,7 +52,7 @@ def test_activations_are_what_autograd_saves_to_the_byte(case, batch):
     assert step_memory(cost, Masks(), batch).activations == saved_bytes(module, cost.input_shape, batch)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", [name for name in PICTURES if "mobilenet" not in name])  # 1x1 at the end
 def test_activations_of_a_single_example(name):
     module = MODELS[name]((3, 32, 32), 10, width=0.125)
     cost = ModelCost.of(module, (3, 32, 32))

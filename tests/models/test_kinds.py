@@ -161,7 +161,7 @@ def test_what_a_model_does_not_take_is_refused_with_what_would_be_right(
 
 
 def test_a_transposed_convolution_keeps_the_size_of_what_passes() -> None:
-    """The variance of its outputs is that of its inputs, doubled as for a ReLU, whatever kernel and stride."""
+    """The variance of its outputs is twice that of its inputs, as for a ReLU, whatever kernel and stride."""
     torch.manual_seed(0)
     for kernel, stride in ((2, 2), (4, 2), (3, 1)):
         layer = initialise(nn.ConvTranspose2d(64, 32, kernel, stride=stride))
