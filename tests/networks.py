@@ -117,6 +117,39 @@ class Volumes(nn.Module):
         return self.fc(self.pool2(self.conv2(x).relu()).flatten(1))
 
 
+class Signals(nn.Module):
+    """The rows of an image as a signal: 1-D convolutions of three kinds, group and layer norm."""
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(input_shape[0] * input_shape[2], 12, 3, padding=1)
+        self.norm = nn.GroupNorm(3, 12)
+        self.depthwise = nn.Conv1d(12, 12, 3, groups=12, bias=False)
+        self.up = nn.ConvTranspose1d(12, 8, 2, stride=2)
+        self.layer = nn.LayerNorm(8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signal = sequence_of(x).transpose(1, 2)
+        signal = self.up(self.depthwise(self.norm(self.conv(signal)).relu()).relu())
+        return self.head(self.layer(signal.mean(2)))
+
+
+class Cells(nn.Module):
+    """A recurrent cell that is called row by row."""
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int, kind: str = "GRUCell") -> None:
+        super().__init__()
+        self.cell = getattr(nn, kind)(input_shape[0] * input_shape[2], 16)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for row in sequence_of(x).unbind(1):
+            state = self.cell(row, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
 class Tied(nn.Module):
     """Two hidden layers that share one weight, and have a bias each."""
 

@@ -110,8 +110,9 @@ class ModelCost:
                                  scale 4)                                the input 4)
     activations, residual sums,  1 per output and operation              1 per output and operation
     any other pointwise step
-    means and sums               1 per input                             1 per input, where scaled
+    means, sums, largest values  1 per input                             1 per input, where scaled
     max and average pooling      window size per output                  1, window size per output
+    bilinear interpolation       7 per output                            7 per output gradient
     embedding                    0                                       1 per output gradient
     log-softmax, softmax         5, 4 per input                          4 per input
     ============================ ======================================= ==========================
@@ -348,8 +349,39 @@ _FORMULAS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     aten._softmax_backward_data: lambda args, out: 4 * _elements(out),
     aten.sum: lambda args, out: _elements(args),
     aten.mean: lambda args, out: _elements(args),
-    aten.nll_loss_forward: lambda args, out: args[1].numel(),
-    aten.nll_loss_backward: lambda args, out: args[2].numel(),
+    **dict.fromkeys(
+        (aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.logsumexp, aten.linalg_vector_norm),
+        lambda args, out: _elements(args),
+    ),
+    aten.cumsum: lambda args, out: _elements(args),
+    aten.var: lambda args, out: 3 * _elements(args),
+    **dict.fromkeys((aten.nll_loss_forward, aten.nll_loss2d_forward), lambda args, out: args[1].numel()),
+    **dict.fromkeys((aten.nll_loss_backward, aten.nll_loss2d_backward), lambda args, out: args[2].numel()),
+    aten.upsample_bilinear2d: lambda args, out: 7 * _elements(out),
+    aten.upsample_bilinear2d_backward: lambda args, out: 7 * args[0].numel(),
+    aten.upsample_nearest2d_backward: lambda args, out: args[0].numel(),
+}
+
+# One step per element, though PyTorch has no such tag on them.
+_POINTWISE = {
+    aten.binary_cross_entropy_with_logits,
+    aten.elu_backward,
+    aten.glu,
+    aten.glu_backward,
+    aten.hardsigmoid_backward,
+    aten.hardswish,
+    aten.hardswish_backward,
+    aten.hardtanh_backward,
+    aten.huber_loss,
+    aten.huber_loss_backward,
+    aten.leaky_relu_backward,
+    aten.mse_loss,
+    aten.mse_loss_backward,
+    aten._prelu_kernel,
+    aten._prelu_kernel_backward,
+    aten.smooth_l1_loss,
+    aten.smooth_l1_loss_backward,
+    aten.softplus_backward,
 }
 
 # Pointwise by PyTorch's tags, but they only move or create data.
@@ -369,5 +401,6 @@ def _elementwise_flops(func: Any, args: tuple[Any, ...], out: Any) -> int:
     operation = func._overloadpacket
     if formula := _FORMULAS.get(operation):
         return formula(args, out)
-    pointwise = torch.Tag.pointwise in func.tags and operation not in _FREE
+    tagged = torch.Tag.pointwise in func.tags and operation not in _FREE
+    pointwise = tagged or operation in _POINTWISE
     return _elements(out) if pointwise else 0

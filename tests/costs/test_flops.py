@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.costs.flops import ModelCost, Work
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Classification, classification_of
 
 from .nets import NETS, SHAPE
 
@@ -135,6 +136,34 @@ def test_normalisation_and_pooling_by_hand():
     ).elementwise
     assert normed.forward - head.forward == 8 * 32 + 4 * 8  # 32 values normalised, 8 windows of 4
     assert normed.backward - head.backward == 9 * 32 + 8
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [nn.ELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Softplus],
+)
+def test_an_activation_is_a_step_per_element_each_way(kind):
+    """As ReLU is; of PReLU there is besides a gradient of its slope, a sum over all elements."""
+    found, relu = (
+        ModelCost.of(nn.Sequential(nn.Linear(3, 8), activation(), nn.Linear(8, 2)), (3,)).elementwise
+        for activation in (kind, nn.ReLU)
+    )
+    slope = 8 if kind is nn.PReLU else 0
+    assert (found.forward, found.backward) == (relu.forward, relu.backward + slope)
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss"])
+def test_a_loss_of_regression_is_a_step_per_output_and_their_mean(loss):
+    class Regression(Classification):
+        def losses(self, outputs, targets, inputs):
+            return getattr(functional, loss)(outputs, torch.zeros_like(outputs), reduction="none").mean(dim=1)
+
+        def loss(self, outputs, targets, inputs, reduction="mean"):
+            return self.losses(outputs, targets, inputs).mean()
+
+    cost = ModelCost.of(nn.Linear(3, 5, bias=False), Regression(classification_of((3,)).info)).elementwise
+    # Each output's loss, their mean, and one example's share of the mean over examples; backward the same.
+    assert cost == Work(5 + 5 + 1, 5 + 5 + 1)
 
 
 def test_masks_leave_everything_but_products_alone():

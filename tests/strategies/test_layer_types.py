@@ -68,6 +68,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         | {f"attention.{each}_proj_weight" for each in "qkv"},
     ),
     "volumes": ("Volumes", {}, {"conv1.weight", "conv2.weight", "fc.weight"}),
+    "signals": ("Signals", {}, {"conv.weight", "depthwise.weight", "up.weight", "head.weight"}),
+    "gru cell": ("Cells", {}, {"cell.weight_ih", "cell.weight_hh", "head.weight"}),
+    "lstm cell": ("Cells", {"kind": "LSTMCell"}, {"cell.weight_ih", "cell.weight_hh", "head.weight"}),
     "tied layers": ("Tied", {}, {"stem.weight", "one.weight", "head.weight"}),
 }
 
@@ -138,7 +141,7 @@ def test_two_rounds_prune_and_change_the_masks_where_the_method_does(name: str, 
     assert any(not torch.equal(first[key], last[key]) for key in made.strategy.masks)
 
 
-@pytest.mark.parametrize("name", ["lstm", "transformer", "volumes", "tied layers"])
+@pytest.mark.parametrize("name", ["lstm", "transformer", "volumes", "signals", "tied layers"])
 @pytest.mark.parametrize(
     "strategy", ["feddst", "fedmask", "fedmef", "gradual", "hidenseek", "lotteryfl", "prunefl"]
 )
@@ -190,7 +193,8 @@ def test_the_layers_that_keep_names_are_found_under_every_name_of_a_shared_weigh
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("transformer", {"dropout": 0.0}), ("lstm", {}), ("tied layers", {})]
+    ("name", "options"),
+    [("transformer", {"dropout": 0.0}), ("lstm", {}), ("signals", {}), ("tied layers", {})],
 )
 def test_sparse_execution_agrees_and_leaves_dense_what_it_has_no_kernel_for(
     name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
