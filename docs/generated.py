@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from textwrap import indent
 from typing import Any, get_type_hints
@@ -23,6 +24,7 @@ from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from torch import Tensor
 
 import fedprune
 import fedprune.costs.clock
@@ -34,12 +36,19 @@ from fedprune import costs, registry, sparsity, wire
 from fedprune.cli.app import app
 from fedprune.costs import ledger
 from fedprune.costs.devices import profiles
+from fedprune.costs.flops import ModelCost
+from fedprune.data import DataInfo
+from fedprune.data.inputs import Inputs, Numbers, Tokens
 from fedprune.errors import Fault
 from fedprune.loggers import LOGGERS
+from fedprune.models import build as build_model
 from fedprune.scenario import json_schema
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity import execution
+from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.pruning import prunable
 from fedprune.studies import spec as studies
+from fedprune.tasks import Accuracy, Task
 from fedprune.units import format_byte_rate, format_bytes, format_flop_rate
 
 #: What is documented whole, besides `fedprune` itself.
@@ -161,6 +170,15 @@ def named(kind: str) -> str:
     )
 
 
+@cache
+def models() -> str:
+    """Return the table of what each built-in model holds and costs at the size for which it is known."""
+    return _table(
+        ("model", "inputs", "outputs", "parameters", "FLOPs of a forward pass", "prunable"),
+        ((f"`{name}`", *_measured(name, *size)) for name, size in _SIZES.items()),
+    )
+
+
 def options(name: str) -> str:
     """Return the table of a strategy's options: its own first, then those that every one has."""
     found = registry.load("strategy", name)
@@ -251,11 +269,54 @@ def commands() -> str:
     return "\n".join(_command("fedprune", typer.main.get_command(app)))
 
 
-_MAKERS = (methods, named, options, loggers, section, study, columns, devices, faults, api, commands)
+_MAKERS = (methods, named, models, options, loggers, section, study, columns, devices, faults, api, commands)
 MADE: Mapping[str, Callable[..., str]] = {maker.__name__: maker for maker in _MAKERS}
 
 
 # How --------------------------------------------------------------------------------------
+
+
+def _measured(name: str, inputs: Inputs, outputs: int) -> Iterator[str]:
+    model = build_model(name, inputs.shape, outputs, seed=0, known=inputs.known())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    pruned = sum(model.get_parameter(weight).numel() for weight in prunable(model))
+    task = _Returned(DataInfo("", inputs))
+    flops = ModelCost.of(model, task).forward_flops(Masks(), 1)
+    yield "x".join(map(str, inputs.shape)) + (" tokens" if isinstance(inputs, Tokens) else "")
+    yield str(outputs)
+    yield f"{parameters:,}"
+    yield f"{flops / 1e6:,.1f} million"
+    yield f"{pruned / parameters:.1%}"
+
+
+class _Returned(Task):
+    """What a model returns, and no more: a task that costs next to nothing."""
+
+    def losses(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
+        return outputs.flatten(1)[:, 0]
+
+    def headline(self) -> Accuracy:
+        return Accuracy()
+
+
+#: The inputs and outputs for which each model is known, by its paper, MLPerf Tiny or LEAF.
+_SIZES: Mapping[str, tuple[Inputs, int]] = {
+    "resnet18": (Numbers((3, 32, 32)), 10),
+    "vgg11": (Numbers((3, 32, 32)), 10),
+    "cnn": (Numbers((3, 32, 32)), 10),
+    "lenet5": (Numbers((1, 28, 28)), 10),
+    "mlp": (Numbers((1, 28, 28)), 10),
+    "resnet8": (Numbers((3, 32, 32)), 10),
+    "mobilenet_v1": (Numbers((3, 96, 96)), 2),
+    "mobilenet_v2": (Numbers((3, 224, 224)), 1000),
+    "ds_cnn": (Numbers((1, 49, 10)), 12),
+    "cnn1d": (Numbers((9, 128)), 6),
+    "gru": (Numbers((9, 128)), 6),
+    "lstm": (Tokens((80,), vocabulary=80), 80),
+    "transformer": (Tokens((80,), vocabulary=80), 80),
+    "autoencoder": (Numbers((640,)), 640),
+    "unet": (Numbers((3, 64, 64)), 2),
+}
 
 
 def _command(path: str, command: Any) -> Iterator[str]:

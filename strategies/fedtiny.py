@@ -13,6 +13,8 @@ Differences from the paper
 --------------------------
 - The clients' variances are pooled, between-client differences of means included; the paper averages them
   (``pool_variance: false``).
+- Of a model without batch norm, which has no such statistics, candidates are compared by their loss as they
+  are, and the log says so.
 - Candidates may come from several criteria and distributions (``bases``); the paper varies the layer
   densities of one (magnitude, uniform), which is the default.
 
@@ -24,6 +26,7 @@ References
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal
@@ -48,6 +51,8 @@ from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
 from fedprune.wire import CODEC, get_state, set_state
+
+_logger = logging.getLogger(__name__)
 
 
 class Noise(BaseModel):
@@ -117,6 +122,11 @@ class FedTiny(PruningStrategy):
         if not self.options.selection:
             self.set_masks(pool[0])
             return
+        if not batch_norm.layers(self.module):
+            _logger.warning(
+                "selection needs batch norm, and the model has none: candidates are compared by their loss "
+                "as they are (strategy.selection: false takes the first without asking)"
+            )
         smallest, best = math.inf, (dense, pool[0])
         for number, masks in enumerate(pool, start=1):
             self.federation.announce(f"round 0: candidate {number} of {len(pool)}")

@@ -171,6 +171,20 @@ def test_pruned_weights_stay_exactly_0_in_local_training(name: str, optimizer: d
         assert not torch.equal(weight[mask], before[key][mask])
 
 
+@pytest.mark.parametrize(("batch_norm", "said"), [(True, 0), (False, 1)])
+def test_fedtiny_says_once_that_selection_needs_batch_norm(
+    batch_norm: bool, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    federate(
+        plan(
+            model={"name": "cnn", "width": 0.1, "norm": "batch" if batch_norm else "group"},
+            strategy=STRATEGIES["fedtiny"],
+            rounds=1,
+        )
+    )
+    assert caplog.text.count("selection needs batch norm") == said
+
+
 def test_a_shared_weight_travels_and_counts_once() -> None:
     made = run("tied layers", STRATEGIES["static"])
     parameters = dict(made.strategy.module.named_parameters())
