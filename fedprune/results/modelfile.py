@@ -55,7 +55,7 @@ class ModelInfo:
     mean, std
         Of pixels, per channel, of values from 0 to 1: those with which the inputs were normalised.
     inputs
-        How stored inputs become the model's: their kind, and its settings besides those above.
+        The kind of the inputs, and what besides was known to the model's factory.
     task
         What the model has learnt, by name.
     """
@@ -86,7 +86,7 @@ def described(task: Task) -> dict[str, Any]:
         "class_names": info.class_names,
         "mean": pixels.mean if pixels else (),
         "std": pixels.std if pixels else (),
-        "inputs": {"kind": info.inputs.kind, **info.inputs.known()},
+        "inputs": {"kind": info.inputs.kind, **task.known()},
         "task": task.name,
     }
 

@@ -96,6 +96,13 @@ class Task(ABC):
         """Return the shape of what a model must return for so many examples."""
         return (examples, self.outputs)
 
+    def known(self) -> dict[str, object]:
+        """Return what a model's factory may want to know besides its outputs, by argument.
+
+        By default what the inputs say of themselves, such as ``vocabulary``.
+        """
+        return self.info.inputs.known()
+
     def fault(self, examples: Examples) -> str | None:
         """Return what is wrong with stored examples, in a few words; None where nothing is."""
         return None

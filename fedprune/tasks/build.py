@@ -39,7 +39,7 @@ def build_model(scenario: Scenario, task: Task) -> nn.Module:
         task.outputs,
         seed=scenario.seed,
         options=scenario.model.options,
-        known=task.info.inputs.known(),
+        known=task.known(),
         directory=scenario.directory,
     )
 

@@ -39,6 +39,10 @@ class _PerPosition(Task):
         """Return the share of positions with the right answer."""
         return Accuracy(one_each=False)
 
+    def known(self) -> dict[str, object]:
+        """Return besides that each position has outputs."""
+        return {**super().known(), "per_position": True}
+
     def output_shape(self, examples: int) -> tuple[int, ...]:
         """Return (B, L, K)."""
         return (examples, self.info.input_shape[-1], self.outputs)
@@ -74,6 +78,10 @@ class NextToken(_PerPosition):
         if self.tokens.padding is not None:
             following = following.masked_fill(following == self.tokens.padding, IGNORED)
         return tokens[:, :-1], following
+
+    def known(self) -> dict[str, object]:
+        """Return besides that no position may see a later one."""
+        return {**super().known(), "causal": True}
 
     def others(self) -> tuple[Metric, ...]:
         """Return the perplexity of a token."""
