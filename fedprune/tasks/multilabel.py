@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,4 +39,4 @@ class MultiLabel(Task):
 
     def blank_targets(self, inputs: Tensor) -> Tensor:
         """Return zeros, (B, K)."""
-        return inputs.new_zeros((len(inputs), self.outputs))
+        return torch.zeros(len(inputs), self.outputs, device=inputs.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -65,4 +66,4 @@ class Regression(Task):
 
     def blank_targets(self, inputs: Tensor) -> Tensor:
         """Return zeros, (B, D)."""
-        return inputs.new_zeros((len(inputs), self.outputs))
+        return torch.zeros(len(inputs), self.outputs, device=inputs.device)

@@ -30,7 +30,7 @@ PAIRS: list[tuple[str, Inputs, dict[str, Any]]] = [
     ("multilabel", _IMAGES, {"name": "resnet8"}),
     ("multilabel", _PADDED, {"name": "transformer", "size": 8}),
     ("regression", _ROWS, {"name": "mlp"}),
-    ("regression", _SERIES, {"name": "gru", **_SMALL}),
+    ("regression", _PADDED, {"name": "gru", **_SMALL}),
     ("next_token", _TEXT, {"name": "lstm", **_SMALL}),
     ("next_token", _PADDED, {"name": "gru", **_SMALL}),
     ("next_token", _PADDED, {"name": "transformer", "size": 8}),
