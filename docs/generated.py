@@ -39,6 +39,7 @@ from fedprune.costs.devices import profiles
 from fedprune.costs.flops import ModelCost
 from fedprune.data import DataInfo
 from fedprune.data.inputs import Inputs, Numbers, Tokens
+from fedprune.data.sources import OPTIONS
 from fedprune.errors import Fault
 from fedprune.loggers import LOGGERS
 from fedprune.models import build as build_model
@@ -197,6 +198,15 @@ def loggers() -> str:
         options = list(kind.Options.model_fields)
         parts.append(f"### {name}\n\n{inspect.cleandoc(kind.__doc__ or '')}\n")
         parts.append(_model_table(kind.Options, options) if options else "It has no options.\n")
+    return "\n".join(parts)
+
+
+def sources() -> str:
+    """Return the built-in sources of data that have options, with these."""
+    parts = []
+    for name, kind in OPTIONS.items():
+        parts.append(f"### {name}\n")
+        parts.append(_model_table(kind, list(kind.model_fields)))
     return "\n".join(parts)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     __version__: str
     from fedprune.client.base import Client, ClientTask, FitResult
     from fedprune.data.dataset import DataInfo, Examples
-    from fedprune.data.sources import Request, Source
+    from fedprune.data.source import Request, Source, SourceOptions
     from fedprune.engine.simulation import resume, run
     from fedprune.errors import FedpruneError, RunError, UserError, WireError
     from fedprune.loggers import Logger, RunEnd, RunStart
@@ -48,13 +48,14 @@ _EXPORTS = {
     "Masks": "fedprune.sparsity.masks",
     "OverlapMean": "fedprune.server.aggregation",
     "PruningStrategy": "fedprune.server.strategy",
-    "Request": "fedprune.data.sources",
+    "Request": "fedprune.data.source",
     "Run": "fedprune.results.run",
     "RunEnd": "fedprune.loggers",
     "RunError": "fedprune.errors",
     "RunStart": "fedprune.loggers",
     "Scenario": "fedprune.scenario",
-    "Source": "fedprune.data.sources",
+    "Source": "fedprune.data.source",
+    "SourceOptions": "fedprune.data.source",
     "Study": "fedprune.studies.study",
     "TrainReply": "fedprune.server.aggregation",
     "UserError": "fedprune.errors",
@@ -89,6 +90,7 @@ __all__ = [
     "RunStart",
     "Scenario",
     "Source",
+    "SourceOptions",
     "Study",
     "TrainReply",
     "UserError",

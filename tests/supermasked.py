@@ -9,7 +9,8 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedprune.data.dataset import Examples
-from fedprune.data.sources import Request, Source, digits
+from fedprune.data.source import Request, Source
+from fedprune.data.sources import digits
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import SupermaskCodec, decode_masks, take_masks
 

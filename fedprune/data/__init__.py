@@ -8,7 +8,8 @@ from fedprune.data.batches import AUGMENTATIONS, batches, parts
 from fedprune.data.dataset import ClientData, DataInfo, Examples, FederatedData, LocalData, Shares
 from fedprune.data.federated import declared, describe, info_of, load, open_shares, read, read_key
 from fedprune.data.own import load_own
-from fedprune.data.sources import SOURCES, Request, Source
+from fedprune.data.source import Request, Source, SourceOptions
+from fedprune.data.sources import SOURCES
 
 __all__ = [
     "AUGMENTATIONS",
@@ -21,6 +22,7 @@ __all__ = [
     "Request",
     "Shares",
     "Source",
+    "SourceOptions",
     "batches",
     "declared",
     "describe",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedprune.data.dataset import DataInfo
 from fedprune.data.federated import declared
 from fedprune.data.partition import smallest_share
+from fedprune.data.sources import IMAGES, SOURCES
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
 from fedprune.units import format_bytes
@@ -49,9 +50,15 @@ class Expected:
         Raises
         ------
         DataError
-            Where the scenario alone does not say what images its model takes.
+            Where the scenario alone does not say what images its model takes, or it takes none.
         """
         spec = scenario.data
+        if spec.name in SOURCES.keys() - IMAGES.keys():
+            raise DataError(
+                f"data set {spec.name!r} has no images with a label each, and a device can have no others "
+                "of its own: leave `data` out of the device's configuration, and it takes its part of "
+                f"{spec.name!r}"
+            )
         info = declared(spec)
         if info is None:
             raise DataError(

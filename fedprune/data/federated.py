@@ -24,7 +24,9 @@ from fedprune.data.dataset import (
 )
 from fedprune.data.inputs import Pixels
 from fedprune.data.known import KNOWN, numbered
-from fedprune.data.sources import SOURCES, Request, Source, Tables, find, hugging_face, open_tables
+from fedprune.data.source import Request, Source
+from fedprune.data.sources import SOURCES, Tables, find, hugging_face, open_tables
+from fedprune.data.standard import Standardised, pooled
 from fedprune.errors import DataError
 from fedprune.scenario import DataSpec, Scenario
 
@@ -48,7 +50,10 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     source = read(scenario) if source is None else source
     info = info_of(scenario, source)
     _check_declared(scenario.data, info)
-    return FederatedData(info, source.train, source.test, *_divide(scenario, source.train.targets))
+    server, train, test = _divide(scenario, source.train.targets)
+    if isinstance(info.inputs, Standardised):
+        info = replace(info, inputs=pooled(info.inputs, source.train.inputs, train))
+    return FederatedData(info, source.train, source.test, server, train, test)
 
 
 def open_shares(scenario: Scenario) -> LocalData:
@@ -158,6 +163,7 @@ def _request(scenario: Scenario) -> Request:
         test_examples=spec.test_examples,
         image_column=spec.image_column,
         label_column=spec.label_column,
+        options=spec.options,
     )
 
 
@@ -218,6 +224,10 @@ def _public_part(examples: int, fraction: float, seed: int) -> tuple[Indices, In
 
 def _info(spec: DataSpec, shape: tuple[int, ...], source: Source | Tables) -> DataInfo:
     if source.inputs is not None:
+        if spec.mean is not None:
+            raise DataError(
+                f"data.mean and data.std are for images, and data set {spec.name!r} has none: leave them out"
+            )
         return DataInfo(spec.name, source.inputs, source.class_names, source.task)
     channels, height, width = shape
     return _of_images(spec, (channels, height, width), source.class_names, source.mean, source.std)

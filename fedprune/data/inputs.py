@@ -41,6 +41,10 @@ class Inputs(ABC):
         """Return what a model's factory may want to know of its inputs besides their shape, by argument."""
         return {}
 
+    def settings(self) -> dict[str, object]:
+        """Return, as JSON has it, how inputs are made of raw data; a model file tells its users."""
+        return {}
+
     def filled(
         self, value: int, examples: int, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:

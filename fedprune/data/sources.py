@@ -1,6 +1,6 @@
-"""Where images come from: scikit-learn's digits, the Hugging Face hub, local files.
+"""Where data comes from: the sources by name, and images out of the Hugging Face hub and local files.
 
-A source is a function of a ``Request`` to a ``Source``; a user's own is found like a built-in one. Not for
+A source is a function of a `Request` to a `Source`; a user's own is found like a built-in one. Not for
 dividing data over clients. What only the extra ``fedprune[sim]`` installs is imported inside functions: a
 device has none of it.
 """
@@ -18,64 +18,28 @@ import numpy as np
 
 from fedprune import registry
 from fedprune.data import tables
+from fedprune.data.audio import FileOptions, audio
 from fedprune.data.dataset import Examples, Indices
 from fedprune.data.inputs import Inputs
 from fedprune.data.known import KNOWN, Known
+from fedprune.data.masks import MaskOptions, masks
 from fedprune.data.partition import choose, split_without_test
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a scenario asks a source for.
-
-    Attributes
-    ----------
-    name
-        The data set's name, as in the scenario.
-    path
-        A local file or folder, absolute, to read in place of the hub.
-    seed
-        The scenario's seed, for choosing among the images.
-    train_examples, test_examples
-        How many to choose; None for all. A source reads no more images than it must.
-    image_column, label_column
-        Names of the columns, where the scenario gives them.
-    """
-
-    name: str
-    path: Path | None = None
-    seed: int = 0
-    train_examples: int | None = None
-    test_examples: int | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a source returns.
-
-    Attributes
-    ----------
-    train, test
-        The examples. Of images, pixels are uint8 (N, C, H, W); labels are below ``len(class_names)``.
-    class_names
-        By class number; () where targets are no classes.
-    mean, std
-        Of images, per channel, of pixels / 255; None where they are not known.
-    inputs
-        How inputs become a model's, where they are no images.
-    task
-        The task that the data set is usually for.
-    """
-
-    train: Examples
-    test: Examples
-    class_names: tuple[str, ...] = ()
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    inputs: Inputs | None = None
-    task: str = "classification"
+from fedprune.data.series import SeriesOptions, series, uci_har
+from fedprune.data.source import Request, Source, SourceOptions
+from fedprune.data.synthetic import (
+    ActivityOptions,
+    KeywordOptions,
+    MachineOptions,
+    PeopleOptions,
+    SceneOptions,
+    synthetic_activity,
+    synthetic_keywords,
+    synthetic_machine_sounds,
+    synthetic_people,
+    synthetic_scenes,
+)
+from fedprune.data.tabular import TabularOptions, breast_cancer, diabetes, tabular
+from fedprune.data.text import TextOptions, TokenOptions, docstrings, text
 
 
 def digits(request: Request) -> Source:
@@ -127,12 +91,46 @@ def fashion_mnist(request: Request) -> Source:
     return _open(request, KNOWN["fashion_mnist"]).decoded()
 
 
-SOURCES: dict[str, Callable[[Request], Source]] = {
+#: Sources of images with a label each, of which a device may have data of its own.
+IMAGES: dict[str, Callable[[Request], Source]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
+    "synthetic_people": synthetic_people,
+}
+
+SOURCES: dict[str, Callable[[Request], Source]] = IMAGES | {
+    "audio": audio,
+    "breast_cancer": breast_cancer,
+    "diabetes": diabetes,
+    "docstrings": docstrings,
+    "masks": masks,
+    "series": series,
+    "synthetic_activity": synthetic_activity,
+    "synthetic_keywords": synthetic_keywords,
+    "synthetic_machine_sounds": synthetic_machine_sounds,
+    "synthetic_scenes": synthetic_scenes,
+    "tabular": tabular,
+    "text": text,
+    "uci_har": uci_har,
+}
+
+
+#: What may stand under ``data.options``, by source; others have no options.
+OPTIONS: dict[str, type[SourceOptions]] = {
+    "audio": FileOptions,
+    "docstrings": TokenOptions,
+    "masks": MaskOptions,
+    "series": SeriesOptions,
+    "synthetic_activity": ActivityOptions,
+    "synthetic_keywords": KeywordOptions,
+    "synthetic_machine_sounds": MachineOptions,
+    "synthetic_people": PeopleOptions,
+    "synthetic_scenes": SceneOptions,
+    "tabular": TabularOptions,
+    "text": TextOptions,
 }
 
 

@@ -148,12 +148,15 @@ def _listen(host: str) -> str:
 def _described(scenario: Scenario) -> Scenario:
     """Return the scenario with what a device must know of data that it does not have itself."""
     info = datasets.describe(scenario)
-    data: dict[str, object] = {
-        "input_shape": list(info.input_shape),
-        "classes": list(info.class_names),
-    }
-    if isinstance(info.inputs, Pixels):
-        data |= {"mean": list(info.inputs.mean), "std": list(info.inputs.std)}
+    data: dict[str, object] = {}
+    if isinstance(info.inputs, Pixels):  # Of other inputs a device can't have data of its own.
+        data |= {
+            "input_shape": list(info.input_shape),
+            "classes": list(info.class_names),
+            "mean": list(info.inputs.mean),
+            "std": list(info.inputs.std),
+        }
+
     if scenario.data.path is not None:
         path = scenario.directory / scenario.data.path
         data["path"] = str(path.resolve())

@@ -86,7 +86,11 @@ def described(task: Task) -> dict[str, Any]:
         "class_names": info.class_names,
         "mean": pixels.mean if pixels else (),
         "std": pixels.std if pixels else (),
-        "inputs": {"kind": info.inputs.kind, **task.known()},
+        "inputs": {
+            "kind": info.inputs.kind,
+            **task.known(),
+            **({"settings": settings} if (settings := info.inputs.settings()) else {}),
+        },
         "task": task.name,
     }
 
@@ -206,7 +210,7 @@ def _build(info: ModelInfo, directory: Path | None = None) -> nn.Module:
     """Build the module that a file names, with weights that are to be replaced."""
     options = {key: value for key, value in info.model.items() if key != "name"}
     name = _located(str(info.model["name"]), directory)
-    known = {key: value for key, value in info.inputs.items() if key != "kind"}
+    known = {key: value for key, value in info.inputs.items() if key not in ("kind", "settings")}
     return build(name, info.input_shape, info.classes, seed=0, options=options, known=known)
 
 

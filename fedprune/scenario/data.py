@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -92,6 +92,12 @@ class DataSpec(Spec):
         default=None,
         ge=1,
         description="Number of test images to use, drawn at random; all where not given.",
+    )
+    options: dict[str, Any] = Field(
+        default={},
+        description="What else the data set's source wants to know, such as the columns of a table or the "
+        "length of a window; see the documentation of data.",
+        examples=[{"target": "income"}],
     )
     image_column: str | None = Field(
         default=None, description="Name of the column with the images; found by itself where not given."

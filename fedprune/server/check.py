@@ -17,7 +17,7 @@ from torch import nn
 
 from fedprune import data, registry, tasks
 from fedprune.costs.devices import profiles
-from fedprune.data import sources
+from fedprune.data import SourceOptions, sources
 from fedprune.errors import PluginError, ScenarioError, UserError
 from fedprune.models.options import checked
 from fedprune.plugin_files import names_in
@@ -178,9 +178,17 @@ def _data(scenario: Scenario) -> Iterator[_Mistake]:
         near = did_you_mean(spec.path.name, (file.name for file in spec.path.parent.glob("*")))
         yield ("data", "path"), f"{spec.path} does not exist{near or _FROM}"
     try:
-        sources.find(spec.name, spec.path, scenario.directory)
+        source = sources.find(spec.name, spec.path, scenario.directory)
     except PluginError as error:
         yield ("data", "name"), str(error)
+        return
+    if source is sources.hugging_face or spec.name in sources.SOURCES:
+        kind = sources.OPTIONS.get(spec.name, SourceOptions)
+        try:
+            kind.model_validate(spec.options)
+        except ValidationError as error:
+            for option, message in explain(error, kind):
+                yield ("data", "options", *option), message
 
 
 def _devices(scenario: Scenario) -> Iterator[_Mistake]:

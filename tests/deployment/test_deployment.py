@@ -242,3 +242,11 @@ def test_what_a_node_config_cannot_say(config, expected):
     scenario = Scenario.from_mapping(PLAN)
     with pytest.raises(UserError, match=expected):
         client_number(config), data_place(config), device_profile(config, scenario)
+
+
+def test_of_other_data_than_images_nothing_is_said(tmp_path):
+    """Devices take their parts of it, and can't have any of their own."""
+    plan = {**PLAN, "model": {"name": "mlp"}, "data": {"name": "breast_cancer"}}
+    deployment.init(tmp_path / "rows", Scenario.from_mapping(plan))
+    data = load_scenario(tmp_path / "rows" / "app" / "scenario.yaml").data
+    assert (data.name, data.input_shape, data.classes, data.mean) == ("breast_cancer", None, None, None)
