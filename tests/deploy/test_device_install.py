@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,20 +33,32 @@ def device_python(tmp_path_factory) -> Path:
     wheel = next(folder.glob("fedprune-*.whl"))
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    # PyTorch as the project's own environment has it: another build would fetch gigabytes.
-    subprocess.run([*install, f"torch=={torch_version()}", wheel], check=True)
+    # PyTorch is the project's own: to install it once more takes a minute, and another build gigabytes.
+    link_installed("torch", folder / "venv" / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix))
+    install = [python, "-I", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*install, wheel], check=True)
     return python
 
 
-def torch_version() -> str:
-    import torch
-
-    return torch.__version__.partition("+")[0]
+def link_installed(name: str, site: Path) -> None:
+    """Give another environment a package of this one, with all that it requires."""
+    left, found = [name], set[str]()
+    while left:
+        package = distribution(left.pop())
+        if package.name in found:
+            continue
+        found.add(package.name)
+        for required in map(Requirement, package.requires or []):
+            if required.marker is None or required.marker.evaluate({"extra": ""}):
+                left.append(required.name)
+        for part in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+            target = Path(str(package.locate_file(part)))
+            if not (site / part).exists():
+                (site / part).symlink_to(target, target_is_directory=target.is_dir())
 
 
 def said_by(python: Path, code: str, folder: Path) -> str:
-    done = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([python, "-I", "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
