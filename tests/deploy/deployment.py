@@ -56,6 +56,7 @@ class Deployment:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # Seconds; 1 by default.
             "FEDPRUNE_TEST_DEPLOYMENT": str(directory),
             "OMP_NUM_THREADS": "1",
         }
@@ -122,6 +123,12 @@ class Deployment:
     def start_nodes(self, *numbers: int) -> None:
         for number in numbers:
             self.start_node(number)
+        self.wait_for_nodes(*numbers)
+
+    def wait_for_nodes(self, *numbers: int) -> None:
+        """Wait until SuperNodes that were just started are online."""
+        known = "SuperNode ID:"  # It says so itself; to ask the SuperLink takes a process each time.
+        wait_until(lambda: all(known in self.log(f"device-{n}") for n in numbers), 90, "they are known")
         wait_until(lambda: self.online() >= len(numbers), 90, f"{len(numbers)} SuperNodes are online")
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
@@ -192,22 +199,23 @@ class Deployment:
 
     def finish(self, run_id: str, out: Path, seconds: float = 280) -> Run:
         """Wait for a run's end and return its results; fail with its log where it fails."""
-        self.end(run_id, out, seconds)
-        assert self.status(run_id) == "finished:completed", self.flwr("log", run_id, "edge", "--show").stdout
+        status = self.end(run_id, out, seconds)
+        assert status == "finished:completed", self.flwr("log", run_id, "edge", "--show").stdout
         return load_run(out)
 
-    def end(self, run_id: str, out: Path, seconds: float = 280) -> None:
-        """Wait for a run's end, whatever it is."""
+    def end(self, run_id: str, out: Path, seconds: float = 280) -> str:
+        """Wait for a run's end, whatever it is; return its status."""
         looked = time.monotonic()
 
-        def ended() -> bool:
+        def ended() -> str | None:
             nonlocal looked
             if (out / "summary.json").exists() or time.monotonic() > looked + 20:
                 looked = time.monotonic()
-                return self.status(run_id).startswith("finished")  # A process of its own: not too often.
-            return False
+                status = self.status(run_id)  # A process of its own: not too often.
+                return status if status.startswith("finished") else None
+            return None
 
-        wait_until(ended, seconds, "the run ends")
+        return str(wait_until(ended, seconds, "the run ends"))
 
     def rounds(self, out: Path) -> int:
         """Return how many rounds of training a run has ended."""

@@ -118,8 +118,7 @@ def test_a_run_goes_on_when_its_server_was_killed(deployment, plan, tmp_path):
     run_id = deployment.submit(out, resume=True)
     wait_for_round(deployment, out, first + 1)
     subprocess.run(["pkill", "-KILL", "-f", f"flwr-serverapp.*127.0.0.1:{deployment.port}"], check=True)
-    deployment.end(run_id, out)
-    assert deployment.status(run_id) == "finished:failed"
+    assert deployment.end(run_id, out) == "finished:failed"
     run = deployment.finish(deployment.submit(out, resume=True), out)
 
     assert [record["round"] for record in run.rounds] == [0, 1, 2, 3, 4]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from deployment import CountingProxy, wait_until
+from deployment import CountingProxy
 from inprocess import same_state
 
 from fedprune.engine.hosts import InProcess
@@ -38,7 +38,7 @@ def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
     proxies = [CountingProxy(deployment.port) for _ in range(3)]
     for number, proxy in enumerate(proxies):
         deployment.start_node(number, "--superlink", f"127.0.0.1:{proxy.port}")
-    wait_until(lambda: deployment.online() == 3, 90, "three SuperNodes are online")
+    deployment.wait_for_nodes(0, 1, 2)
     idle = idle_rates(proxies)
     deployed, crossed = {}, {}
     for name, (strategy, hidden) in STRATEGIES.items():
