@@ -1,4 +1,4 @@
-"""What all tests share: quiet libraries, one PyTorch thread, and one Ray for a whole process of pytest."""
+"""What all tests share: quiet libraries, one PyTorch thread, one Ray for a process of pytest, an order."""
 
 from __future__ import annotations
 
@@ -32,19 +32,31 @@ _TESTS = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what starts Ray in one of the processes that share the tests, and deployments in one.
+    """Mark what is slow, keep together what shares something that is slow to make, and let it begin first.
 
-    Ray takes seconds of both cores to start: the fast tests are those that do without.
+    Deployments begin, which mostly wait; then what shares a Ray, folder by folder, as Ray takes seconds of
+    both cores to start; then the other slow tests. The fast ones even out what is left.
     """
     for item in items:
-        if "shared_ray" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
-        if _TESTS / "engine" in item.path.parents or "shared_ray" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        if _TESTS / "deploy" in item.path.parents:
+        folder = item.path.relative_to(_TESTS).parts[0]
+        if folder == "deploy":
             for mark in (pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(1500)):
                 item.add_marker(mark)
             item.add_marker(pytest.mark.xdist_group("deploy"))
+        if "shared_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group(f"ray-{folder.removesuffix('.py')}"))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return when a test is to begin; those of one turn keep their order."""
+    groups = {str(mark.args[0]) for mark in item.iter_markers("xdist_group")}
+    if "deploy" in groups:
+        return 0
+    if any(group.startswith("ray-") for group in groups):
+        return 1
+    return 2 if item.get_closest_marker("slow") else 3
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,6 @@ def number(cell: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_its_table_is_what_the_study_reaches(tmp_path: Path, shared_ray: None) -> None:
     """Within what the README states: another kind of processor gives other last digits."""

@@ -28,6 +28,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("memory")
 def test_predictions_are_what_is_allocated(rows):
     """Within 5 %: dense parts and activations; under a mask the dense prediction is the one that holds."""
     parameters = 4 * sum(p.numel() for p in MODELS["cnn"]((1, 8, 8), 10).parameters())
@@ -43,6 +44,7 @@ def test_predictions_are_what_is_allocated(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("part", ["weights", "gradients", "optimizer", "activations"])
 def test_what_is_off_by_more_than_the_tolerance_is_named(rows, part):
     spec = importlib.util.spec_from_file_location("memory_benchmark", SCRIPT)

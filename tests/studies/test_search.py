@@ -424,7 +424,6 @@ def content(trials: int, rounds: int = 4, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_the_same_search_has_the_same_trials_and_the_comparison_what_it_found(shared_ray, tmp_path, capfd):
     (tmp_path / "study.yaml").write_text(write(content(4, prune="asha", prune_from=2)))
     made = [study(tmp_path / "study.yaml", out=tmp_path / name) for name in ("one", "two")]
@@ -457,7 +456,6 @@ def test_the_same_search_has_the_same_trials_and_the_comparison_what_it_found(sh
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_a_killed_search_goes_on_where_it_was(shared_ray, tmp_path):
     (tmp_path / "study.yaml").write_text(write(content(3, rounds=25)))
     where = ["study", "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--jobs", "2"]
