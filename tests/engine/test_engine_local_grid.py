@@ -57,7 +57,14 @@ def test_it_resumes_from_a_checkpoint_of_a_run_on_ray(shared_ray, tmp_path):
     whole = run(scenario, out=tmp_path / "whole", progress=False, host=InProcess(), figures=False)
     with pytest.raises(KeyboardInterrupt):
         # The checkpoint is made after all listeners: the round before it is the last that is kept.
-        run(scenario, out=tmp_path / "cut", progress=False, listeners=[Stop()], figures=False)
+        run(
+            scenario,
+            out=tmp_path / "cut",
+            progress=False,
+            listeners=[Stop()],
+            figures=False,
+            engine__workers=1,
+        )
     cut = run(scenario, out=tmp_path / "cut", resume=True, progress=False, host=InProcess(), figures=False)
     assert lines(cut.directory / "rounds.jsonl") == lines(whole.directory / "rounds.jsonl")
 

@@ -73,9 +73,9 @@ def assert_same_results(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])
-def test_results_are_the_same_bits_on_any_number_of_workers(two_workers, plan, tmp_path, workers):
-    done = run(plan, out=tmp_path / "run", engine__workers=workers)
+def test_results_are_the_same_bits_on_any_number_of_workers(two_workers, plan, tmp_path):
+    """On one worker, and on none: test_engine_local_grid.py."""
+    done = run(plan, out=tmp_path / "run", engine__workers=3)
     assert_same_results(done.directory, two_workers.directory)
     assert [record["round"] for record in lines(done.directory, "rounds.jsonl")] == [0, 1, 2, 3]
     assert len(lines(done.directory, "clients.jsonl")) == 8 + 3 * 4

@@ -417,15 +417,16 @@ def test_a_search_is_at_the_points_of_the_grid_that_it_names(tmp_path):
 # With processes ------------------------------------------------------------------------
 
 
-def content(trials: int, rounds: int = 4, **changes: Any) -> dict[str, Any]:
+def content(trials: int, jobs: int, rounds: int = 4, **changes: Any) -> dict[str, Any]:
     search = {"run": "Static", "ranges": {**RANGES, EPOCHS: [0, 1]}, "trials": trials, **changes}
-    base = {**PLAN, "rounds": rounds, "engine": {"workers": 2}}
+    # As many as jobs: more would be workers of each run's own, which are started for each.
+    base = {**PLAN, "rounds": rounds, "engine": {"workers": jobs}}
     return {**CONTENT, "base": base, "seeds": 1, "search": search}
 
 
 @pytest.mark.slow
 def test_the_same_search_has_the_same_trials_and_the_comparison_what_it_found(shared_ray, tmp_path, capfd):
-    (tmp_path / "study.yaml").write_text(write(content(4, prune="asha", prune_from=2)))
+    (tmp_path / "study.yaml").write_text(write(content(4, jobs=1, prune="asha", prune_from=2)))
     made = [study(tmp_path / "study.yaml", out=tmp_path / name) for name in ("one", "two")]
     for each in made:
         each.run(jobs=1, progress=False)
@@ -457,7 +458,7 @@ def test_the_same_search_has_the_same_trials_and_the_comparison_what_it_found(sh
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(shared_ray, tmp_path):
-    (tmp_path / "study.yaml").write_text(write(content(3, rounds=25)))
+    (tmp_path / "study.yaml").write_text(write(content(3, jobs=2, rounds=25)))
     where = ["study", "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--jobs", "2"]
     process = subprocess.Popen([sys.executable, "-m", "fedprune.cli", *where], stderr=subprocess.DEVNULL)
     made = study(tmp_path / "study.yaml", out=tmp_path / "out")
