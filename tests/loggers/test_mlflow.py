@@ -17,7 +17,7 @@ from loggers.read_back import mlflow_client, mlflow_runs
 pytest.importorskip("mlflow")
 
 # Its import and the tables that it makes take seconds.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]  # They share a store.
 
 NAMED = ["mlflow"]
 
