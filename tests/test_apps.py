@@ -46,6 +46,12 @@ def path(tmp_path):
     return file
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """Figures take longer than these runs, and have tests of their own."""
+    monkeypatch.setattr("fedprune.results.figures.draw", lambda *_, **__: None)
+
+
 def serve_in_process(run_config, clients=4):
     """Run the server app on a grid in this process whose nodes run the client app."""
     nodes = {number + 2: {"partition-id": number} for number in range(clients)}

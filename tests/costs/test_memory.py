@@ -69,6 +69,8 @@ def peaks(request) -> tuple[str, dict[str, int]]:
     return request.param, json.loads(done.stdout)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("peaks")
 @pytest.mark.parametrize("name", PICTURES)
 def test_predicted_peak_is_close_to_the_allocator_s(peaks, name):
     """From above, since not all is held at once; but kernels have scratch space that is not predicted.

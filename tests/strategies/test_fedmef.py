@@ -91,6 +91,7 @@ def test_neither_order_nor_node_ids_matter(watched):
     assert_order_does_not_matter(watched.made.scenario, watched.made)
 
 
+@pytest.mark.slow
 def test_without_batch_norm_it_learns_and_standardised_filters_help():
     changes = {"data__train_examples": 800, "clients__per_round": 4}
 

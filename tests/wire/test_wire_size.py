@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.wire import content_bytes, size
@@ -55,7 +55,6 @@ def test_it_is_what_flower_serializes() -> None:
     multi_chunk = 0
 
     @given(st.dictionaries(names, records, max_size=5).map(RecordDict))
-    @settings(deadline=None, max_examples=300)
     def check(content: RecordDict) -> None:
         nonlocal multi_chunk
         objects = get_all_nested_objects(content).values()
