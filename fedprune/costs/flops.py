@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fedprune.costs.step import TRACE_EXAMPLES, forward_loss, in_single_products, leaves_no_trace, skeleton
+from fedprune.costs.step import TRACE_EXAMPLES, forward_loss, in_single_products, leaves_no_trace, on_skeleton
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Task, classification_of
 
@@ -141,8 +141,7 @@ class ModelCost:
             What is learnt. A shape, such as (C, H, W), stands for classification of inputs of that shape.
         """
         task = task if isinstance(task, Task) else classification_of(task)
-        model = skeleton(module, task)
-        counts = _trace(model, task)
+        model, counts = on_skeleton(module, lambda model: _trace(model, task))
         named = dict(model.named_parameters())
         layers = tuple(_layer(name, named[name], counts) for name in counts.by_weight)
         of_layers = [layer.work(layer.weights, TRACE_EXAMPLES) for layer in layers]

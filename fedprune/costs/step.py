@@ -1,6 +1,6 @@
 """One training step of a model, run for its shapes alone: what FLOPs and memory are counted on.
 
-A `skeleton` is a copy of a model whose tensors are on PyTorch's meta device: they have shapes and
+A skeleton is a copy of a model whose tensors are on PyTorch's meta device: they have shapes and
 dtypes but no data, so a step of it costs neither arithmetic nor memory and takes nothing from any
 random generator. What is counted during such a step is for `fedprune.costs.flops` and
 `fedprune.costs.memory` to say.
@@ -9,19 +9,23 @@ random generator. What is counted during such a step is for `fedprune.costs.flop
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.tasks import Task
 
+T = TypeVar("T")
 TRACE_EXAMPLES = 2  # batch norm refuses one example at a single position
 
 
-def skeleton(module: nn.Module, task: Task) -> nn.Module:
-    """Return a copy of the module, in training mode, on the meta device where its code can run there.
+def on_skeleton(module: nn.Module, step: Callable[[nn.Module], T]) -> tuple[nn.Module, T]:
+    """Return a copy of the module, in training mode, on which a step ran, and what that returned.
+
+    It is on the meta device where the module's code can run there.
 
     A model whose code looks at values (``tensor.item()``, a branch on data) or that keeps tensors
     which are neither parameters nor buffers cannot run without data: it is copied as it is and runs
@@ -31,22 +35,16 @@ def skeleton(module: nn.Module, task: Task) -> nn.Module:
     ----------
     module
         Maps the task's inputs to its outputs.
-    task
-        What is learnt, of which inputs.
+    step
+        Runs a training step of the copy; it is called once more where the first copy cannot run.
     """
     model = _copy_to(module, "meta")
     try:
-        run_step(model, task, TRACE_EXAMPLES)
+        return model, step(model)
     except (RuntimeError, NotImplementedError):
         # A mistake of the model itself shows again on the first step with data, as it would in training.
         model = _copy_to(module, "cpu")
-    return model
-
-
-def run_step(model: nn.Module, task: Task, examples: int) -> None:
-    """Run a forward with the loss and a backward; leaves the model without gradients."""
-    with leaves_no_trace(model):
-        forward_loss(model, task, examples).backward()  # type: ignore[no-untyped-call]
+        return model, step(model)
 
 
 def forward_loss(model: nn.Module, task: Task, examples: int) -> Tensor:
