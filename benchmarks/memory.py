@@ -49,6 +49,7 @@ from fedprune.sparsity.criteria import magnitude
 from fedprune.sparsity.distributions import erk
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prune
+from fedprune.tasks import classification_of
 from fedprune.training.loop import Prepare, train
 from fedprune.units import format_bytes
 
@@ -93,7 +94,7 @@ class Case:
             criterion=magnitude,
             distribution=erk,
             density=self.density,
-            input_shape=self.shape,
+            example=torch.ones(1, *self.shape),
         )
 
     def train(
@@ -101,7 +102,8 @@ class Case:
     ) -> None:
         """Take two steps as a client does."""
         steps = self.batches(batch or self.batch)
-        train(module, steps, OPTIMIZERS[self.optimizer], lr=0.01, masks=masks, prepare=prepare)
+        task = classification_of(self.shape)
+        train(module, steps, task, OPTIMIZERS[self.optimizer], lr=0.01, masks=masks, prepare=prepare)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for examples in (min(2, size), size):  # the first gives the optimizer its state

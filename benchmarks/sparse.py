@@ -134,7 +134,7 @@ def measure(model: str, distribution: str, density: float, batch: int, repeats: 
         criterion=magnitude,
         distribution=DISTRIBUTIONS[distribution],
         density=density,
-        input_shape=SHAPE,
+        example=torch.ones(1, *SHAPE),
     )
     cost, slots = ModelCost.of(module, SHAPE), optimizer_slots("sgd", MOMENTUM)
     training = TrainingSpec(batch_size=batch)
