@@ -213,6 +213,9 @@ class RunFolder:
     ) -> Path:
         """Write the model, the figures and, last, the summary; return the folder.
 
+        Of a run that is interrupted the figures come last: they take seconds, and whoever ends a run may not
+        wait for them. Flower ends the process of its ServerApp after five.
+
         Parameters
         ----------
         status, reason
@@ -242,10 +245,8 @@ class RunFolder:
                 {},
                 f"{reason}; and the model could not be written: {type(error).__name__}: {error}",
             )
-        if rounds and self.draws:
-            from fedprune.results import figures
-
-            figures.draw(rounds, self.directory, title=self.scenario.name, metrics=self.metrics)
+        if status != "interrupted":
+            self._draw(rounds)
         summary = records.summarise(
             rounds,
             records.each_line(self.directory / CLIENTS),  # By far the most: never all at once.
@@ -264,8 +265,16 @@ class RunFolder:
         )
         text = json.dumps(records.strict(summary), indent=2, allow_nan=False)
         write_atomically(self.directory / SUMMARY, f"{text}\n".encode())
+        if status == "interrupted":
+            self._draw(rounds)
         self.close()
         return self.directory
+
+    def _draw(self, rounds: list[records.Record]) -> None:
+        if rounds and self.draws:
+            from fedprune.results import figures
+
+            figures.draw(rounds, self.directory, title=self.scenario.name, metrics=self.metrics)
 
     def close(self) -> None:
         """Close the files and release the folder; may be called again."""
