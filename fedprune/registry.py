@@ -64,6 +64,7 @@ _KINDS = {
     "client": _Kind("client", "fedprune.clients", "fedprune.clients", bases=("fedprune.client:Client",)),
     "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS"),
     "task": _Kind("task", "fedprune.tasks", "fedprune.tasks", table="TASKS", bases=("fedprune.tasks:Task",)),
+    "loss": _Kind("loss", "fedprune.losses", "fedprune.tasks", table="LOSSES"),
     "metric": _Kind("metric", "fedprune.metrics", "fedprune.tasks", table="METRICS"),
     "data": _Kind("data set", "fedprune.data", "fedprune.data.sources", table="SOURCES"),
     "criterion": _Kind("criterion", "fedprune.criteria", "fedprune.sparsity.criteria", table="CRITERIA"),
@@ -83,8 +84,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     Parameters
     ----------
     kind : str
-        "strategy", "aggregator", "client", "model", "task", "metric", "data", "criterion", "distribution",
-        "schedule" or "logger".
+        "strategy", "aggregator", "client", "model", "task", "loss", "metric", "data", "criterion",
+        "distribution", "schedule" or "logger".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
         "package.module:Name", "package.module.Name", or "file.py:Name".

@@ -16,12 +16,15 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from flwr.serverapp import Grid
 from pydantic import Field
 
+from fedprune.errors import UserError
 from fedprune.protocol.client_masks import TicketRequest
 from fedprune.scenario import Scenario
+from fedprune.server.federation import Federation
 from fedprune.server.personalised import PersonalisedStrategy
 
 
@@ -52,6 +55,13 @@ class LotteryFL(PersonalisedStrategy):
             )
         if options.pretrain_epochs > 0:
             yield "pretrain_epochs", "clients rewind to the initial weights, not to pretrained ones: set 0"
+
+    def __init__(self, federation: Federation, options: Options, **given: Any) -> None:
+        super().__init__(federation, options, **given)
+        if self.task.metric("accuracy") is None:
+            raise UserError(
+                f"lotteryfl: clients prune by their accuracy, and task {self.task.name!r} has none"
+            )
 
     def prepare(self, grid: Grid) -> None:
         """Start with every client at the whole model."""

@@ -15,6 +15,9 @@ _KINDS = {
     "aggregators": "aggregator",
     "clients": "client",
     "models": "model",
+    "tasks": "task",
+    "losses": "loss",
+    "metrics": "metric",
     "data": "data",
     "criteria": "criterion",
     "distributions": "distribution",
@@ -29,8 +32,8 @@ def list_names(
 ) -> None:
     """List what a scenario can name.
 
-    KIND is one of strategies, aggregators, clients, models, data, criteria, distributions, schedules, loggers
-    and devices; all of them where it is left out.
+    KIND is one of strategies, aggregators, clients, models, tasks, losses, metrics, data, criteria,
+    distributions, schedules, loggers and devices; all of them where it is left out.
     """
     from fedprune import registry
 

@@ -52,12 +52,15 @@ class DataInfo:
         By class number; () where targets are no classes.
     task
         The task that the data set is usually for, by its name.
+    label_counts
+        How many training examples there are of each class; () where not known, as on a device.
     """
 
     name: str
     inputs: Inputs
     class_names: tuple[str, ...] = ()
     task: str = "classification"
+    label_counts: tuple[int, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedprune import seeds
 from fedprune.data import partition
@@ -50,6 +52,7 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     source = read(scenario) if source is None else source
     info = info_of(scenario, source)
     _check_declared(scenario.data, info)
+    info = _with_counts(info, source.train.targets)
     server, train, test = _divide(scenario, source.train.targets)
     if isinstance(info.inputs, Standardised):
         info = replace(info, inputs=pooled(info.inputs, source.train.inputs, train))
@@ -76,6 +79,7 @@ def open_shares(scenario: Scenario) -> LocalData:
     info = _info(scenario.data, shape, tables)
     _check_declared(scenario.data, info)
     _, train, test = _divide(scenario, tables.train_labels)
+    info = _with_counts(info, tables.train_labels)
     return _OpenShares(info, tables, train, test)
 
 
@@ -146,6 +150,13 @@ def describe(scenario: Scenario) -> DataInfo:
     few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
     source = read(scenario.model_copy(update={"data": few}))
     return info_of(scenario, source)
+
+
+def _with_counts(info: DataInfo, targets: NDArray[Any]) -> DataInfo:
+    """Return what is known of data with how many training examples there are of each class."""
+    if not info.classes or targets.ndim != 1:
+        return info
+    return replace(info, label_counts=tuple(np.bincount(targets, minlength=info.classes).tolist()))
 
 
 def info_of(scenario: Scenario, source: Source) -> DataInfo:
@@ -230,7 +241,8 @@ def _info(spec: DataSpec, shape: tuple[int, ...], source: Source | Tables) -> Da
             )
         return DataInfo(spec.name, source.inputs, source.class_names, source.task)
     channels, height, width = shape
-    return _of_images(spec, (channels, height, width), source.class_names, source.mean, source.std)
+    info = _of_images(spec, (channels, height, width), source.class_names, source.mean, source.std)
+    return replace(info, task=source.task)
 
 
 def _of_images(

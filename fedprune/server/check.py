@@ -18,8 +18,9 @@ from torch import nn
 from fedprune import data, registry, tasks
 from fedprune.costs.devices import profiles
 from fedprune.data import SourceOptions, sources
+from fedprune.data.inputs import Tokens
 from fedprune.errors import PluginError, ScenarioError, UserError
-from fedprune.models.options import checked
+from fedprune.models.options import checked, wanted
 from fedprune.plugin_files import names_in
 from fedprune.protocol.supermasks import LearningOptions
 from fedprune.scenario import Scenario
@@ -163,7 +164,8 @@ def _model(scenario: Scenario) -> Iterator[_Mistake]:
         return
     options = scenario.model.options
     try:
-        taken = checked(factory, options, scenario.model.name)
+        of_data = wanted(factory, Tokens((1,)).known())  # Whatever it will be.
+        taken = checked(factory, {**of_data, **options}, scenario.model.name)
     except UserError as error:
         # The message quotes the option; the line is then that of the option, else that of the model.
         wrong = [key for key in options if repr(key) in str(error)]

@@ -8,10 +8,11 @@ targets are read is for `fedprune.data`, which weights are pruned for `fedprune.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fedprune.data.dataset import DataInfo, Examples
@@ -19,6 +20,8 @@ from fedprune.tasks.metrics import Metric
 
 #: How the losses of examples become one number.
 Reduction = Literal["mean", "sum"]
+#: A loss of a user's own: outputs (B, ...) and targets (B, ...) to the loss of each example, (B,).
+OwnLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Task(ABC):
@@ -45,6 +48,12 @@ class Task(ABC):
 
         model_config = ConfigDict(extra="forbid", frozen=True)
 
+        loss: str | None = Field(
+            None,
+            description="Another loss: one of `fedprune list losses`, 'package.module:Name' or "
+            "'file.py:Name', a function of outputs and targets to the loss of each example.",
+        )
+
     #: What is judged, as ``compared`` returns it: logits (N, K) and "classes" (N,); logits and "labels", 0 or
     #: 1 (N, K); "numbers" (N, D) and numbers; or something of its "own".
     answers: ClassVar[Literal["classes", "labels", "numbers", "own"]] = "classes"
@@ -54,6 +63,8 @@ class Task(ABC):
     def __init__(self, info: DataInfo, options: Any = None) -> None:
         self.info = info
         self.options = options if options is not None else self.Options()
+        #: The loss that the scenario names: (outputs, targets) -> (B,). `build` has found it.
+        self.own_loss: OwnLoss | None = None
         #: What is measured: the headline metric first; `build` adds those that the scenario asks for.
         self.metrics: tuple[Metric, ...] = (self.headline(), *self.others())
 
@@ -110,8 +121,12 @@ class Task(ABC):
     # What the rest uses --------------------------------------------------------------------
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """Return the mean or the sum of the examples' losses, a scalar; by default of ``losses``."""
-        losses = self.losses(outputs, targets, inputs)
+        """Return the mean or the sum of the examples' losses, a scalar.
+
+        They are those of ``losses``, or of the loss that the scenario names in its place.
+        """
+        own = self.own_loss
+        losses = self.losses(outputs, targets, inputs) if own is None else own(outputs, targets)
         return losses.mean() if reduction == "mean" else losses.sum()
 
     def metric(self, name: str) -> Metric | None:

@@ -11,14 +11,17 @@ from fedprune import models, registry
 from fedprune.data.dataset import DataInfo
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario
-from fedprune.tasks.base import Task
+from fedprune.tasks.base import OwnLoss, Task
 from fedprune.tasks.classification import Classification
+from fedprune.tasks.losses import focal, huber, mae
 from fedprune.tasks.multilabel import MultiLabel
 from fedprune.tasks.named import named
 from fedprune.tasks.reconstruction import Reconstruction
 from fedprune.tasks.regression import Regression
 from fedprune.tasks.segmentation import Segmentation
 from fedprune.tasks.sequences import NextToken, Tagging
+
+LOSSES: Mapping[str, OwnLoss] = {"focal": focal, "huber": huber, "mae": mae}
 
 TASKS: Mapping[str, type[Task]] = {
     "classification": Classification,
@@ -72,6 +75,8 @@ def build(scenario: Scenario, info: DataInfo) -> Task:
         raise UserError(f"{where}: {first['msg']} (options of task {name!r}: {known})") from error
     task = kind(info, chosen)
     task.name = name
+    if task.options.loss is not None:
+        task.own_loss = registry.load("loss", task.options.loss, scenario.directory)
     asked = [named(each, task, scenario.directory) for each in scenario.evaluation.metrics]
     there = {metric.name for metric in task.metrics}
     task.metrics += tuple(metric for metric in asked if metric.name not in there)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,13 +18,8 @@ class Regression(Task):
     answers = "numbers"
 
     class Options(Task.Options):
-        """How far off a prediction is."""
+        """How many values an example has."""
 
-        loss: Literal["mse", "mae", "huber"] = Field(
-            "mse",
-            description="Squared error, absolute error, or Huber's (squared up to delta, absolute above).",
-        )
-        delta: float = Field(1.0, gt=0, description="Where Huber's loss becomes absolute.")
         values: int = Field(1, ge=1, description="Values of an example, D.")
 
     options: Options
@@ -41,15 +34,8 @@ class Regression(Task):
         return self.info.inputs.tensor(inputs), targets.float().view(len(targets), self.outputs)
 
     def losses(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
-        """Return each example's mean error."""
-        match self.options.loss:
-            case "mse":
-                errors = functional.mse_loss(outputs, targets, reduction="none")
-            case "mae":
-                errors = functional.l1_loss(outputs, targets, reduction="none")
-            case _:
-                errors = functional.huber_loss(outputs, targets, reduction="none", delta=self.options.delta)
-        return errors.mean(dim=1)
+        """Return each example's mean squared error; `fedprune list losses` has others."""
+        return functional.mse_loss(outputs, targets, reduction="none").mean(dim=1)
 
     def headline(self) -> Metric:
         """Return the mean absolute error."""

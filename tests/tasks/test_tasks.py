@@ -1,0 +1,327 @@
+"""Every strategy on every built-in task; what tasks say of losses, batches and data that does not fit."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inprocess import federate, plan
+from made_tasks import LENGTH, PADDING, TASKS, text
+from torch import nn
+from torch.nn import functional
+
+from fedprune import registry
+from fedprune.data import DataInfo, Examples, Request, batches
+from fedprune.data.inputs import Numbers, Pixels, Tokens
+from fedprune.errors import UserError
+from fedprune.scenario import Scenario
+from fedprune.tasks import TASKS as BUILT_IN
+from fedprune.tasks import Classification, Task, build
+from fedprune.tasks.multilabel import MultiLabel
+from fedprune.tasks.reconstruction import Reconstruction
+from fedprune.tasks.regression import Regression
+from fedprune.tasks.segmentation import Segmentation
+from fedprune.tasks.sequences import NextToken, Tagging
+
+HERE = Path(__file__).parent / "made_tasks.py"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "feddst": {"adjust_every": 1, "stop_adjusting_at": 2},
+    "fedmef": {"adjust_every": 1, "stop_adjusting_at": 2},
+    "fedtiny": {"adjust_every": 1, "stop_adjusting_at": 2, "candidates": 2},
+    "gradual": {"end": 1, "regrow": True},
+    "lotteryfl": {"accuracy_threshold": 0.05, "prune_step": 0.5},
+    "prunefl": {"adjust_every": 1},
+}
+
+
+def scenario(learnt: str, strategy: str, **changes: Any) -> Scenario:
+    source, model, _ = TASKS[learnt]
+    options = {} if strategy == "fedavg" else {"density": 0.5, **OPTIONS.get(strategy, {})}
+    return plan(
+        model={"name": f"{HERE}:{model}"},
+        strategy={"name": strategy, **options},
+        **{
+            "data__name": f"{HERE}:{source}",
+            "data__train_examples": None,
+            "data__test_examples": None,
+            "data__partition": {"scheme": "iid"},
+            "data__client_test_fraction": 0.25,
+            "evaluation__clients": True,
+            **changes,
+        },
+    )
+
+
+def test_all_built_in_tasks_are_crossed():
+    assert TASKS.keys() == BUILT_IN.keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", registry.names("strategy"))
+def test_every_strategy_learns_every_task_or_says_why_not(strategy, task):
+    headline = TASKS[task][2]
+    if strategy == "lotteryfl" and task in ("multilabel", "regression", "reconstruction"):
+        with pytest.raises(UserError, match=r"prune by their accuracy, and task .* has none"):
+            federate(scenario(task, strategy))
+        return
+    made = federate(scenario(task, strategy))
+    assert [record.clients_failed for record in made.rounds] == [0, 0, 0]
+    last = made.rounds[-1]
+    for scores in (last.scores, last.client_scores, last.personal_scores):
+        assert next(iter(scores)) == headline
+    assert last.scores[headline] is not None
+    assert math.isfinite(last.loss)
+    if headline != "auroc":  # Clients of a few hold out no anomalies.
+        assert last.client_scores[headline] is not None
+    if strategy != "fedavg":
+        assert last.density < 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_learnt(task):
+    headline = TASKS[task][2]
+    training = {"clients__training__epochs": 5, "clients__training__optimizer__lr": 0.03}
+    made = federate(scenario(task, "fedavg", rounds=12, **training))
+    first, last = made.rounds[0], made.rounds[-1]
+    assert last.loss < 0.8 * first.loss
+    better = made.strategy.task.metric(headline).higher_is_better
+    gained = last.scores[headline] - (first.scores[headline] or 0.0)
+    assert gained > 0.05 if better else gained < -0.05
+
+
+@pytest.mark.parametrize("task", ["next_token", "regression"])
+def test_results_name_the_tasks_metrics(task, tmp_path):
+    from fedprune.engine.hosts import InProcess
+    from fedprune.engine.simulation import run
+    from fedprune.server.check import resolve
+
+    made = run(resolve(scenario(task, "static")), out=tmp_path / "run", progress=False, host=InProcess())
+    headline, better = TASKS[task][2], task != "regression"
+    assert (made.summary["headline"], made.summary["higher_is_better"]) == (headline, better)
+    known = [record[headline] for record in made.rounds]
+    assert made.summary[f"final_{headline}"] == known[-1]
+    assert made.summary[f"best_{headline}"] == (max if better else min)(known)
+    assert (tmp_path / "run" / f"{headline}.png").exists()
+    assert ("final_accuracy" in made.summary) == (task == "next_token")
+    if task == "next_token":
+        final = made.summary["final_perplexity"], made.summary["best_perplexity"]
+        assert final == (made.rounds[-1]["perplexity"], min(r["perplexity"] for r in made.rounds))
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+INFO = DataInfo("made", Numbers((4,)), ("a", "b", "c"), label_counts=(6, 3, 1))
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_loss_of_classes_counts_them_by_their_weights():
+    outputs, targets = drawn(5, 3), torch.tensor([0, 1, 2, 0, 0])
+    plain = functional.cross_entropy(outputs, targets, reduction="none")
+    given = Classification(INFO, Classification.Options(class_weights=(1.0, 2.0, 0.5)))
+    expected = plain * torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0])
+    torch.testing.assert_close(given.losses(outputs, targets, outputs), expected)
+    torch.testing.assert_close(given.loss(outputs, targets, outputs), expected.mean())
+    balanced = Classification(INFO, Classification.Options(class_weights="balanced"))
+    torch.testing.assert_close(balanced.weights, torch.tensor([10 / 18, 10 / 9, 10 / 3]))
+    smooth = Classification(INFO, Classification.Options(label_smoothing=0.2))
+    uniform = -outputs.log_softmax(dim=1).mean(dim=1)
+    torch.testing.assert_close(smooth.losses(outputs, targets, outputs), 0.8 * plain + 0.2 * uniform)
+    for task in (smooth, Classification(INFO)):
+        each = task.losses(outputs, targets, outputs)
+        torch.testing.assert_close(task.loss(outputs, targets, outputs), each.mean())
+        torch.testing.assert_close(task.loss(outputs, targets, outputs, "sum"), each.sum())
+
+
+BALANCED = {"name": "classification", "class_weights": "balanced"}
+
+
+def test_balanced_weights_are_those_of_all_training_examples():
+    made = federate(scenario("classification", "fedavg", task=BALANCED))
+    counts = np.bincount(made.data.train.targets, minlength=3)
+    expected = counts.sum() / (3 * counts)
+    np.testing.assert_allclose(made.strategy.task.weights.numpy(), expected, rtol=1e-6)
+
+
+def test_balanced_weights_are_refused_where_labels_are_not_known():
+    own = DataInfo("own", Numbers((4,)), ("a", "b"))
+    unknown = Classification(own, Classification.Options(class_weights="balanced"))
+    with pytest.raises(UserError, match="write the weights"):
+        unknown.batch(torch.zeros(1, 4), torch.zeros(1))
+
+
+def test_padding_has_no_part_in_the_loss_of_the_next_token():
+    task = NextToken(DataInfo("text", Tokens((3,), 5, 0)))
+    stored = torch.tensor([[1, 2, 3, 4], [4, 3, 0, 0], [0, 0, 0, 0]])
+    x, y = task.batch(stored, torch.zeros(3))
+    assert x.tolist() == [[1, 2, 3], [4, 3, 0], [0, 0, 0]]
+    assert y.tolist() == [[2, 3, 4], [3, -100, -100], [-100] * 3]
+    outputs = drawn(3, 3, 5)
+    found = task.losses(outputs, y, x)
+    first = functional.cross_entropy(outputs[0], y[0])
+    second = functional.cross_entropy(outputs[1, :1], y[1, :1])
+    torch.testing.assert_close(found, torch.stack([first, second, torch.tensor(0.0)]))
+    logits, truth = task.compared(outputs, y, x)
+    assert truth.tolist() == [2, 3, 4, 3]
+    torch.testing.assert_close(logits, torch.cat([outputs[0], outputs[1, :1]]))
+
+
+def test_a_batch_of_padding_alone_trains_nothing_and_breaks_nothing():
+    task = NextToken(DataInfo("text", Tokens((3,), 5, 0)))
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    x, y = task.batch(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2))
+    loss = task.loss(module(x), y, x)
+    loss.backward()
+    assert loss == 0
+    assert all(not parameter.grad.any() for parameter in module.parameters())
+
+
+def test_ignored_pixels_have_no_part_in_the_loss():
+    task = Segmentation(DataInfo("masks", Pixels((1, 2, 2)), ("a", "b")))
+    outputs = drawn(2, 2, 2, 2)
+    x, y = task.batch(
+        torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([[[0, 1], [255, 255]], [[255] * 2] * 2])
+    )
+    expected = functional.cross_entropy(outputs[:1, :, :1], y[:1, :1])
+    torch.testing.assert_close(task.losses(outputs, y, x), torch.stack([expected, torch.tensor(0.0)]))
+
+
+def test_reconstruction_compares_with_the_input():
+    task = Reconstruction(DataInfo("sounds", Numbers((2, 3))))
+    x, y = task.batch(drawn(4, 2, 3), torch.tensor([0, 1, 0, 1]))
+    outputs = torch.zeros(4, 6)
+    expected = x.flatten(1).square().mean(dim=1)
+    torch.testing.assert_close(task.losses(outputs, y, x), expected)
+    errors, truth = task.compared(outputs, y, x)
+    assert truth.tolist() == [0, 1, 0, 1]
+    torch.testing.assert_close(errors, expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "targets", "message"),
+    [
+        (MultiLabel(INFO), np.zeros((2, 4)), np.zeros((2, 2)), r"expected \(N, 3\)"),
+        (MultiLabel(INFO), np.zeros((2, 4)), np.full((2, 3), 2), "neither 0 nor 1"),
+        (Regression(INFO), np.zeros((2, 4)), np.array(["a", "b"]), "expected numbers"),
+        (Regression(INFO), np.zeros((2, 4)), np.zeros((2, 3)), "write task.values: 3"),
+        (Reconstruction(INFO), np.zeros((2, 4)), np.array([0, 2]), "nor 1, an anomaly"),
+        (NextToken(DataInfo("t", Tokens((3,), 5))), np.zeros((2, 3)), np.zeros(2), r"expected \(N, 4\)"),
+        (NextToken(DataInfo("t", Tokens((1,), 5))), np.full((2, 2), 5), np.zeros(2), "expected 0 to 4"),
+        (Tagging(INFO), np.zeros((2, 4)), np.zeros((2, 3)), "a class at each position"),
+        (Tagging(INFO), np.zeros((2, 4)), np.full((2, 4), 3), "expected 0 to 2, or -100"),
+        (
+            Segmentation(DataInfo("m", Pixels((1, 2, 2)), ("a", "b"))),
+            np.zeros((2, 1, 2, 2)),
+            np.zeros((2, 2)),
+            "masks",
+        ),
+    ],
+)
+def test_data_that_does_not_fit_a_task_is_refused(task, inputs, targets, message):
+    found = task.fault(Examples(inputs, targets))
+    assert found is not None
+    assert re.search(message, found)
+
+
+def test_no_words_no_next_word():
+    with pytest.raises(UserError, match="has numbers, expected tokens"):
+        NextToken(INFO)
+
+
+# A user's own -------------------------------------------------------------------------------------
+
+OWN = """
+import torch
+from fedprune.tasks import Metric, Task
+
+
+class Within(Metric):
+    name = "within_accuracy"
+
+    def statistics(self, predictions, truth):
+        near = ((predictions - truth).abs() < 1).float()
+        return torch.stack([near.sum(), torch.tensor(near.numel())])
+
+    def value(self, statistics):
+        return float(statistics[0] / statistics[1])
+
+
+class Quantile(Task):
+    answers = "numbers"
+    outputs = 1
+
+    def batch(self, inputs, targets):
+        return self.info.inputs.tensor(inputs), targets.float()[:, None]
+
+    def losses(self, outputs, targets, inputs):
+        error = (targets - outputs)[:, 0]
+        return torch.maximum(0.9 * error, -0.1 * error)
+
+    def headline(self):
+        return Within()
+
+    def blank_targets(self, inputs):
+        return inputs.new_zeros((len(inputs), 1))
+
+
+def cubed(outputs, targets):
+    return (outputs - targets).abs().pow(3).mean(dim=1)
+
+
+def every_other(task):
+    return Within()
+"""
+
+
+def test_a_task_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    own = {"name": f"{tmp_path}/mine.py:Quantile"}
+    made = federate(scenario("regression", "static", task=own, rounds=4, clients__training__epochs=4))
+    first, last = made.rounds[0], made.rounds[-1]
+    assert last.loss < first.loss
+    assert set(last.scores) == {"within_accuracy"}
+    # Nine in ten truths lie below what is predicted, more or less.
+    task, data = made.strategy.task, made.data
+    made.strategy.model.load_into_module()
+    ((x, y),) = batches(data.test, np.arange(len(data.test)), task, len(data.test))
+    with torch.no_grad():
+        below = (y < made.strategy.module.eval()(x)).float().mean()
+    assert below > 0.6
+
+
+def test_a_loss_and_a_metric_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    task = {"name": "regression", "loss": f"{tmp_path}/mine.py:cubed"}
+    metrics = ["rmse", f"{tmp_path}/mine.py:every_other"]
+    made = federate(scenario("regression", "fedtiny", task=task, evaluation__metrics=metrics))
+    assert set(made.rounds[-1].scores) == {"mae", "rmse", "within_accuracy"}
+    found = made.strategy.task.loss(torch.ones(2, 1), torch.tensor([[3.0], [0.0]]), torch.zeros(2, 4))
+    assert found == pytest.approx((8 + 1) / 2)
+
+
+def test_unknown_options_and_metrics_are_refused_with_what_there_is():
+    data = DataInfo("made", Numbers((4,)), ("a", "b"))
+    wrong = scenario("classification", "fedavg", task={"name": "classification", "smoothing": 0.1})
+    with pytest.raises(UserError, match=r"task\.smoothing.*label_smoothing"):
+        build(wrong, data)
+    with pytest.raises(UserError, match="no metric 'makro_f1'; did you mean 'macro_f1'"):
+        build(scenario("classification", "fedavg", evaluation__metrics=["makro_f1"]), data)
+    with pytest.raises(UserError, match="'rmse' does not judge what task 'classification' predicts"):
+        build(scenario("classification", "fedavg", evaluation__metrics=["rmse"]), data)
+
+
+def test_text_has_sequences_of_every_length():
+    lengths = (text(Request("text")).train.inputs != PADDING).sum(axis=1)
+    assert {0, 1, LENGTH} <= set(lengths.tolist())
+
+
+def test_every_task_is_a_task():
+    assert all(issubclass(kind, Task) for kind in BUILT_IN.values())
