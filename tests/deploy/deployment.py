@@ -56,7 +56,7 @@ class Deployment:
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # Seconds; 1 by default.
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # Seconds; 1 by default.
             "FEDPRUNE_TEST_DEPLOYMENT": str(directory),
             "OMP_NUM_THREADS": "1",
         }

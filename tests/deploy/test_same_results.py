@@ -11,15 +11,17 @@ from fedprune.engine.hosts import InProcess
 from fedprune.engine.simulation import run as simulate
 from fedprune.wire import get_state
 
-#: Strategy, and units of the model's hidden layer.
+#: Strategy, units of the model's hidden layer, and rounds: two where the second sends something else. Each
+#: message takes a device a process that imports PyTorch.
 STRATEGIES = {
-    "fedavg": ({"name": "fedavg"}, 2048),
-    "static": ({"name": "static", "density": 0.2, "criterion": "snip", "distribution": "global"}, 4096),
+    "fedavg": ({"name": "fedavg"}, 2048, 1),
+    "static": ({"name": "static", "density": 0.2, "criterion": "snip", "distribution": "global"}, 4096, 2),
     "fedtiny": (
         {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1, "pretrain_epochs": 1},
         4096,
+        2,
     ),
-    "hidenseek": ({"name": "hidenseek", "density": 0.9}, 16384),
+    "hidenseek": ({"name": "hidenseek", "density": 0.9}, 16384, 1),
 }
 MEASURED = {"wall_seconds": 0, "measured_seconds": 0, "measured_memory_bytes": 0}
 
@@ -41,9 +43,10 @@ def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
     deployment.wait_for_nodes(0, 1, 2)
     idle = idle_rates(proxies)
     deployed, crossed = {}, {}
-    for name, (strategy, hidden) in STRATEGIES.items():
+    for name, (strategy, hidden, rounds) in STRATEGIES.items():
         plan["model"]["hidden"] = hidden
-        path = deployment.write_scenario({**plan, "name": name, "strategy": strategy}, f"{name}.yaml")
+        changes = {"name": name, "strategy": strategy, "rounds": rounds}
+        path = deployment.write_scenario({**plan, **changes}, f"{name}.yaml")
         before, began = [proxy.total for proxy in proxies], time.monotonic()
         out = tmp_path / name
         deployed[name] = deployment.finish(deployment.submit(out, scenario=path.name), out)
