@@ -150,6 +150,13 @@ def test_every_other_method_takes_these_models(name: str, strategy: str) -> None
     assert [record.clients_failed for record in made.rounds] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("strategy", ["feddst", "hidenseek"])
+def test_masks_and_supermasks_take_depthwise_convolutions_and_group_norm(strategy: str) -> None:
+    model = {"name": "mobilenet_v1", "width": 0.05, "stem_stride": 1, "norm": "group"}
+    made = federate(plan(model=model, strategy=FURTHER[strategy], rounds=1, data__client_test_fraction=0.2))
+    assert [record.clients_failed for record in made.rounds] == [0, 0]
+
+
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "momentum": 0.9}, {"name": "adam"}])
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_weights_stay_exactly_0_in_local_training(name: str, optimizer: dict[str, Any]) -> None:
