@@ -38,7 +38,7 @@ def print_bench(file: Path, ours: Cost, dense: Cost, console: Console) -> None:
     ]
     console.print(table([""], [file.name, "dense", "ratio"], rows))
     console.print(
-        "One image, one thread, median; memory is what reading the file and the first inferences add.\n"
+        "One input, one thread, median; memory is what reading the file and the first inferences add.\n"
         "Dense is the same model with all its weights, in 32 bits. Both are computed with dense kernels:\n"
         "zeros make the file smaller, and no inference faster.",
         markup=False,

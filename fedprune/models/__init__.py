@@ -147,8 +147,9 @@ def _check_output(module: nn.Module, example: Tensor, expected: tuple[int, ...],
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = module(example)
     except Exception as error:  # Whatever a user's own model raises.
+        hint = "" if example.is_floating_point() else " (tokens: gru, lstm and transformer embed them)"
         raise UserError(
-            f"model {name!r} does not take {kind} of shape {tuple(example.shape[1:])}: "
+            f"model {name!r} does not take {kind} of shape {tuple(example.shape[1:])}{hint}: "
             f"{type(error).__name__}: {error}"
         ) from error
     when = " in training mode" if module.training else ""

@@ -160,6 +160,11 @@ def test_what_a_model_does_not_take_is_refused_with_what_would_be_right(
         MODELS[name](shape, 4, **options)
 
 
+def test_a_model_without_an_embedding_says_which_models_take_tokens() -> None:
+    with pytest.raises(UserError, match="'mlp' does not take inputs of shape .*gru, lstm and transformer"):
+        check(MODELS["mlp"]((7,), 4), torch.zeros(2, 7, dtype=torch.int64), (2, 4), "mlp")
+
+
 def test_a_transposed_convolution_keeps_the_size_of_what_passes() -> None:
     """The variance of its outputs is twice that of its inputs, as for a ReLU, whatever kernel and stride."""
     torch.manual_seed(0)
