@@ -161,7 +161,7 @@ def test_what_a_model_does_not_take_is_refused_with_what_would_be_right(
 
 
 def test_a_model_without_an_embedding_says_which_models_take_tokens() -> None:
-    with pytest.raises(UserError, match="'mlp' does not take inputs of shape .*gru, lstm and transformer"):
+    with pytest.raises(UserError, match=r"'mlp' does not take inputs of shape .*gru, lstm and transformer"):
         check(MODELS["mlp"]((7,), 4), torch.zeros(2, 7, dtype=torch.int64), (2, 4), "mlp")
 
 
