@@ -279,7 +279,21 @@ def commands() -> str:
     return "\n".join(_command("fedprune", typer.main.get_command(app)))
 
 
-_MAKERS = (methods, named, models, options, loggers, section, study, columns, devices, faults, api, commands)
+_MAKERS = (
+    methods,
+    named,
+    models,
+    sources,
+    options,
+    loggers,
+    section,
+    study,
+    columns,
+    devices,
+    faults,
+    api,
+    commands,
+)
 MADE: Mapping[str, Callable[..., str]] = {maker.__name__: maker for maker in _MAKERS}
 
 
