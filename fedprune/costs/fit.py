@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from fedprune.costs.flops import ModelCost
-from fedprune.costs.memory import MemoryBreakdown, Overhead, step_memory_of
+from fedprune.costs.memory import MemoryBreakdown, Overhead, step_memory_of, step_tensors
 from fedprune.sparsity.distributions import Distribution, Shapes, kept_counts, total_kept, uniform
 
 _SMALLEST = 2  # Examples: some models, with a batch norm over single values, can't train on one.
@@ -80,6 +80,15 @@ class TrainingStep:
             buffers=self.overhead.buffers,
             activation_density=self.overhead.activation_density,
         )
+
+
+def fewest_examples(cost: ModelCost) -> int:
+    """Return how many examples a client needs to train a model: 2 where batch norm refuses one, else 1."""
+    try:
+        step_tensors(cost, 1)
+    except ValueError:
+        return 2
+    return 1
 
 
 def largest_density(step: TrainingStep, memory: int, batch: int) -> float | None:

@@ -113,7 +113,7 @@ class ClassRecord:
     failed
         Of those asked, clients that failed otherwise.
     excluded
-        Clients without the memory to train.
+        Clients without the memory, or the examples, to train.
     offline
         Clients that were not there.
     scores
@@ -196,7 +196,7 @@ class RoundRecord:
     clients_surplus
         Good replies that were not needed.
     clients_excluded
-        Clients without the memory to train.
+        Clients without the memory, or the examples, to train.
     clients_offline
         Clients that were not there.
     faults

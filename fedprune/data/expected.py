@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from fedprune.data.dataset import DataInfo
 from fedprune.data.federated import declared
-from fedprune.data.partition import smallest_share
 from fedprune.data.sources import IMAGES, SOURCES
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
@@ -29,8 +28,8 @@ class Expected:
     ----------
     info
         What the model takes.
-    batch_size
-        Of which a client needs one at the least.
+    min_examples
+        The fewest training examples that a client needs.
     test_fraction
         Share of its images that a client tests on, unless it brings test images; 0: it never tests.
     image_column, label_column
@@ -38,7 +37,7 @@ class Expected:
     """
 
     info: DataInfo
-    batch_size: int
+    min_examples: int = 1
     test_fraction: float = 0.0
     image_column: str | None = None
     label_column: str | None = None
@@ -68,21 +67,18 @@ class Expected:
             )
         return cls(
             info,
-            scenario.clients.training.batch_size,
+            max(spec.partition.min_examples, 1),
             spec.client_test_fraction,
             spec.image_column,
             spec.label_column,
         )
 
-    def check_count(self, examples: int, where: str, *, brings_test: bool = False) -> None:
-        """Refuse fewer training images than one full batch, besides what is held out of them."""
-        fraction = 0.0 if brings_test else self.test_fraction
-        needed = smallest_share(self.batch_size, fraction)
-        if examples < needed:
-            held_out = " and its held-out part" if fraction else ""
+    def check_count(self, examples: int, where: str) -> None:
+        """Refuse fewer training images than the scenario allows a client, one at the least."""
+        if examples < self.min_examples:
+            asked = ", as data.partition.min_examples says" if self.min_examples > 1 else ""
             raise DataError(
-                f"{where} has {examples} images, and a client needs {needed}, one batch of "
-                f"{self.batch_size}{held_out}: add images, or take a smaller clients.training.batch_size"
+                f"{where} has {examples} images, and a client needs {self.min_examples}{asked}: add images"
             )
 
     def check_pixels(self, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:

@@ -44,8 +44,7 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     Raises
     ------
     DataError
-        Where the data can't be read, is not what the scenario says of it, or can't be divided so that every
-        client can train on one full batch.
+        Where the data can't be read, is not what the scenario says of it, or can't be divided as it asks.
     PluginError
         Where there is no data set of that name.
     """

@@ -43,7 +43,7 @@ def read_folder(path: Path, expected: Expected) -> tuple[Examples, Examples | No
     root, test_root = _parts(path)
     wanted = test_root is not None and expected.test_fraction > 0
     files = _files(root, expected)
-    expected.check_count(len(files), str(path), brings_test=wanted)
+    expected.check_count(len(files), str(path))
     train = _decode_files(files, path, expected)
     if test_root is None or not wanted:
         return train, None

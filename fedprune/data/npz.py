@@ -50,20 +50,18 @@ def read(path: Path, expected: Expected) -> tuple[Examples, Examples | None]:
             if len(tests) == 1:
                 raise DataError(f"{path} has {tests[0]!r} alone: test images need pixels and labels")
             wanted = bool(tests) and expected.test_fraction > 0
-            train = _images(path, archive, "", expected, brings_test=wanted)
+            train = _images(path, archive, "", expected)
             return train, _images(path, archive, "test_", expected) if wanted else None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} is no .npz file, or damaged ({error}): {_MAKE_ONE}") from error
 
 
-def _images(
-    path: Path, archive: zipfile.ZipFile, prefix: str, expected: Expected, brings_test: bool = False
-) -> Examples:
+def _images(path: Path, archive: zipfile.ZipFile, prefix: str, expected: Expected) -> Examples:
     pixels, labels = (_Array.find(path, archive, f"{prefix}{name}") for name in ("pixels", "labels"))
     expected.check_pixels(pixels.shape, pixels.dtype, f"{path}, {pixels.name}")
     examples = pixels.shape[0]
     if not prefix:
-        expected.check_count(examples, str(path), brings_test=brings_test)
+        expected.check_count(examples, str(path))
     elif not examples:
         raise DataError(f"{path}: {pixels.name} is empty: leave it out, or put images in")
     numbers = expected.labels(labels.read(archive), examples, f"{path}, {labels.name}")

@@ -58,7 +58,7 @@ def load_own(where: str, scenario: Scenario, number: int) -> OwnData:
     Raises
     ------
     DataError
-        Where it can't be read, does not fit the scenario, or is less than one batch.
+        Where it can't be read, does not fit the scenario, or is too little.
     PluginError
         Where there is no such function.
     """

@@ -3,7 +3,7 @@
 Not for images: everything here is labels and indices. The schemes are those of ``flwr-datasets``, index by
 index, which tests hold. It is not used itself: its import takes more processor time than the rest of a run's
 start, once in every process, since it brings ``datasets``, pandas, seaborn and matplotlib. A division that
-leaves a client too little is drawn again, and in the end refused.
+leaves a client less than a batch is drawn again, and in the end taken as it is, unless the scenario refuses it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from fedprune.data.dataset import Indices, Shares
 from fedprune.errors import DataError
 from fedprune.scenario import PartitionSpec
 
-# A division in which some client would get too little is drawn again, so many times in all.
+# A division in which some client would get less than a batch is drawn again, so many times in all.
 DRAWS = 100
+
+# Those in which every draw gives clients equally much.
+_FIXED_SIZES = {"iid", "shard"}
 
 # Part of a data set without a test split that is taken for testing, the same part whatever the seed.
 TEST_PART = 1 / 6
@@ -56,7 +59,11 @@ def split_without_test(examples: int) -> tuple[Indices, Indices]:
 
 
 def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int, seed: int) -> Shares:
-    """Divide the positions of ``labels`` over the clients, each of which gets at least ``smallest``.
+    """Divide the positions of ``labels`` over the clients, each of which gets ``smallest`` if it can be.
+
+    Divisions that give less to a client are drawn again. Where no draw does, the first is taken that gives
+    every client ``spec.min_examples`` at the least, by default the first of all, and a warning says how many
+    clients have less than ``smallest``.
 
     No position is given out twice. ``iid`` and ``dirichlet`` give out all of them. ``shard`` cuts N of them
     into S = clients x shards_per_client equal shards, and leaves out the N mod S that are then over.
@@ -72,33 +79,58 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     spec
         The scheme and its settings.
     smallest
-        What a client needs at the least. Divisions that give less to one are drawn again.
+        What gives a client one full batch, at least 1.
     seed
         The scenario's seed; the result depends on it and on the other arguments alone.
 
     Raises
     ------
     DataError
-        Where the scheme can't be applied to these labels, or no draw gave every client enough.
+        Where the scheme can't be applied to these labels, or no draw gave every client ``spec.min_examples``.
     """
-    if clients * smallest > len(labels):
+    if clients * spec.min_examples > len(labels):
         raise DataError(
-            f"{len(labels)} training images can't give {clients} clients {smallest} each, one batch and "
-            "its held-out part: take fewer clients, a smaller clients.training.batch_size, or more images"
+            f"{len(labels)} training examples can't give {clients} clients {spec.min_examples} each, as "
+            "partition.min_examples asks: take fewer clients or more examples"
         )
     # Partitioners take images of a class in the order in which they come; that order must mean nothing.
     order = seeds.numpy_generator(seed, "partition").permutation(len(labels))
-    draws = []
+    wanted = max(smallest, spec.min_examples)
+    redrawing_helps = spec.scheme not in _FIXED_SIZES and clients * wanted <= len(labels)
+    taken: Shares | None = None
+    refused = []
     for draw in range(DRAWS):
         shares = _draw(labels[order], order, clients, spec, seeds.derive(seed, "partition", draw))
-        if shares.sizes.min() >= smallest:
-            if left_out := len(labels) - len(shares.indices):
-                _logger.warning(
-                    "the %s partition leaves out %d of %d images", spec.scheme, left_out, len(labels)
-                )
-            return shares
-        draws.append(shares.sizes)
-    raise _too_small(min(draws, key=lambda sizes: np.sum(sizes < smallest)), smallest, spec.scheme)
+        least = shares.sizes.min()
+        if least >= wanted:
+            taken = shares
+            break
+        if least < spec.min_examples:
+            refused.append(shares.sizes)
+        elif taken is None:
+            taken = shares
+        if taken is not None and not redrawing_helps:
+            break
+    if taken is None:
+        raise _too_small(min(refused, key=lambda sizes: np.sum(sizes < spec.min_examples)), spec)
+    _warn(taken, len(labels), smallest, spec.scheme)
+    return taken
+
+
+def _warn(shares: Shares, examples: int, smallest: int, scheme: str) -> None:
+    """Log what a division leaves out, and which clients it leaves with little."""
+    if left_out := examples - len(shares.indices):
+        _logger.warning("the %s partition leaves out %d of %d images", scheme, left_out, examples)
+    if few := int(np.sum(shares.sizes < smallest)):
+        _logger.warning(
+            "the %s partition gives %d of %d clients fewer than %d examples, one batch and its held-out "
+            "part: they train on what they have (%d have none)",
+            scheme,
+            few,
+            len(shares),
+            smallest,
+            int(np.sum(shares.sizes == 0)),
+        )
 
 
 def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, seed: int) -> Shares:
@@ -114,7 +146,7 @@ def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, 
         case "shard":
             parts = _shards(labels, clients, spec.shards_per_client, generator)
     if parts is None:
-        settings = spec.model_dump(exclude={"scheme"})
+        settings = spec.model_dump(exclude={"scheme", "min_examples"})
         raise DataError(
             f"the {spec.scheme} partition can't divide {len(labels)} training images of "
             f"{len(np.unique(labels))} classes over {clients} clients with "
@@ -182,20 +214,21 @@ def _shards(labels: Indices, clients: int, each: int, generator: np.random.Gener
     return [np.concatenate([order[shard * size : (shard + 1) * size] for shard in own]) for own in drawn]
 
 
-def _too_small(sizes: Indices, smallest: int, scheme: str) -> DataError:
-    poorest = int(sizes.argmin())
+def _too_small(sizes: Indices, spec: PartitionSpec) -> DataError:
+    poorest, fewest = int(sizes.argmin()), spec.min_examples
     return DataError(
-        f"the {scheme} partition leaves client {poorest} with {sizes[poorest]} images, and it needs "
-        f"{smallest}, one batch and its held-out part ({np.sum(sizes < smallest)} of {len(sizes)} clients "
-        f"have too few, in the best of {DRAWS} draws): take {_REMEDIES[scheme]}fewer clients or a smaller "
-        "clients.training.batch_size"
+        f"the {spec.scheme} partition leaves client {poorest} with {sizes[poorest]} examples, and "
+        f"partition.min_examples asks for {fewest} ({np.sum(sizes < fewest)} of {len(sizes)} clients "
+        f"have too few, in the best of {DRAWS} draws): take {_REMEDIES[spec.scheme]}fewer clients or a "
+        "smaller partition.min_examples"
     )
 
 
 def hold_out(shares: Shares, fraction: float, seed: int) -> tuple[Shares, Shares]:
     """Return each client's share in two: what it trains on, and a random ``fraction`` that it tests on.
 
-    A client holds out its fraction, rounded down, but at least one image where ``fraction`` is above 0.
+    A client holds out its fraction, rounded down, but at least one example where ``fraction`` is above 0. One
+    that has a single example trains on it and holds out none.
     """
     sizes, testing = shares.sizes, held_out(shares.sizes, fraction)
     owners = np.repeat(np.arange(len(shares)), sizes)
@@ -211,7 +244,7 @@ def held_out(sizes: Indices, fraction: float) -> Indices:
     """Return how many of its images each client tests on, int64 like ``sizes``."""
     if fraction == 0:
         return np.zeros_like(sizes)
-    return np.maximum((sizes * fraction).astype(np.int64), 1)
+    return np.minimum(np.maximum((sizes * fraction).astype(np.int64), 1), np.maximum(sizes - 1, 0))
 
 
 def smallest_share(batch_size: int, fraction: float) -> int:

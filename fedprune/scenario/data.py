@@ -56,6 +56,12 @@ class PartitionSpec(ChoiceSpec):
         default=2, ge=1, description="Classes that a client has under pathological."
     )
     shards_per_client: int = Field(default=2, ge=1, description="Shards that a client gets under shard.")
+    min_examples: int = Field(
+        default=0,
+        ge=0,
+        description="Fewest examples that a client may get, those that it holds out among them: a division "
+        "that gives one less is drawn again, and refused in the end. With 0 clients may have few, or none.",
+    )
 
 
 class DataSpec(Spec):

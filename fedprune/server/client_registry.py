@@ -6,7 +6,7 @@ Only what clients said of themselves is here. `fedprune.server.roll_call` asks t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,6 +43,11 @@ class ClientInfo:
 class ClientRegistry:
     """The clients of a run, by number.
 
+    Parameters
+    ----------
+    fewest_examples : Callable[[], int]
+        Returns how many examples a client needs to train.
+
     Attributes
     ----------
     clients : dict[int, ClientInfo]
@@ -53,7 +58,9 @@ class ClientRegistry:
         Number of clients by the name of their device; changed in place as clients join.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fewest_examples: Callable[[], int] = lambda: 1) -> None:
+        self._fewest_examples = fewest_examples
+        self._able: Mapping[int, ClientInfo] | None = None
         self.clients: dict[int, ClientInfo] = {}
         self.absent: frozenset[int] = frozenset()
         self.class_sizes = Counter[str]()
@@ -69,6 +76,22 @@ class ClientRegistry:
         if self._numbers is None:
             self._numbers = sorted(self.clients)
         return self._numbers
+
+    @property
+    def able(self) -> Mapping[int, ClientInfo]:
+        """The clients with examples enough to train, by number; mostly all of them."""
+        if self._able is None:
+            # What a model needs takes a step of it to find out; one example is rarely all that a client has.
+            alone = any(info.examples == 1 for info in self.clients.values())
+            fewest = self._fewest_examples() if alone else 1
+            self._able = {n: info for n, info in self.clients.items() if info.examples >= fewest}
+        return self._able
+
+    @property
+    def idle(self) -> frozenset[int]:
+        """The numbers of the clients with too few examples to train."""
+        few = len(self.able) < len(self.clients)
+        return frozenset(self.clients.keys() - self.able.keys() if few else ())
 
     @property
     def always_available(self) -> bool:
@@ -98,7 +121,7 @@ class ClientRegistry:
         self.clients[info.number] = info
         self._by_node[info.node_id] = info.number
         self.class_sizes[info.profile.name] += 1
-        self._numbers = self._columns = None
+        self._numbers = self._columns = self._able = None
         return before is not None
 
     def note_present(self, nodes: Iterable[int]) -> None:

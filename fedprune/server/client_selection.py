@@ -20,8 +20,8 @@ from fedprune.sparsity.masks import Masks
 class ClientSelection:
     """The clients of the current round.
 
-    A client is eligible when its device is online and has the memory to train. A strategy samples the
-    participants from these.
+    A client is eligible when its device is online, and has the memory and the examples to train. A strategy
+    samples the participants from these.
 
     Parameters
     ----------
@@ -97,12 +97,12 @@ class ClientSelection:
         RunError
             Where ``sample`` returns other clients, or one twice.
         """
-        clients = self._registry.clients
-        online = self._registry.online(self._seed, server_round)
+        clients = self._registry.able
+        online = [n for n in self._registry.online(self._seed, server_round) if n in clients]
         verdict = self._budgets.judge(list(clients.values()), config, self._masks_for)
         self.eligible = [number for number in online if number not in verdict.excluded]
         offline = clients.keys() - set(online) - verdict.excluded if len(online) < len(clients) else ()
-        self._accounts.note_unable(offline, verdict.excluded)
+        self._accounts.note_unable(offline, verdict.excluded | self._registry.idle)
         numbers = sample(server_round) if self.eligible else []
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(self.eligible):
             raise RunError(
@@ -113,10 +113,13 @@ class ClientSelection:
         return numbers
 
     def evaluators(self, server_round: int, *, everyone: bool) -> list[int]:
-        """Return the clients that evaluate: the participants, or everyone online, if they have the memory."""
+        """Return the clients that evaluate: the participants, or all online, if they have the memory.
+
+        A client with too few examples to train evaluates nothing either.
+        """
         asked = self._registry.online(self._seed, server_round) if everyone else self.participants
-        gone = self._exchange.vanished
-        return [number for number in asked if number not in gone and self._can_evaluate(number)]
+        left_out = self._exchange.vanished | self._registry.idle
+        return [number for number in asked if number not in left_out and self._can_evaluate(number)]
 
     def end_training(self) -> None:
         """Let nested masks go: from here on the round is about the global model."""

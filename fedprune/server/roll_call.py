@@ -202,5 +202,5 @@ def _read_client(reply: Message) -> ClientInfo:
         )
     except ScenarioError as error:
         raise WireError(str(error)) from error
-    number, examples = whole(facts, "client"), whole(facts, "examples", least=1)
+    number, examples = whole(facts, "client"), whole(facts, "examples")
     return ClientInfo(number, reply.metadata.src_node_id, examples, profile)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from math import ceil
 from typing import Any, ClassVar, TypeVar
 
@@ -34,8 +35,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from fedprune import registry, seeds
+from fedprune.costs.fit import fewest_examples
 from fedprune.costs.flops import ModelCost
 from fedprune.data import batches
+from fedprune.errors import UserError
 from fedprune.protocol.client_masks import MaskRequest
 from fedprune.protocol.messages import metrics_of
 from fedprune.protocol.reports import GrowthRequest
@@ -133,7 +136,7 @@ class PruningStrategy(Strategy):
         named = named_aggregator(scenario, options.aggregator, parameters, not_a=PruningStrategy)
         self.aggregator: Aggregator = aggregator or named or self.make_mean()
         self.dense = DenseBaseline(scenario, self.layout, self.cost)
-        self.registry = ClientRegistry()
+        self.registry = ClientRegistry(partial(fewest_examples, self.cost))
         timeout = scenario.engine.timeout
         self.exchange = Exchange(self.registry, self.sent_masks, seed=scenario.seed, timeout=timeout)
         self.accounts = RoundAccounts(
@@ -393,8 +396,8 @@ class PruningStrategy(Strategy):
 
     @property
     def clients(self) -> Mapping[int, ClientInfo]:
-        """The clients by number: their devices, and how many examples each has."""
-        return self.registry.clients
+        """The clients with examples enough to train, by number: their devices, and how many they have."""
+        return self.registry.able
 
     @property
     def eligible(self) -> list[int]:
@@ -564,7 +567,18 @@ class PruningStrategy(Strategy):
         _logger.info("%s: %s, %s", self.scenario.name, type(self).__name__, self.options)
 
     def check_budgets(self) -> None:
-        """Refuse a run whose clients have too little memory; see `Budgets.refuse_hopeless`."""
+        """Refuse a run whose clients lack the memory (`Budgets.refuse_hopeless`) or the examples to train.
+
+        Raises
+        ------
+        UserError
+            Where their memory is too small, or none has examples enough.
+        """
+        if idle := self.registry.idle:
+            what = f"{len(idle)} of {len(self.registry.clients)} clients have too few examples to train"
+            if not self.clients:
+                raise UserError(f"{what}: give them more, or take fewer clients (clients.count)")
+            _logger.warning("%s, and are left out", what)
         config = ConfigRecord(dict(self.aggregator.client_config()))
         self.budgets.refuse_hopeless(list(self.clients.values()), config, self.options.model_dump())
 

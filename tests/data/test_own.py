@@ -253,7 +253,7 @@ def test_paths_with_nothing_usable_are_named(scenario: Make, tmp_path: Path) -> 
     for name, message in (
         ("missing.npz", "missing.npz does not exist: expected a folder"),
         ("notes.txt", "notes.txt is of no known format: expected a folder"),
-        ("empty", "empty has 0 images, and a client needs 4, one batch of 4: add images"),
+        ("empty", "empty has 0 images, and a client needs 1: add images"),
     ):
         refused(tmp_path / name, scenario(PETS), message)
 
@@ -275,11 +275,13 @@ def test_what_may_not_be_read_is_said(
 
 
 @pytest.mark.parametrize("write", FORMATS)
-def test_less_than_a_batch_is_refused(write: Write, scenario: Make, tmp_path: Path) -> None:
+def test_less_than_a_batch_is_enough_unless_the_scenario_asks_for_more(
+    write: Write, scenario: Make, tmp_path: Path
+) -> None:
     where = write(tmp_path, made(7), ("cat", "dog", "ox"))
-    refused(where, scenario(PETS, batch_size=8), "has 7 images, and a client needs 8, one batch of 8: add")
-    tested = {**PETS, "client_test_fraction": 0.2}
-    refused(where, scenario(tested, batch_size=7), "needs 9, one batch of 7 and its held-out part")
+    assert len(load_own(where, scenario(PETS, batch_size=8), 0).client(0).train) == 7
+    asked = {**PETS, "partition": {"min_examples": 8}}
+    refused(where, scenario(asked), "has 7 images, and a client needs 8, as data.partition.min_examples says")
 
 
 @pytest.mark.parametrize(

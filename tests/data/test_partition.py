@@ -59,7 +59,7 @@ def test_every_image_given_out_is_held_by_one_client_for_one_purpose(
     present = [*labels, *range(4), *range(4), *range(4), *range(4)]  # no class too scarce for a scheme
     array, seed = np.array(present), data.draw(st.integers(0, 5))
     try:
-        shares = divide(clients, 2, seed, labels=array, **spec)
+        shares = divide(clients, 2, seed, labels=array, min_examples=2, **spec)
     except DataError:  # 100 draws of a skewed scheme may not do; what is said then is tested below
         reject()
     train, test = hold_out(shares, fraction, seed)
@@ -203,8 +203,8 @@ def test_images_that_are_left_out_are_counted_in_one_warning(
 @pytest.mark.parametrize(
     ("clients", "smallest", "spec", "message"),
     [
-        (200, 32, {"scheme": "iid"}, "5000 training images can't give 200 clients 32 each.*batch_size"),
-        (100, 32, {"scheme": "dirichlet", "alpha": 0.05}, r"leaves client \d+ with \d+ .*needs 32.*alpha"),
+        (200, 32, {"scheme": "iid"}, "5000 training examples can't give 200 clients 32 each.*min_examples"),
+        (100, 32, {"scheme": "dirichlet", "alpha": 0.05}, r"leaves client \d+ with \d+ .*asks for 32.*alpha"),
         (
             20,
             1,
@@ -227,7 +227,7 @@ def test_images_that_are_left_out_are_counted_in_one_warning(
             1500,
             3,
             {"scheme": "shard", "shards_per_client": 2},
-            r"leaves client \d+ with 2 .*needs 3.*smaller partition.shards_per_client",
+            r"leaves client \d+ with 2 .*asks for 3.*smaller partition.shards_per_client",
         ),
     ],
 )
@@ -235,14 +235,14 @@ def test_impossible_divisions_say_what_to_change(
     clients: int, smallest: int, spec: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        divide(clients, smallest, **spec)
+        divide(clients, min_examples=smallest, **spec)
 
 
 def test_error_tells_how_many_clients_have_too_few() -> None:
     """100 clients with a mean of 50 images: some, but not all, are below 30 in every draw."""
     with pytest.raises(DataError) as raised:
-        divide(100, 30, scheme="dirichlet", alpha=0.1)
-    found = re.search(r"leaves client (\d+) with (\d+) images.*\((\d+) of 100 clients", str(raised.value))
+        divide(100, min_examples=30, scheme="dirichlet", alpha=0.1)
+    found = re.search(r"leaves client (\d+) with (\d+) examples.*\((\d+) of 100 clients", str(raised.value))
     assert found
     client, size, lacking = map(int, found.groups())
     assert 0 <= client < 100
@@ -287,3 +287,35 @@ def test_there_is_no_client_beyond_the_last() -> None:
     for wrong in (-1, 3):
         with pytest.raises(IndexError, match="clients 0 to 2"):
             shares.of(wrong)
+
+
+def test_a_division_that_cannot_give_everybody_a_batch_is_the_first_drawn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        shares = divide(40, 32, scheme="dirichlet", alpha=0.05)
+    assert shares.indices.tolist() == divide(40, 0, scheme="dirichlet", alpha=0.05).indices.tolist()
+    few, none = int((shares.sizes < 32).sum()), int((shares.sizes == 0).sum())
+    assert few > 0
+    assert caplog.messages == [
+        f"the dirichlet partition gives {few} of 40 clients fewer than 32 examples, one batch and its "
+        f"held-out part: they train on what they have ({none} have none)"
+    ]
+
+
+def test_more_clients_than_examples_leave_some_with_none() -> None:
+    assert sorted(divide(8, 4, labels=np.zeros(5, np.int64), scheme="iid").sizes) == [0] * 3 + [1] * 5
+
+
+def test_fewest_examples_that_are_asked_for_do_not_change_a_division_that_gives_more() -> None:
+    spec = {"scheme": "dirichlet", "alpha": 0.3}
+    plain, asked = divide(20, 40, **spec), divide(20, 40, min_examples=30, **spec)
+    assert plain.indices.tolist() == asked.indices.tolist()
+    assert divide(20, 1, min_examples=40, **spec).indices.tolist() == plain.indices.tolist()
+
+
+def test_who_has_one_example_trains_on_it_and_who_has_none_holds_out_none() -> None:
+    shares = Shares(np.arange(6), np.array([0, 1, 1, 3, 6]))
+    train, test = hold_out(shares, 0.5, 0)
+    assert train.sizes.tolist() == [1, 0, 1, 2]
+    assert test.sizes.tolist() == [0, 0, 1, 1]

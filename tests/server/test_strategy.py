@@ -439,7 +439,7 @@ def test_fewer_nodes_than_clients_train_without_the_others():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("compute", 0.0), ("downlink", -1.0), ("memory", 1.5), ("examples", 0), ("device", 3), ("client", -1)],
+    [("compute", 0.0), ("downlink", -1.0), ("memory", 1.5), ("examples", -1), ("device", 3), ("client", -1)],
 )
 def test_a_node_with_impossible_facts_takes_no_part(key, value):
     def tamper(message, reply):

@@ -94,7 +94,7 @@ def _failed_tasks(groups: Sequence[Group]) -> Iterator[str]:
             all_tasks = failed + _total(group, lambda summary: summary.get("clients_ok") or 0)
             yield f"{group.name}: {failed} of {all_tasks} tasks failed{f': {named}' if named else ''}."
         if excluded := _total(group, lambda summary: summary.get("clients_excluded") or 0):
-            yield f"{group.name}: clients lacked the memory to train {excluded} times, and sat the round out."
+            yield f"{group.name}: clients lacked the memory or data to train {excluded} times and sat out."
 
 
 def _not_begun(group: Group) -> list[Outcome]:

@@ -80,7 +80,7 @@ def test_nothing_is_warned_of_in_equal_complete_runs():
         ({"status": "unfinished", "rounds": 2}, "is unfinished after round"),
         ({"final_accuracy": None}, "diverged"),
         ({"clients_failed": 4, "failures": {"out of memory": 4}}, "4 of 184 tasks failed: out of memory (4)"),
-        ({"clients_excluded": 7}, "lacked the memory to train 7 times"),
+        ({"clients_excluded": 7}, "lacked the memory or data to train 7 times"),
     ],
 )
 def test_what_went_wrong_is_named(changes, said):
