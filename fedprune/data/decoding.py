@@ -5,6 +5,7 @@ Not for opening files or tables. Images are Pillow's, which only extras install:
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,17 @@ def channels(image: Any, what: str) -> int:
     if image.mode in _DEEP_MODES:
         raise DataError(f"{what} has more than 8 bits a channel ({image.mode}): convert it first")
     return 1 if image.mode in _GREY_MODES else 3
+
+
+def is_image(encoded: bytes) -> bool:
+    """Say whether bytes begin as an image does."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(encoded)):
+            return True
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def array(image: Any, count: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.data import labels
 from fedprune.data.dataset import DataInfo
 from fedprune.data.federated import declared
 from fedprune.data.sources import IMAGES, SOURCES
@@ -116,23 +117,17 @@ class Expected:
     def labels(self, array: NDArray[Any], examples: int, where: str) -> NDArray[np.int64]:
         """Return class numbers as int64 (N,).
 
+        They may be given as `fedprune.data.labels.numbers` takes them: as class numbers or, where these are
+        text or the classes are called by numbers, as the classes' names.
+
         Raises
         ------
         DataError
-            Where they are no whole numbers, not one an image, or not among the scenario's classes.
+            Where they are no labels, not one an image, or not among the scenario's classes.
         """
-        if array.dtype.kind not in "iu":
-            raise DataError(
-                f"{where}: labels are {array.dtype}, expected whole numbers, the classes' numbers"
-            )
-        if array.shape != (examples,):
+        if len(array) != examples or array.ndim not in (1, 2):
             raise DataError(f"{where}: labels have shape {array.shape}, expected ({examples},), one an image")
-        if examples and (array.min() < 0 or array.max() >= self.info.classes):
-            raise DataError(
-                f"{where}: labels go from {array.min()} to {array.max()}, and the scenario has "
-                f"{self.info.classes} classes, 0 to {self.info.classes - 1}"
-            )
-        return array.astype(np.int64)
+        return labels.numbers(labels.flat(array, where), self.info.class_names, where)
 
     def check_memory(self, examples: int, where: str) -> None:
         """Refuse to decode more images than this machine's memory holds."""

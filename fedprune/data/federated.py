@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune import seeds
-from fedprune.data import partition
+from fedprune.data import labels, partition
 from fedprune.data.dataset import (
     ClientData,
     DataInfo,
@@ -147,8 +147,10 @@ def describe(scenario: Scenario) -> DataInfo:
     if (info := declared(scenario.data)) is not None:
         return info
     few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
-    source = read(scenario.model_copy(update={"data": few}))
-    return info_of(scenario, source)
+    source = _found(scenario.model_copy(update={"data": few}))
+    if not source.class_names and _task_name(scenario, source) == "classification":
+        source = _found(scenario)  # Few examples do not tell which classes there are.
+    return info_of(scenario, _checked(scenario, source))
 
 
 def _with_counts(info: DataInfo, targets: NDArray[Any]) -> DataInfo:
@@ -186,25 +188,49 @@ def read_key(scenario: Scenario) -> Hashable:
     spec = scenario.data
     whole = spec.train_examples is None and spec.test_examples is None
     built_in = spec.name in SOURCES or find(spec.name, request.path, scenario.directory) is hugging_face
-    return replace(request, seed=0) if whole and built_in else (request, scenario.directory)
+    task = None if scenario.task is None else scenario.task.name  # By which labels are read.
+    return (replace(request, seed=0) if whole and built_in else (request, scenario.directory)), task
 
 
 def read(scenario: Scenario) -> Source:
     """Read a scenario's data set, undivided; raises as `load`."""
+    return _checked(scenario, _found(scenario))
+
+
+def _found(scenario: Scenario) -> Source:
+    """Return what a scenario's source returns."""
     request = _request(scenario)
-    source = find(request.name, request.path, scenario.directory)(request)
-    for split, images in (("train", source.train), ("test", source.test)):
-        if fault := _fault(images, source):
-            raise DataError(f"data set {request.name!r}: {split} has {fault}")
+    return find(request.name, request.path, scenario.directory)(request)
+
+
+def _task_name(scenario: Scenario, source: Source) -> str:
+    return source.task if scenario.task is None else scenario.task.name
+
+
+def _checked(scenario: Scenario, source: Source) -> Source:
+    """Return what a source returned, with labels as class numbers where they are to be classified."""
+    where = f"data set {scenario.data.name!r}"
+    if _task_name(scenario, source) == "classification":
+        splits = (source.train.targets, source.test.targets)
+        (train, test), names = labels.with_classes(splits, source.class_names, where)
+        source = replace(
+            source,
+            train=Examples(source.train.inputs, train),
+            test=Examples(source.test.inputs, test),
+            class_names=names,
+        )
+    for split, examples in (("train", source.train), ("test", source.test)):
+        if fault := _fault(examples, source):
+            raise DataError(f"{where}: {split} has {fault}")
     return source
 
 
-def _divide(scenario: Scenario, labels: Indices) -> tuple[Indices, Shares, Shares]:
+def _divide(scenario: Scenario, targets: Indices) -> tuple[Indices, Shares, Shares]:
     """Return the server's part of the training images, and what each client trains and tests on."""
     spec, clients, seed = scenario.data, scenario.clients, scenario.seed
-    public, pool = _public_part(len(labels), spec.server_fraction, seed)
+    public, pool = _public_part(len(targets), spec.server_fraction, seed)
     smallest = partition.smallest_share(clients.training.batch_size, spec.client_test_fraction)
-    shares = partition.partition(labels[pool], clients.count, spec.partition, smallest, seed)
+    shares = partition.partition(targets[pool], clients.count, spec.partition, smallest, seed)
     shares = Shares(pool[shares.indices], shares.offsets)
     return public, *partition.hold_out(shares, spec.client_test_fraction, seed)
 

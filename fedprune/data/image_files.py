@@ -20,7 +20,7 @@ from fedprune.data import decoding
 from fedprune.data.dataset import Examples
 from fedprune.data.expected import Expected
 from fedprune.data.known import KNOWN, numbered
-from fedprune.data.tables import pick_column
+from fedprune.data.tables import called_labels, pick_column
 from fedprune.errors import DataError
 from fedprune.wording import did_you_mean
 
@@ -129,9 +129,12 @@ def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[np.ui
 
 
 def read_parquet(path: Path, expected: Expected) -> tuple[Examples, None]:
-    """Return the images of a table with a column of images, {bytes, path}, and one of labels.
+    """Return the images of a table with a column of images and one of labels.
 
-    Labels are class numbers, or the classes' names.
+    Images are structs {bytes, path}, or their bytes alone.
+
+    Labels are class numbers, or the classes' names; see `fedprune.data.labels`.
+
 
     Raises
     ------
@@ -170,21 +173,26 @@ def _columns(schema: Any, path: Path, expected: Expected) -> tuple[str, str]:
     known = KNOWN.get(expected.info.name)
     image = pick_column(
         schema.names,
-        [field.name for field in schema if _holds_images(field.type)],
+        [field.name for field in schema if _holds_images(field.type)]
+        or [field.name for field in schema if _holds_bytes(field.type)],
         expected.image_column,
         known.image_column if known else None,
         "images",
         "data.image_column",
     )
-    if not _holds_images(schema.field(image).type):
+    kind = schema.field(image).type
+    if not (_holds_images(kind) or _holds_bytes(kind)):
         raise DataError(
-            f"{path}: column {image!r} is {schema.field(image).type}, expected images in the form of the "
-            "hub, a struct of bytes and path"
+            f"{path}: column {image!r} is {kind}, expected images in the form of the hub, a struct of bytes "
+            "and path, or their bytes alone"
         )
-    numbers = [field.name for field in schema if types.is_integer(field.type)]
+    others = [field for field in schema if field.name != image]
+    numbers = [field.name for field in others if types.is_integer(field.type)]
     label = pick_column(
         schema.names,
-        numbers or [field.name for field in schema if _is_text(field.type)],
+        called_labels(field.name for field in others)
+        or numbers
+        or [field.name for field in others if _is_text(field.type)],
         expected.label_column,
         known.label_column if known else None,
         "class labels",
@@ -200,7 +208,13 @@ def _holds_images(kind: Any) -> bool:
     if not types.is_struct(kind):
         return False
     inner = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
-    return "bytes" in inner and (types.is_binary(inner["bytes"]) or types.is_large_binary(inner["bytes"]))
+    return "bytes" in inner and _holds_bytes(inner["bytes"])
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _is_text(kind: Any) -> bool:
@@ -233,9 +247,8 @@ def _labels(table: Any, column: str, path: Path, expected: Expected) -> NDArray[
                 raise _unknown_class(f"{where}: label {name!r}", name, expected)
         numbers = np.array([number_of[name] for name in given], dtype=np.int64)
         return numbers[np.from_dlpack(encoded.indices).astype(np.int64)]
-    if not types.is_integer(values.type):
-        raise DataError(f"{where}: labels are {values.type}, expected class numbers or names")
-    return expected.labels(np.from_dlpack(values), len(values), where)
+    plain = np.from_dlpack(values) if types.is_integer(values.type) else np.asarray(values.to_pylist())
+    return expected.labels(plain, len(values), where)
 
 
 def _names_of_hub(table: Any, column: str) -> tuple[str, ...] | None:
@@ -249,8 +262,10 @@ def _names_of_hub(table: Any, column: str) -> tuple[str, ...] | None:
 
 def _encoded(table: Any, column: str) -> Iterator[bytes | None]:
     """Yield the bytes of each image, a batch of rows in memory at a time."""
-    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[f"{column}.bytes"], use_threads=False):
-        for value in batch.column(0).field("bytes"):
+    alone = _holds_bytes(table.schema_arrow.field(column).type)
+    wanted = column if alone else f"{column}.bytes"
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[wanted], use_threads=False):
+        for value in batch.column(0) if alone else batch.column(0).field("bytes"):
             yield value.as_py()
 
 

@@ -192,7 +192,7 @@ class Tables:
         train, test = tables.same_shape(train, test)
         return Source(
             Examples(train, self.train_labels),
-            Examples(test, tables.labels(self.test, self.label_column, self.class_names)),
+            Examples(test, tables.class_numbers(self.test, self.label_column, self.class_names)),
             self.class_names,
             self.mean,
             self.std,
@@ -233,7 +233,7 @@ def _open(request: Request, known: Known | None) -> Tables:
     train, test = tables.read(request.name, hub or request.name, request.path)
     image = tables.image_column(train, request.image_column, usual_image)
     label = tables.label_column(train, request.label_column, usual_label)
-    names = tables.class_names(train, label)
+    names = tables.class_names(train, test, label)
     train = train.select(choose(np.arange(len(train)), request.train_examples, request.seed, "train"))
     test = test.select(choose(np.arange(len(test)), request.test_examples, request.seed, "test"))
-    return Tables(train, test, image, label, tables.labels(train, label, names), names, mean, std)
+    return Tables(train, test, image, label, tables.class_numbers(train, label, names), names, mean, std)

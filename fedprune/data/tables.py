@@ -6,8 +6,9 @@ functions, since only the extra ``fedprune[sim]`` installs it. Its tables are ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.data import decoding
+from fedprune.data import decoding, labels
+from fedprune.data.known import numbered
 from fedprune.data.partition import split_without_test
 from fedprune.errors import DataError
 from fedprune.wording import did_you_mean
@@ -25,6 +27,12 @@ HUB_TIMEOUT = 5.0
 
 # Images decoded at a time: enough to hide the cost of reading a slice, few enough to need no memory.
 _DECODED_AT_ONCE = 256
+
+# Names of columns that hold labels, in small letters.
+_LABEL_NAMES = {"label", "labels", "target", "class", "y"}
+
+# Rows in which the first image is looked for, to tell what a column holds.
+_ROWS_TO_TELL = 100
 
 _EXPECTED = (
     "expected a .parquet or .arrow file, a folder of such files, or one of images in train/<class>/ and "
@@ -159,22 +167,48 @@ def _train_and_test(splits: dict[str, Any], where: Path | str) -> tuple[Any, Any
 
 
 def image_column(table: Any, wanted: str | None, usual: str | None) -> str:
-    """Return the name of the column with images: as wanted, as usual, or the only one of that type."""
+    """Return the name of the column with images: as wanted, as usual, or the only one that holds any.
+
+    Those are columns of the type of images, of structs ``{bytes, path}`` as other writers of parquet leave
+    them, or of bytes that an image begins with.
+    """
     from datasets import Image
 
-    return _column(table, wanted, usual, Image, "images", "data.image_column")
+    features = table.features
+    fitting = [name for name, feature in features.items() if isinstance(feature, Image)]
+    fitting = fitting or [name for name in features if _encoded_images(table, name)]
+    return pick_column(list(features), fitting, wanted, usual, "images", "data.image_column")
+
+
+def _encoded_images(table: Any, column: str) -> bool:
+    """Say whether a column that is not marked as images holds encoded ones: the first that is there tells."""
+    feature = table.features[column]
+    kind = feature.get("bytes") if isinstance(feature, dict) else feature
+    if getattr(kind, "dtype", None) not in ("binary", "large_binary"):
+        return False
+    for value in islice(table.select_columns([column]), _ROWS_TO_TELL):
+        encoded = value[column]["bytes"] if isinstance(feature, dict) and value[column] else value[column]
+        if encoded:
+            return decoding.is_image(encoded)
+    return False
 
 
 def label_column(table: Any, wanted: str | None, usual: str | None) -> str:
-    """Return the name of the column with labels: as wanted, as usual, or the only one of that type."""
+    """Return the name of the column with labels: as wanted, as usual, or the only one that has any.
+
+    Those are columns of the type of class labels or, without any, that are called as labels usually are.
+    """
     from datasets import ClassLabel
 
-    return _column(table, wanted, usual, ClassLabel, "class labels", "data.label_column")
+    features = table.features
+    fitting = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    fitting = fitting or called_labels(features)
+    return pick_column(list(features), fitting, wanted, usual, "class labels", "data.label_column")
 
 
-def _column(table: Any, wanted: str | None, usual: str | None, kind: type, what: str, setting: str) -> str:
-    fitting = [name for name, feature in table.features.items() if isinstance(feature, kind)]
-    return pick_column(list(table.features), fitting, wanted, usual, what, setting)
+def called_labels(columns: Iterable[str]) -> list[str]:
+    """Return those of the columns that are called as labels usually are."""
+    return [name for name in columns if name.lower() in _LABEL_NAMES]
 
 
 def pick_column(
@@ -192,7 +226,7 @@ def pick_column(
     columns
         All there are.
     fitting
-        Those whose type marks them as ``what``.
+        Those whose type or name marks them as ``what``.
     wanted, usual
         Names that the scenario and the data set's source give, if they do.
     what, setting
@@ -218,21 +252,35 @@ def pick_column(
     return fitting[0]
 
 
-def class_names(table: Any, column: str) -> tuple[str, ...]:
+def class_names(train: Any, test: Any, column: str) -> tuple[str, ...]:
     """Return the names of the classes, in the order of their numbers.
 
-    A column of plain numbers or text, which does not know its classes, has the values in it, sorted.
+    A column that does not know its classes has the values that are in either split, sorted; one of one-hot
+    rows has the numbers of their columns.
+
+    Raises
+    ------
+    DataError
+        Where they are no labels.
     """
-    feature = table.features[column]
-    if hasattr(feature, "names"):
-        return tuple(feature.names)
-    values = table.unique(column)
-    if not all(isinstance(value, int | str) for value in values):
-        raise DataError(f"data.label_column {column!r} holds {feature}: labels must be whole numbers or text")
-    return tuple(map(str, sorted(values)))
+    if hasattr(train.features[column], "names"):
+        return tuple(train.features[column].names)
+    where = _where(column)
+    if hasattr(train.features[column], "feature"):  # A list in each row.
+        labels.flat(train[column][:], where)
+        return numbered(len(train[0][column]))
+    # Alone: to find them among the images, `datasets` would copy these.
+    with quiet():
+        different = [split.select_columns([column]).unique(column) for split in (train, test)]
+    found = [[value for value in values if value is not None] for values in different]
+    return labels.classes(*(labels.flat(values, where) for values in found if values))[1]
 
 
-def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
+def _where(column: str) -> str:
+    return f"data.label_column {column!r}"
+
+
+def class_numbers(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
     """Return the class numbers, int64 (N,).
 
     Raises
@@ -241,17 +289,19 @@ def labels(table: Any, column: str, names: Sequence[str]) -> NDArray[np.int64]:
         Where an image has no label, or one that is not among ``names``.
     """
     values = table[column][:]
-    if not hasattr(table.features[column], "names"):
-        number_of = {name: number for number, name in enumerate(names)}
-        values = [number_of.get(str(value), -1) for value in values]
-    numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.int64)
-    wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
-    if len(wrong):
+    missing = np.array([value is None for value in values], dtype=bool)
+    if hasattr(table.features[column], "names"):
+        numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.int64)
+        missing |= (numbers < 0) | (numbers >= len(names))
+    if missing.any():
         raise DataError(
-            f"{len(wrong)} images, the first of them image {wrong[0]}, have no label of the {len(names)} "
-            f"classes in column {column!r}: leave out a split without labels"
+            f"{missing.sum()} images, the first of them image {missing.argmax()}, have no label of the "
+            f"{len(names)} classes in column {column!r}: leave out a split without labels"
         )
-    return numbers
+    if hasattr(table.features[column], "names"):
+        return numbers
+    where = _where(column)
+    return labels.numbers(labels.flat(values, where), names, where)
 
 
 def pixels(table: Any, column: str, shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:

@@ -129,7 +129,7 @@ def test_source_of_a_users_own(own: Make) -> None:
     ("function", "message"),
     [
         ("float_pixels", "train has float64 pixels .*expected uint8"),
-        ("unknown_class", "labels from 0 to 2: expected 0 to 1"),
+        ("unknown_class", "labels go from 0 to 2, and there are 2 classes, 0 to 1"),
     ],
 )
 def test_faults_of_a_users_own_source_are_named(own: Make, function: str, message: str) -> None:

@@ -295,10 +295,10 @@ def test_less_than_a_batch_is_enough_unless_the_scenario_asks_for_more(
         ({"pixels": np.zeros((12, 5, 4, 3), "u1")}, r"its channels come last: save pixels.transpose"),
         ({"pixels": np.zeros((12, 3, 9, 4), "u1")}, r"shape \(12, 3, 9, 4\), expected \(N, 3, 5, 4\), or"),
         ({"pixels": np.zeros(12, "u1")}, r"pixels have shape \(12,\), expected"),
-        ({"labels": np.arange(12)}, "labels go from 0 to 11, and the scenario has 3 classes, 0 to 2"),
+        ({"labels": np.arange(12)}, "labels go from 0 to 11, and there are 3 classes, 0 to 2"),
         ({"labels": -np.ones(12, int)}, "labels go from -1 to -1"),
         ({"labels": np.zeros(11, int)}, r"labels have shape \(11,\), expected \(12,\)"),
-        ({"labels": np.zeros(12)}, "labels are float64, expected whole numbers"),
+        ({"labels": np.full(12, 0.5)}, "labels are float64, expected whole numbers"),
         ({"labels": np.array(["cat"] * 12, object)}, "labels are pickled Python objects, .* never loaded"),
         ({"labels": None}, r"no array 'labels' \(it has 'pixels'\): make one with numpy.savez"),
         ({"test_labels": np.zeros(1, int)}, "has 'test_labels' alone"),
@@ -418,11 +418,8 @@ def test_tables_that_cannot_be_told_are_refused(scenario: Make, tmp_path: Path) 
         ({"a": nothing, "y": numbers}, {}, "image 0 has no bytes"),
         ({"a": images, "y": pa.array([None, *[0] * 11])}, {}, "1 images have no label"),
         ({"a": images, "y": pa.array([7] * 12)}, {}, "labels go from 7 to 7"),
-        (
-            {"a": images, "y": pa.array([True] * 12)},
-            {"label_column": "y"},
-            "labels are bool, expected class",
-        ),
+        ({"a": images, "y": pa.array([True] * 12)}, {}, "label True is none of the classes, cat, dog, ox"),
+        ({"a": images, "y": pa.array([0.5] * 12)}, {}, "labels are float64, expected whole numbers"),
         ({"a": images, "y": pa.array(["cow"] * 12)}, {"label_column": "y"}, "label 'cow' is named as no"),
     ):
         pq.write_table(pa.table(columns), path)
