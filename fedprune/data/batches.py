@@ -7,9 +7,11 @@ quarter of the memory that floats would. What becomes of inputs and targets is f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -60,11 +62,17 @@ def batches(
         chosen = order[start : start + batch_size]
         if generator is not None and len(chosen) == 1 and start > 0 and batch_size > 1:
             return
-        inputs = torch.from_numpy(examples.inputs[chosen])
+        inputs = torch.from_numpy(_signed(examples.inputs[chosen]))
         for name in augment:
             assert generator is not None
             inputs = AUGMENTATIONS[name](inputs, generator)
         yield task.batch(inputs, torch.from_numpy(examples.targets[chosen]))
+
+
+def _signed(stored: NDArray[Any]) -> NDArray[Any]:
+    """Return values of a batch as a type with which PyTorch computes: of unsigned ones it knows uint8."""
+    wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(stored.dtype)
+    return stored if wider is None else stored.astype(wider)
 
 
 def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fedprune.data import labels
 from fedprune.data.dataset import DataInfo
-from fedprune.data.federated import declared
+from fedprune.data.decoding import AS_FOUND, Form
+from fedprune.data.federated import bits_of, declared, form_of
 from fedprune.data.sources import IMAGES, SOURCES
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
@@ -35,6 +36,8 @@ class Expected:
         Share of its images that a client tests on, unless it brings test images; 0: it never tests.
     image_column, label_column
         Names of a table's columns, where the scenario gives them.
+    form
+        What image files are made.
     """
 
     info: DataInfo
@@ -42,6 +45,17 @@ class Expected:
     test_fraction: float = 0.0
     image_column: str | None = None
     label_column: str | None = None
+    form: Form = AS_FOUND
+
+    @property
+    def bits(self) -> int:
+        """Bits of a pixel's value."""
+        return bits_of(self.info)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of pixels: uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     @classmethod
     def of(cls, scenario: Scenario) -> Expected:
@@ -72,6 +86,7 @@ class Expected:
             spec.client_test_fraction,
             spec.image_column,
             spec.label_column,
+            form_of(spec),
         )
 
     def check_count(self, examples: int, where: str) -> None:
@@ -84,9 +99,13 @@ class Expected:
 
     def check_pixels(self, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
         """Refuse an array, of which only this is known, that `pixels` can't take."""
-        if dtype != np.uint8:
-            hint = " (from 0 to 1? numpy.rint(255 * pixels).astype('uint8'))" if dtype.kind == "f" else ""
-            raise DataError(f"{where}: pixels are {dtype}, expected uint8 from 0 to 255{hint}")
+        if dtype != self.dtype:
+            top = 2**self.bits - 1
+            hint = f" (from 0 to 1? numpy.rint({top} * pixels).astype('{self.dtype}'))"
+            raise DataError(
+                f"{where}: pixels are {dtype}, expected {self.dtype} from 0 to {top}"
+                f"{hint if dtype.kind == 'f' else ''}"
+            )
         channels, height, width = self.info.image_shape
         given = (1, *shape[1:]) if len(shape) == 3 else shape[1:]
         if given == (channels, height, width) or (channels == 3 and given == (1, height, width)):
@@ -98,8 +117,8 @@ class Expected:
             hint = f"expected (N, {channels}, {height}, {width}){grey}: resize or convert them before"
         raise DataError(f"{where}: pixels have shape {shape}, {hint}")
 
-    def pixels(self, array: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
-        """Return uint8 (N, C, H, W) or (N, H, W) as (N, C, H, W) with the channels of the model.
+    def pixels(self, array: NDArray[Any], where: str) -> NDArray[Any]:
+        """Return pixels (N, C, H, W) or (N, H, W) as (N, C, H, W) with the channels of the model.
 
         C-contiguous, by a copy where they are not: PyTorch chooses by the strides of a batch how it sums, so
         that the same images otherwise gave other bits than in a simulation.
@@ -131,7 +150,7 @@ class Expected:
 
     def check_memory(self, examples: int, where: str) -> None:
         """Refuse to decode more images than this machine's memory holds."""
-        needed = examples * int(np.prod(self.info.image_shape))
+        needed = examples * int(np.prod(self.info.image_shape)) * self.dtype.itemsize
         if needed > (there := physical_memory()):
             raise DataError(
                 f"{where} has {examples} images, {format_bytes(needed)} when decoded, and this machine has "

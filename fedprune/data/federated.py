@@ -24,6 +24,7 @@ from fedprune.data.dataset import (
     LocalData,
     Shares,
 )
+from fedprune.data.decoding import AS_FOUND, Form
 from fedprune.data.inputs import Pixels
 from fedprune.data.known import KNOWN, numbered
 from fedprune.data.source import Request, Source
@@ -74,8 +75,11 @@ def open_shares(scenario: Scenario) -> LocalData:
     if tables is None:
         return load(scenario)
     expected = declared(scenario.data)
-    shape = tables.shape() if expected is None else expected.input_shape
-    info = _info(scenario.data, shape, tables)
+    if expected is None:
+        shape, bits = tables.shape()
+    else:
+        shape, bits = expected.image_shape, bits_of(expected)
+    info = _info(scenario.data, shape, bits, tables)
     _check_declared(scenario.data, info)
     _, train, test = _divide(scenario, tables.train_labels)
     info = _with_counts(info, tables.train_labels)
@@ -100,7 +104,8 @@ class _OpenShares:
         @cache
         def decode(number: int) -> ClientData:
             train, test = self.train.of(number), self.test.of(number)
-            images = self.tables.share(np.concatenate([train, test]), self.info.image_shape)
+            held = np.concatenate([train, test])
+            images = self.tables.share(held, self.info.image_shape, bits_of(self.info))
             places = np.arange(len(images))
             return ClientData(images, places[: len(train)], places[len(train) :])
 
@@ -131,7 +136,9 @@ def declared(spec: DataSpec) -> DataInfo | None:
         )
     if shape is None or names is None:
         return None
-    return _of_images(spec, shape, names, mean, std)
+    if spec.input_shape is None:
+        shape = (spec.channels or shape[0], *(spec.resize or shape[1:]))
+    return _of_images(spec, shape, spec.bits or 8, names, mean, std)
 
 
 def describe(scenario: Scenario) -> DataInfo:
@@ -162,7 +169,8 @@ def _with_counts(info: DataInfo, targets: NDArray[Any]) -> DataInfo:
 
 def info_of(scenario: Scenario, source: Source) -> DataInfo:
     """Return what is known of a scenario's data, which has been read."""
-    return _info(scenario.data, source.train.inputs.shape[1:], source)
+    inputs = source.train.inputs
+    return _info(scenario.data, inputs.shape[1:], 8 * inputs.dtype.itemsize, source)
 
 
 def _request(scenario: Scenario) -> Request:
@@ -176,7 +184,19 @@ def _request(scenario: Scenario) -> Request:
         image_column=spec.image_column,
         label_column=spec.label_column,
         options=spec.options,
+        form=form_of(spec),
     )
+
+
+def form_of(spec: DataSpec) -> Form:
+    """Return what a scenario asks images to be made."""
+    return Form(spec.resize, spec.fit, spec.channels, spec.bits)
+
+
+def bits_of(info: DataInfo) -> int:
+    """Return the bits of a value of images."""
+    assert isinstance(info.inputs, Pixels)
+    return info.inputs.depth.bit_length()
 
 
 def read_key(scenario: Scenario) -> Hashable:
@@ -222,7 +242,17 @@ def _checked(scenario: Scenario, source: Source) -> Source:
     for split, examples in (("train", source.train), ("test", source.test)):
         if fault := _fault(examples, source):
             raise DataError(f"{where}: {split} has {fault}")
-    return source
+    if source.train.inputs.dtype != source.test.inputs.dtype:
+        kinds = " and ".join(str(examples.inputs.dtype) for examples in (source.train, source.test))
+        raise DataError(f"{where}: train and test have inputs of two types, {kinds}: make them one")
+    form = form_of(scenario.data)
+    if source.inputs is not None or form == AS_FOUND:
+        return source
+    return replace(
+        source,
+        train=Examples(form.arrays(source.train.inputs, where), source.train.targets),
+        test=Examples(form.arrays(source.test.inputs, where), source.test.targets),
+    )
 
 
 def _divide(scenario: Scenario, targets: Indices) -> tuple[Indices, Shares, Shares]:
@@ -238,8 +268,8 @@ def _divide(scenario: Scenario, targets: Indices) -> tuple[Indices, Shares, Shar
 def _fault(examples: Examples, source: Source) -> str | None:
     """Return what is wrong with what a source returned; it may be a user's own."""
     inputs, targets, classes = examples.inputs, examples.targets, len(source.class_names)
-    if source.inputs is None and (inputs.dtype != np.uint8 or inputs.ndim != 4):
-        return f"{inputs.dtype} pixels of shape {inputs.shape}: expected uint8 (N, C, H, W)"
+    if source.inputs is None and (inputs.dtype not in (np.uint8, np.uint16) or inputs.ndim != 4):
+        return f"{inputs.dtype} pixels of shape {inputs.shape}: expected uint8 or uint16 (N, C, H, W)"
     if len(targets) != len(inputs) or not len(targets):
         return f"{len(targets)} targets for {len(inputs)} inputs: expected one for each, and some"
     if not classes or targets.ndim > 1:
@@ -258,7 +288,7 @@ def _public_part(examples: int, fraction: float, seed: int) -> tuple[Indices, In
     return np.sort(order[:public]), np.sort(order[public:])
 
 
-def _info(spec: DataSpec, shape: tuple[int, ...], source: Source | Tables) -> DataInfo:
+def _info(spec: DataSpec, shape: tuple[int, ...], bits: int, source: Source | Tables) -> DataInfo:
     if source.inputs is not None:
         if spec.mean is not None:
             raise DataError(
@@ -266,22 +296,28 @@ def _info(spec: DataSpec, shape: tuple[int, ...], source: Source | Tables) -> Da
             )
         return DataInfo(spec.name, source.inputs, source.class_names, source.task)
     channels, height, width = shape
-    info = _of_images(spec, (channels, height, width), source.class_names, source.mean, source.std)
+    shape = (channels, height, width)
+    info = _of_images(spec, shape, bits, source.class_names, source.mean, source.std)
     return replace(info, task=source.task)
 
 
 def _of_images(
     spec: DataSpec,
     shape: tuple[int, int, int],
+    bits: int,
     class_names: tuple[str, ...],
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> DataInfo:
     half = (0.5,) * shape[0]
+    if mean is not None and std is not None and spec.channels is not None:
+        # Of grey images all channels are alike; of colours there is no one mean.
+        mean, std = (values * shape[0] if len(values) == 1 else None for values in (mean, std))
     pixels = Pixels(
         shape,
         _per_channel("mean", spec.mean or mean or half, shape[0]),
         _per_channel("std", spec.std or std or half, shape[0]),
+        2**bits - 1,
     )
     return DataInfo(spec.name, pixels, class_names)
 
@@ -313,6 +349,7 @@ def _described(info: DataInfo) -> dict[str, object]:
         "classes": info.classes,
         "mean": info.inputs.mean,
         "std": info.inputs.std,
+        "bits": bits_of(info),
     }
 
 

@@ -1,7 +1,7 @@
 """A client's images out of image files: a folder a class, or a parquet table in the form of the hub.
 
 Pillow and pyarrow, which the extra ``fedprune[images]`` installs, are imported inside functions. All
-images are decoded into one array, uint8; nothing else of a file stays in memory.
+images are decoded into one array; nothing else of a file stays in memory.
 """
 
 from __future__ import annotations
@@ -99,29 +99,29 @@ def _unknown_class(what: str, name: str, expected: Expected) -> DataError:
 
 def _decode_files(files: Sequence[tuple[str, int]], where: Path, expected: Expected) -> Examples:
     expected.check_memory(len(files), str(where))
-    decoded = np.empty((len(files), *expected.info.image_shape), dtype=np.uint8)
+    decoded = np.empty((len(files), *expected.info.image_shape), expected.dtype)
     for number, (file, _) in enumerate(files):
         decoded[number] = _decode(file, expected, file)
     return Examples(decoded, np.array([label for _, label in files], dtype=np.int64))
 
 
-def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[np.uint8]:
-    """Decode an image as ``datasets`` does, turned as its Exif tag says, to uint8 (C, H, W)."""
+def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[Any]:
+    """Decode an image as ``datasets`` does, turned as its Exif tag says, to (C, H, W) as is expected."""
     try:
         from PIL import ExifTags, Image, ImageOps
     except ImportError as error:
         raise missing_package("images", "Pillow") from error
-    shape = expected.info.image_shape
+    shape, bits, form = expected.info.image_shape, expected.bits, expected.form
     try:
         with Image.open(file) as image:
             if image.height * image.width != shape[1] * shape[2]:
-                decoding.check(image, shape, what)  # before it takes memory
+                decoding.check(image, shape, bits, form, what)  # before it takes memory
             image.load()
             turned: Any = image
             if image.getexif().get(ExifTags.Base.Orientation) is not None:
                 turned = ImageOps.exif_transpose(image)
-            decoding.check(turned, shape, what)
-            return decoding.array(turned, shape[0])
+            decoding.check(turned, shape, bits, form, what)
+            return form.array(turned, shape[0], bits)
     except DataError:
         raise
     except Exception as error:  # whatever Pillow's readers raise, from struct.error to SyntaxError
@@ -153,7 +153,7 @@ def read_parquet(path: Path, expected: Expected) -> tuple[Examples, None]:
             expected.check_count(examples, str(path))
             labels = _labels(table, label, path, expected)
             expected.check_memory(examples, str(path))
-            decoded = np.empty((examples, *expected.info.image_shape), dtype=np.uint8)
+            decoded = np.empty((examples, *expected.info.image_shape), expected.dtype)
             for number, encoded in enumerate(_encoded(table, image)):
                 what = f"{path}, image {number}"
                 if encoded is None:

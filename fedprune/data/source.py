@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedprune.data.dataset import Examples
+from fedprune.data.decoding import AS_FOUND, Form
 from fedprune.data.inputs import Inputs
 from fedprune.errors import DataError
 from fedprune.wording import did_you_mean
@@ -49,6 +50,8 @@ class Request:
         The column that says whose an example is, where the scenario divides by it.
     options
         What the scenario says under ``data.options``.
+    form
+        What images are to be made; whole arrays may come as they are.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Request:
     label_column: str | None = None
     client_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    form: Form = AS_FOUND
 
     def read_options(self, kind: type[_Options]) -> _Options:
         """Return the options, checked.
@@ -88,9 +92,10 @@ class Source:
     Attributes
     ----------
     train, test
-        The examples. Of images, pixels are uint8 (N, C, H, W); labels are below ``len(class_names)``.
+        The examples. Of images, pixels are uint8 or uint16 (N, C, H, W); labels, of any kind, become class
+        numbers, see `fedprune.data.labels`.
     class_names
-        By class number; () where targets are no classes.
+        By class number; () where targets are no classes, or a label is its class's name.
     mean, std
         Of images, per channel, of pixels / 255; None where they are not known.
     inputs

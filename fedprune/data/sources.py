@@ -20,6 +20,7 @@ from fedprune import registry
 from fedprune.data import tables
 from fedprune.data.audio import FileOptions, audio
 from fedprune.data.dataset import Examples, Indices
+from fedprune.data.decoding import Form
 from fedprune.data.inputs import Inputs
 from fedprune.data.known import KNOWN, Known
 from fedprune.data.masks import MaskOptions, masks
@@ -172,6 +173,8 @@ class Tables:
         int64, by image.
     class_names, mean, std
         As in `Source`.
+    form
+        What images are made.
     """
 
     inputs: ClassVar[Inputs | None] = None
@@ -185,11 +188,11 @@ class Tables:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    form: Form
 
     def decoded(self) -> Source:
         """Decode every image."""
-        train, test = (tables.pixels(table, self.image_column) for table in (self.train, self.test))
-        train, test = tables.same_shape(train, test)
+        train, test = tables.all_pixels((self.train, self.test), self.image_column, self.form)
         return Source(
             Examples(train, self.train_labels),
             Examples(test, tables.class_numbers(self.test, self.label_column, self.class_names)),
@@ -198,14 +201,14 @@ class Tables:
             self.std,
         )
 
-    def share(self, indices: Indices, shape: tuple[int, int, int]) -> Examples:
-        """Decode the training images at ``indices`` alone, in that order, to images of ``shape``."""
-        pixels = tables.pixels(self.train.select(indices), self.image_column, shape)
+    def share(self, indices: Indices, shape: tuple[int, int, int], bits: int) -> Examples:
+        """Decode the training images at ``indices`` alone, in that order, to images of ``shape`` and bits."""
+        pixels = tables.pixels(self.train.select(indices), self.image_column, shape, bits, self.form)
         return Examples(pixels, self.train_labels[indices])
 
-    def shape(self) -> tuple[int, int, int]:
-        """Return (C, H, W) of the decoded images; as few are decoded as tell it."""
-        return tables.shape((self.train, self.test), self.image_column)
+    def shape(self) -> tuple[tuple[int, int, int], int]:
+        """Return (C, H, W) and bits of the decoded images; as few are decoded as tell it."""
+        return tables.shape((self.train, self.test), self.image_column, self.form)
 
 
 def open_tables(request: Request, directory: Path | None = None) -> Tables | None:
@@ -236,4 +239,6 @@ def _open(request: Request, known: Known | None) -> Tables:
     names = tables.class_names(train, test, label)
     train = train.select(choose(np.arange(len(train)), request.train_examples, request.seed, "train"))
     test = test.select(choose(np.arange(len(test)), request.test_examples, request.seed, "test"))
-    return Tables(train, test, image, label, tables.class_numbers(train, label, names), names, mean, std)
+    return Tables(
+        train, test, image, label, tables.class_numbers(train, label, names), names, mean, std, request.form
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.data import decoding, labels
+from fedprune.data.decoding import Form
 from fedprune.data.known import numbered
 from fedprune.data.partition import split_without_test
 from fedprune.errors import DataError
@@ -304,54 +305,52 @@ def class_numbers(table: Any, column: str, names: Sequence[str]) -> NDArray[np.i
     return labels.numbers(labels.flat(values, where), names, where)
 
 
-def pixels(table: Any, column: str, shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-    """Decode a column to uint8 (N, C, H, W): C = 1 where all images are grey, else 3 (red, green, blue).
-
-    With a ``shape``, (C, H, W), all are made that and none may need more than grey made colour.
+def pixels(table: Any, column: str, shape: tuple[int, int, int], bits: int, form: Form) -> NDArray[Any]:
+    """Decode a column to (N, C, H, W) of ``shape``, uint8 or uint16 by its bits.
 
     Raises
     ------
     DataError
-        Where an image can't be decoded, has more than 8 bits, or another size than ``shape`` or the first.
+        Where an image can't be decoded, or does not become that by the form.
     """
-    if shape is not None:
-        fitted = np.empty((len(table), *shape), dtype=np.uint8)
-        for number, image in enumerate(_decoded(table, column)):
-            decoding.check(image, shape, f"image {number}")
-            fitted[number] = decoding.array(image, shape[0])
-        return fitted
-    decoded = np.empty((len(table), 1, 0, 0), dtype=np.uint8)
+    fitted = np.empty((len(table), *shape), np.uint8 if bits == 8 else np.uint16)
     for number, image in enumerate(_decoded(table, column)):
-        channels = decoding.channels(image, f"image {number}")
-        if number == 0:
-            decoded = np.empty((len(table), channels, image.height, image.width), dtype=np.uint8)
-        if (image.height, image.width) != decoded.shape[2:]:
-            height, width = decoded.shape[2:]
-            raise DataError(
-                f"image {number} is {image.height}x{image.width} and the first is {height}x{width}: "
-                "all must have one size; resize them before, for instance with PIL.Image.resize"
-            )
-        if channels > decoded.shape[1]:
-            decoded = np.repeat(decoded, channels, axis=1)
-        decoded[number] = decoding.array(image, decoded.shape[1])
-    return decoded
+        decoding.check(image, shape, bits, form, f"image {number}")
+        fitted[number] = form.array(image, shape[0], bits)
+    return fitted
 
 
-def shape(splits: Sequence[Any], column: str) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images of all splits, decoding one after the other up to the first in colour.
+def all_pixels(splits: Sequence[Any], column: str, form: Form) -> list[NDArray[Any]]:
+    """Decode a column of all splits to arrays (N, C, H, W), alike but for N.
+
+    C = 1 where all images are grey, else 3 (red, green, blue); uint16 where they are grey and one has 16
+    bits, else uint8; or as the form says.
 
     Raises
     ------
     DataError
-        Where one can't be decoded or has more than 8 bits.
+        Where an image can't be decoded, has no whole numbers, or another size than the first.
     """
-    size = (0, 0)
+    growing = decoding.Growing(map(len, splits), form)
+    for part, (split, name) in enumerate(zip(splits, ("", "test "), strict=True)):
+        for number, image in enumerate(_decoded(split, column)):
+            growing.put(part, number, image, f"{name}image {number}")
+    return growing.arrays
+
+
+def shape(splits: Sequence[Any], column: str, form: Form) -> tuple[tuple[int, int, int], int]:
+    """Return (C, H, W) and bits of the images of all splits, decoding up to the first in colour.
+
+    Raises
+    ------
+    DataError
+        As `all_pixels`.
+    """
+    growing = decoding.Growing((), form)
     for number, image in enumerate(image for split in splits for image in _decoded(split, column)):
-        if number == 0:
-            size = (image.height, image.width)
-        if decoding.channels(image, f"image {number}") == 3:
-            return (3, *size)
-    return (1, *size)
+        if growing.see(image, f"image {number}"):
+            break
+    return growing.shape, growing.stored[1]
 
 
 def _decoded(table: Any, column: str) -> Iterator[Any]:
@@ -367,30 +366,6 @@ def _decoded(table: Any, column: str) -> Iterator[Any]:
         raise DataError(
             f"column {column!r} holds something that is no image: {_first_line(error)}"
         ) from error
-
-
-def same_shape(
-    train: NDArray[np.uint8], test: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return both with three channels where one of them has three.
-
-    Raises
-    ------
-    DataError
-        Where their heights or widths differ.
-    """
-    if train.shape[2:] != test.shape[2:]:
-        sizes = " and ".join("x".join(map(str, images.shape[2:])) for images in (train, test))
-        raise DataError(
-            f"training and test images must have one size, and these are {sizes}: resize them before"
-        )
-    channels = max(train.shape[1], test.shape[1])
-    return _with_channels(train, channels), _with_channels(test, channels)
-
-
-def _with_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Return the images themselves, or grey ones with their channel repeated."""
-    return images if images.shape[1] == channels else np.repeat(images, channels, axis=1)
 
 
 def _first_line(error: BaseException) -> str:

@@ -124,6 +124,26 @@ class DataSpec(Spec):
         "of their own; known for built-in data sets.",
         examples=[10, ["cat", "dog"]],
     )
+    resize: tuple[ChannelsOrSide, ChannelsOrSide] | None = Field(
+        default=None,
+        strict=False,
+        description="Height and width that images of any size are made; all must have one size where not "
+        "given.",
+        examples=[[96, 96]],
+    )
+    fit: Literal["crop", "stretch"] = Field(
+        default="crop",
+        description="How images of other proportions become that size: crop cuts out their middle, stretch "
+        "distorts them.",
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None,
+        description="Makes all images grey, 1, or coloured, 3; as they are found where not given.",
+    )
+    bits: Literal[8, 16] | None = Field(
+        default=None,
+        description="Bits of a pixel's value; where not given 16 for grey images that have as many, else 8.",
+    )
     augment: tuple[Literal["crop", "flip"], ...] = Field(
         default=(),
         strict=False,

@@ -220,8 +220,8 @@ def test_an_open_share_decodes_the_images_of_its_client_alone(
     few = {"train_examples": 500, "test_examples": 10, "client_test_fraction": 0.2}
     shares = open_shares(scenario({"name": "cifar10", "path": str(CIFAR10), **few}))
     decoded = []
-    array = decoding.array
-    monkeypatch.setattr(decoding, "array", lambda *given: decoded.append(1) or array(*given))
+    array = decoding.Form.array
+    monkeypatch.setattr(decoding.Form, "array", lambda *given: decoded.append(1) or array(*given))
     client = shares.client(2)
     assert len(decoded) == len(client.train) + len(client.test) == 100
 

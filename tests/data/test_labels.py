@@ -50,7 +50,7 @@ def test_one_hot_rows_are_their_columns() -> None:
     rows = np.eye(4, dtype=np.float32)[[3, 0, 3]]
     (train, _), names = with_classes([rows, rows], (), "here")
     assert (train.tolist(), names) == ([3, 0, 3], ("0", "1", "2", "3"))
-    with pytest.raises(DataError, match="not every row is one-hot.*task: multilabel"):
+    with pytest.raises(DataError, match=r"not every row is one-hot.*task: multilabel"):
         flat(np.array([[1, 1, 0], [0, 1, 0]]), "here")
 
 
