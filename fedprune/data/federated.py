@@ -53,7 +53,7 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     info = info_of(scenario, source)
     _check_declared(scenario.data, info)
     info = _with_counts(info, source.train.targets)
-    server, train, test = _divide(scenario, source.train.targets)
+    server, train, test = _divide(scenario, source.train.targets, source.clients)
     if isinstance(info.inputs, Standardised):
         info = replace(info, inputs=pooled(info.inputs, source.train.inputs, train))
     return FederatedData(info, source.train, source.test, server, train, test)
@@ -81,7 +81,7 @@ def open_shares(scenario: Scenario) -> LocalData:
         shape, bits = expected.image_shape, bits_of(expected)
     info = _info(scenario.data, shape, bits, tables)
     _check_declared(scenario.data, info)
-    _, train, test = _divide(scenario, tables.train_labels)
+    _, train, test = _divide(scenario, tables.train_labels, tables.clients)
     info = _with_counts(info, tables.train_labels)
     return _OpenShares(info, tables, train, test)
 
@@ -183,6 +183,7 @@ def _request(scenario: Scenario) -> Request:
         test_examples=spec.test_examples,
         image_column=spec.image_column,
         label_column=spec.label_column,
+        client_column=spec.partition.column,
         options=spec.options,
         form=form_of(spec),
     )
@@ -255,14 +256,38 @@ def _checked(scenario: Scenario, source: Source) -> Source:
     )
 
 
-def _divide(scenario: Scenario, targets: Indices) -> tuple[Indices, Shares, Shares]:
-    """Return the server's part of the training images, and what each client trains and tests on."""
+def _divide(
+    scenario: Scenario, targets: NDArray[Any], owners: NDArray[Any] | None
+) -> tuple[Indices, Shares, Shares]:
+    """Return the server's part of the training examples, and what each client trains and tests on."""
     spec, clients, seed = scenario.data, scenario.clients, scenario.seed
     public, pool = _public_part(len(targets), spec.server_fraction, seed)
     smallest = partition.smallest_share(clients.training.batch_size, spec.client_test_fraction)
-    shares = partition.partition(targets[pool], clients.count, spec.partition, smallest, seed)
+    if spec.partition.scheme == "natural":
+        if owners is None:
+            raise DataError(
+                f"data set {spec.name!r} does not say whose its examples are: name the column that does in "
+                "data.partition.column, or let its source return `clients`"
+            )
+        everybody = np.unique(owners)  # Also whose every example is with the server.
+        shares = partition.by_owner(owners[pool], everybody, clients.count, spec.partition, smallest, seed)
+    else:
+        classes = _classes(targets, spec)[pool]
+        shares = partition.partition(classes, clients.count, spec.partition, smallest, seed)
     shares = Shares(pool[shares.indices], shares.offsets)
     return public, *partition.hold_out(shares, spec.client_test_fraction, seed)
+
+
+def _classes(targets: NDArray[Any], spec: DataSpec) -> Indices:
+    """Return the classes by which a scheme divides; it needs none to divide evenly."""
+    if targets.ndim == 1 and targets.dtype == np.int64:
+        return targets
+    if spec.partition.scheme == "iid":
+        return np.zeros(len(targets), dtype=np.int64)
+    raise DataError(
+        f"the {spec.partition.scheme} partition divides by class, and data set {spec.name!r} has targets "
+        "that are none: take data.partition.scheme iid or natural"
+    )
 
 
 def _fault(examples: Examples, source: Source) -> str | None:
@@ -270,6 +295,8 @@ def _fault(examples: Examples, source: Source) -> str | None:
     inputs, targets, classes = examples.inputs, examples.targets, len(source.class_names)
     if source.inputs is None and (inputs.dtype not in (np.uint8, np.uint16) or inputs.ndim != 4):
         return f"{inputs.dtype} pixels of shape {inputs.shape}: expected uint8 or uint16 (N, C, H, W)"
+    if source.clients is not None and np.shape(source.clients) != (len(source.train),):
+        return f"clients of shape {np.shape(source.clients)}: expected ({len(source.train)},), one an example"
     if len(targets) != len(inputs) or not len(targets):
         return f"{len(targets)} targets for {len(inputs)} inputs: expected one for each, and some"
     if not classes or targets.ndim > 1:

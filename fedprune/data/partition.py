@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedprune import seeds
 from fedprune.data.dataset import Indices, Shares
@@ -117,6 +119,57 @@ def partition(labels: Indices, clients: int, spec: PartitionSpec, smallest: int,
     return taken
 
 
+def by_owner(
+    owners: NDArray[Any],
+    everybody: NDArray[Any],
+    clients: int,
+    spec: PartitionSpec,
+    smallest: int,
+    seed: int,
+) -> Shares:
+    """Divide positions by whose they are: client k has those of the k-th owner, in ascending order.
+
+    Where there are more owners than clients, so many are drawn, and the examples of the others are left out;
+    a warning says how many.
+
+    Parameters
+    ----------
+    owners
+        (N,), text or numbers.
+    everybody
+        All owners that there are, (M,), each once and ascending; one may own none of the positions.
+    clients
+        Number of clients.
+    spec
+        What the fewest examples of a client are.
+    smallest
+        What gives a client one full batch; a warning says how many have less.
+    seed
+        The scenario's seed.
+
+    Raises
+    ------
+    DataError
+        Where there are fewer owners than clients, or one has too few examples.
+    """
+    there = len(everybody)
+    if there < clients:
+        raise DataError(
+            f"the training examples are of {there} clients, and clients.count is {clients}: "
+            f"write {there}, or less"
+        )
+    drawn = seeds.numpy_generator(seed, "natural partition").choice(there, clients, replace=False)
+    client_of = np.full(there, -1)
+    client_of[np.sort(drawn)] = np.arange(clients)
+    mine = client_of[np.searchsorted(everybody, owners)]
+    order = np.argsort(mine, kind="stable")
+    shares = _shares(order[np.sum(mine < 0) :], np.bincount(mine[mine >= 0], minlength=clients))
+    if shares.sizes.min() < spec.min_examples:
+        raise _too_small(shares.sizes, spec)
+    _warn(shares, len(owners), smallest, spec.scheme)
+    return shares
+
+
 def _warn(shares: Shares, examples: int, smallest: int, scheme: str) -> None:
     """Log what a division leaves out, and which clients it leaves with little."""
     if left_out := examples - len(shares.indices):
@@ -145,6 +198,8 @@ def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, 
             parts = _pathological(labels, clients, spec.classes_per_client, generator)
         case "shard":
             parts = _shards(labels, clients, spec.shards_per_client, generator)
+        case "natural":
+            raise AssertionError("a natural division is not by labels: see by_owner")
     if parts is None:
         settings = spec.model_dump(exclude={"scheme", "min_examples"})
         raise DataError(
@@ -216,10 +271,11 @@ def _shards(labels: Indices, clients: int, each: int, generator: np.random.Gener
 
 def _too_small(sizes: Indices, spec: PartitionSpec) -> DataError:
     poorest, fewest = int(sizes.argmin()), spec.min_examples
+    draws = "" if spec.scheme == "natural" else f", in the best of {DRAWS} draws"
     return DataError(
         f"the {spec.scheme} partition leaves client {poorest} with {sizes[poorest]} examples, and "
         f"partition.min_examples asks for {fewest} ({np.sum(sizes < fewest)} of {len(sizes)} clients "
-        f"have too few, in the best of {DRAWS} draws): take {_REMEDIES[spec.scheme]}fewer clients or a "
+        f"have too few{draws}): take {_REMEDIES[spec.scheme]}fewer clients or a "
         "smaller partition.min_examples"
     )
 
@@ -264,4 +320,5 @@ _REMEDIES = {
     "dirichlet": "a larger partition.alpha, ",
     "pathological": "a larger partition.classes_per_client, ",
     "shard": "a smaller partition.shards_per_client, ",
+    "natural": "",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedprune import registry
 from fedprune.data import tables
@@ -175,6 +176,8 @@ class Tables:
         As in `Source`.
     form
         What images are made.
+    clients
+        Whose each training image is; None where nothing says so.
     """
 
     inputs: ClassVar[Inputs | None] = None
@@ -189,6 +192,7 @@ class Tables:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     form: Form
+    clients: NDArray[Any] | None
 
     def decoded(self) -> Source:
         """Decode every image."""
@@ -199,6 +203,7 @@ class Tables:
             self.class_names,
             self.mean,
             self.std,
+            clients=self.clients,
         )
 
     def share(self, indices: Indices, shape: tuple[int, int, int], bits: int) -> Examples:
@@ -239,6 +244,6 @@ def _open(request: Request, known: Known | None) -> Tables:
     names = tables.class_names(train, test, label)
     train = train.select(choose(np.arange(len(train)), request.train_examples, request.seed, "train"))
     test = test.select(choose(np.arange(len(test)), request.test_examples, request.seed, "test"))
-    return Tables(
-        train, test, image, label, tables.class_numbers(train, label, names), names, mean, std, request.form
-    )
+    numbers = tables.class_numbers(train, label, names)
+    clients = None if request.client_column is None else tables.owners(train, request.client_column)
+    return Tables(train, test, image, label, numbers, names, mean, std, request.form, clients)

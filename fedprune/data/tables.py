@@ -253,6 +253,28 @@ def pick_column(
     return fitting[0]
 
 
+def owners(table: Any, column: str) -> NDArray[Any]:
+    """Return whose each row is, (N,), as text or numbers.
+
+    Raises
+    ------
+    DataError
+        Where there is no such column, or it leaves a row out.
+    """
+    pick_column(list(table.features), (), column, None, "clients", "data.partition.column")
+    values = table.select_columns([column])[column][:]
+    if missing := sum(value is None for value in values):
+        raise DataError(
+            f"data.partition.column {column!r}: {missing} examples have no client: leave them out"
+        )
+    found = np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "iufUb":
+        raise DataError(
+            f"data.partition.column {column!r} holds {table.features[column]}: expected text or numbers"
+        )
+    return found
+
+
 def class_names(train: Any, test: Any, column: str) -> tuple[str, ...]:
     """Return the names of the classes, in the order of their numbers.
 

@@ -40,12 +40,14 @@ class PartitionSpec(ChoiceSpec):
         "dirichlet": ("alpha",),
         "pathological": ("classes_per_client",),
         "shard": ("shards_per_client",),
+        "natural": ("column",),
     }
 
-    scheme: Literal["iid", "dirichlet", "pathological", "shard"] = Field(
+    scheme: Literal["iid", "dirichlet", "pathological", "shard", "natural"] = Field(
         default="iid",
         description="How labels are spread: iid (evenly), dirichlet (skewed by alpha), pathological (a few "
-        "classes a client) or shard (a few runs of images sorted by label).",
+        "classes a client) or shard (a few runs of images sorted by label). Or natural: by whose examples "
+        "they are, as a column or the data set's source says; of more than clients.count, so many are drawn.",
     )
     alpha: float = Field(
         default=0.5,
@@ -56,6 +58,12 @@ class PartitionSpec(ChoiceSpec):
         default=2, ge=1, description="Classes that a client has under pathological."
     )
     shards_per_client: int = Field(default=2, ge=1, description="Shards that a client gets under shard.")
+    column: str | None = Field(
+        default=None,
+        description="The column that says whose an example is, under natural; not needed where the data "
+        "set's source says it by itself.",
+        examples=["user_id"],
+    )
     min_examples: int = Field(
         default=0,
         ge=0,
