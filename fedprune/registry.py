@@ -1,9 +1,9 @@
 """One way to find a plug-in: a built-in name, an entry point, "package.module:Name" or "file.py:Name".
 
-A strategy, aggregator, client, model, task, data set, criterion, layer distribution, schedule or logger is
-looked up here by its kind and name; a built-in one has no privilege but its short name. This module imports a
-plug-in when it is asked for, and knows nothing about what it does. A process that needs one that another
-process has loaded loads it by the same kind, name and directory.
+A strategy, aggregator, client, model, task, data set, augmentation, client shift, criterion, layer
+distribution, schedule or logger is looked up here by its kind and name; a built-in one has no privilege but
+its short name. This module imports a plug-in when it is asked for, and knows nothing about what it does. A
+process that needs one that another process has loaded loads it by the same kind, name and directory.
 
 A relative "file.py" starts from the folder of the file that names it: the scenario's, or that of the class
 whose attribute (`named_by`) or whose option's default (`place_defaults`) it is.
@@ -67,6 +67,12 @@ _KINDS = {
     "loss": _Kind("loss", "fedprune.losses", "fedprune.tasks", table="LOSSES"),
     "metric": _Kind("metric", "fedprune.metrics", "fedprune.tasks", table="METRICS"),
     "data": _Kind("data set", "fedprune.data", "fedprune.data.sources", table="SOURCES"),
+    "augmentation": _Kind(
+        "augmentation", "fedprune.augmentations", "fedprune.data.augmentation", table="AUGMENTATIONS"
+    ),
+    "client_shift": _Kind(
+        "client shift", "fedprune.client_shifts", "fedprune.data.client_shift", table="CLIENT_SHIFTS"
+    ),
     "criterion": _Kind("criterion", "fedprune.criteria", "fedprune.sparsity.criteria", table="CRITERIA"),
     "distribution": _Kind(
         "distribution", "fedprune.distributions", "fedprune.sparsity.distributions", table="DISTRIBUTIONS"
@@ -84,8 +90,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     Parameters
     ----------
     kind : str
-        "strategy", "aggregator", "client", "model", "task", "loss", "metric", "data", "criterion",
-        "distribution", "schedule" or "logger".
+        "strategy", "aggregator", "client", "model", "task", "loss", "metric", "data", "augmentation",
+        "client_shift", "criterion", "distribution", "schedule" or "logger".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
         "package.module:Name", "package.module.Name", or "file.py:Name".

@@ -24,7 +24,7 @@ from fedprune import __version__, seeds
 from fedprune.client.site import Site
 from fedprune.costs.fit import TrainingStep, last, micro_batch
 from fedprune.costs.memory import Overhead, forward_memory
-from fedprune.data import ClientData, batches
+from fedprune.data import ClientData, augmentations, batches
 from fedprune.errors import (
     FedpruneError,
     OverBudgetError,
@@ -357,6 +357,7 @@ class Client(ABC):
         """Yield the shuffled batches of a round's local epochs."""
         training = self.scenario.clients.training
         generator = seeds.torch_generator(self.scenario.seed, purpose, server_round, self.number)
+        augment = augmentations(self.scenario.data.augment, self.scenario.directory)
         for _ in range(training.epochs):
             yield from batches(
                 self.data.examples,
@@ -364,7 +365,7 @@ class Client(ABC):
                 self.site.task,
                 training.batch_size,
                 generator=generator,
-                augment=self.scenario.data.augment,
+                augment=augment,
             )
 
     def learning_rate(self, server_round: int) -> float:

@@ -4,7 +4,8 @@ What the rest of fedprune uses is here; a user's source needs ``Request``, ``Sou
 ``Examples``.
 """
 
-from fedprune.data.batches import AUGMENTATIONS, batches, parts
+from fedprune.data.augmentation import AUGMENTATIONS, augmentations
+from fedprune.data.batches import batches, parts
 from fedprune.data.dataset import ClientData, DataInfo, Examples, FederatedData, LocalData, Shares
 from fedprune.data.federated import declared, describe, info_of, load, open_shares, read, read_key
 from fedprune.data.own import load_own
@@ -23,6 +24,7 @@ __all__ = [
     "Shares",
     "Source",
     "SourceOptions",
+    "augmentations",
     "batches",
     "declared",
     "describe",

@@ -1,4 +1,4 @@
-"""Batches as a model takes them: stored inputs become tensors here, and augmentation happens here.
+"""Batches as a model takes them: stored inputs become tensors here, and are changed at random where asked.
 
 Not for reading or splitting. Inputs stay as they are stored until a batch is made: a client's pixels cost a
 quarter of the memory that floats would. What becomes of inputs and targets is for a task to say.
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from fedprune.data.augmentation import Augmentation
 from fedprune.data.dataset import Examples, Indices
 
 
@@ -31,7 +31,7 @@ def batches(
     task: Batching,
     batch_size: int,
     generator: torch.Generator | None = None,
-    augment: Sequence[str] = (),
+    augment: Sequence[Augmentation] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch over ``indices`` as (x, y), made by the task of what is stored.
 
@@ -46,7 +46,8 @@ def batches(
     generator
         Source of every random number drawn, on the CPU.
     augment
-        Names from ``AUGMENTATIONS``, applied in this order to stored inputs; they need a generator.
+        Random changes, applied in this order to stored inputs or, those that are marked so, to what the model
+        takes; they need a generator.
 
     Raises
     ------
@@ -62,14 +63,20 @@ def batches(
         chosen = order[start : start + batch_size]
         if generator is not None and len(chosen) == 1 and start > 0 and batch_size > 1:
             return
-        inputs = torch.from_numpy(_signed(examples.inputs[chosen]))
-        for name in augment:
-            assert generator is not None
-            inputs = AUGMENTATIONS[name](inputs, generator)
-        yield task.batch(inputs, torch.from_numpy(examples.targets[chosen]))
+        inputs = torch.from_numpy(signed(examples.inputs[chosen]))
+        for change in augment:
+            if not change.on_model_inputs:
+                assert generator is not None
+                inputs = change(inputs, generator)
+        x, y = task.batch(inputs, torch.from_numpy(examples.targets[chosen]))
+        for change in augment:
+            if change.on_model_inputs:
+                assert generator is not None
+                x = change(x, generator)
+        yield x, y
 
 
-def _signed(stored: NDArray[Any]) -> NDArray[Any]:
+def signed(stored: NDArray[Any]) -> NDArray[Any]:
     """Return values of a batch as a type with which PyTorch computes: of unsigned ones it knows uint8."""
     wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(stored.dtype)
     return stored if wider is None else stored.astype(wider)
@@ -84,27 +91,3 @@ def parts(x: Tensor, y: Tensor, size: int | None) -> list[tuple[Tensor, Tensor]]
     if count <= 1:
         return [(x, y)]
     return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
-
-
-def crop_padding(height: int, width: int) -> int:
-    """Return by how many black pixels ``crop`` may shift an image: an eighth of its smaller side, 1 to 4."""
-    return min(4, max(1, min(height, width) // 8))
-
-
-def crop(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images (B, C, H, W), each padded with black and cut back to H x W at a place of its own."""
-    count, _, height, width = pixels.shape
-    padding = crop_padding(height, width)
-    top, left = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
-    padded = functional.pad(pixels, [padding] * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, C, 2 padding + 1, same, H, W)
-    return windows[torch.arange(count), :, top, left]
-
-
-def flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images (B, C, H, W), each mirrored left to right with probability 1/2."""
-    mirrored = torch.rand(len(pixels), generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-
-
-AUGMENTATIONS = {"crop": crop, "flip": flip}

@@ -18,6 +18,24 @@ from fedprune.errors import DataError
 Indices = NDArray[np.int64]
 
 
+class Rows(Protocol):
+    """Stored inputs, row by row: an array, or what makes its rows when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a value."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def __getitem__(self, chosen: Any, /) -> Any:
+        """Return the rows at ``chosen``, int64 (n,), as an array."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """Examples, as they are stored: row n of ``inputs`` belongs to row n of ``targets``.
@@ -31,7 +49,7 @@ class Examples:
         (N, ...): class numbers, int64 (N,), or what else the task learns, see `fedprune.tasks.Task`.
     """
 
-    inputs: NDArray[Any]
+    inputs: Rows
     targets: NDArray[Any]
 
     def __len__(self) -> int:
@@ -135,12 +153,19 @@ class LocalData(Protocol):
         """Return the data of client ``number``, from 0; ``IndexError`` where it is not held here."""
 
 
+class Shift(Protocol):
+    """What makes clients' inputs differ, see `fedprune.data.client_shift.ClientShift`."""
+
+    def of(self, number: int, inputs: Rows) -> Rows:
+        """Return inputs as client ``number`` stores them."""
+
+
 @dataclass(frozen=True)
 class FederatedData:
     """A data set and its division.
 
     ``server``, ``client_train`` and ``client_test`` hold indices into ``train``, no index twice.
-    ``test`` is the server's, to evaluate the global model on.
+    ``test`` is the server's, to evaluate the global model on. ``shift`` makes clients' inputs differ.
     """
 
     info: DataInfo
@@ -149,6 +174,7 @@ class FederatedData:
     server: Indices
     client_train: Shares
     client_test: Shares
+    shift: Shift | None = None
 
     @property
     def clients(self) -> int:
@@ -157,4 +183,8 @@ class FederatedData:
 
     def client(self, number: int) -> ClientData:
         """Return the data of client ``number``, from 0, without a copy."""
-        return ClientData(self.train, self.client_train.of(number), self.client_test.of(number))
+        train, test = self.client_train.of(number), self.client_test.of(number)
+        if self.shift is None:
+            return ClientData(self.train, train, test)
+        shifted = Examples(self.shift.of(number, self.train.inputs), self.train.targets)
+        return ClientData(shifted, train, test)

@@ -11,10 +11,13 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedprune import seeds
-from fedprune.data import labels, partition
+from fedprune.data import augmentation, labels, partition
+from fedprune.data.batches import signed
+from fedprune.data.client_shift import ClientShift
 from fedprune.data.dataset import (
     ClientData,
     DataInfo,
@@ -22,6 +25,7 @@ from fedprune.data.dataset import (
     FederatedData,
     Indices,
     LocalData,
+    Rows,
     Shares,
 )
 from fedprune.data.decoding import AS_FOUND, Form
@@ -56,7 +60,23 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     server, train, test = _divide(scenario, source.train.targets, source.clients)
     if isinstance(info.inputs, Standardised):
         info = replace(info, inputs=pooled(info.inputs, source.train.inputs, train))
-    return FederatedData(info, source.train, source.test, server, train, test)
+    check_changes(scenario, info, source.train.inputs)
+    return FederatedData(info, source.train, source.test, server, train, test, shift_of(scenario))
+
+
+def check_changes(scenario: Scenario, info: DataInfo, inputs: Rows) -> None:
+    """Refuse augmentation and clients' shifts that a data set's inputs do not allow."""
+    if changes := augmentation.augmentations(scenario.data.augment, scenario.directory):
+        some = torch.from_numpy(signed(inputs[np.arange(min(2, len(inputs)))]))
+        augmentation.check(changes, some, info.inputs.tensor)
+    if (shift := shift_of(scenario)) is not None:
+        shift.check(inputs)
+
+
+def shift_of(scenario: Scenario) -> ClientShift | None:
+    """Return what makes a scenario's clients differ, if it says so."""
+    spec = scenario.data.client_shift
+    return None if spec is None else ClientShift(spec, scenario.seed, scenario.directory)
 
 
 def open_shares(scenario: Scenario) -> LocalData:
@@ -83,7 +103,7 @@ def open_shares(scenario: Scenario) -> LocalData:
     _check_declared(scenario.data, info)
     _, train, test = _divide(scenario, tables.train_labels, tables.clients)
     info = _with_counts(info, tables.train_labels)
-    return _OpenShares(info, tables, train, test)
+    return _OpenShares(info, tables, train, test, shift_of(scenario))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +114,7 @@ class _OpenShares:
     tables: Tables
     train: Shares
     test: Shares
+    shift: ClientShift | None
 
     def client(self, number: int) -> ClientData:
         """Return the data of client ``number``, from 0."""
@@ -106,6 +127,8 @@ class _OpenShares:
             train, test = self.train.of(number), self.test.of(number)
             held = np.concatenate([train, test])
             images = self.tables.share(held, self.info.image_shape, bits_of(self.info))
+            if self.shift is not None:
+                images = Examples(self.shift.of(number, images.inputs), images.targets)
             places = np.arange(len(images))
             return ClientData(images, places[: len(train)], places[len(train) :])
 
@@ -251,8 +274,8 @@ def _checked(scenario: Scenario, source: Source) -> Source:
         return source
     return replace(
         source,
-        train=Examples(form.arrays(source.train.inputs, where), source.train.targets),
-        test=Examples(form.arrays(source.test.inputs, where), source.test.targets),
+        train=Examples(form.arrays(np.asarray(source.train.inputs), where), source.train.targets),
+        test=Examples(form.arrays(np.asarray(source.test.inputs), where), source.test.targets),
     )
 
 
@@ -293,7 +316,7 @@ def _classes(targets: NDArray[Any], spec: DataSpec) -> Indices:
 def _fault(examples: Examples, source: Source) -> str | None:
     """Return what is wrong with what a source returned; it may be a user's own."""
     inputs, targets, classes = examples.inputs, examples.targets, len(source.class_names)
-    if source.inputs is None and (inputs.dtype not in (np.uint8, np.uint16) or inputs.ndim != 4):
+    if source.inputs is None and (inputs.dtype not in (np.uint8, np.uint16) or len(inputs.shape) != 4):
         return f"{inputs.dtype} pixels of shape {inputs.shape}: expected uint8 or uint16 (N, C, H, W)"
     if source.clients is not None and np.shape(source.clients) != (len(source.train),):
         return f"clients of shape {np.shape(source.clients)}: expected ({len(source.train)},), one an example"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fedprune.scenario.base import ChoiceSpec, Fraction, PluginName, Spec, absolute_path
+from fedprune.scenario.base import ChoiceSpec, Fraction, PluginName, PluginSpec, Spec, absolute_path
 from fedprune.scenario.validation import refuse
 from fedprune.wording import show
 
@@ -70,6 +70,18 @@ class PartitionSpec(ChoiceSpec):
         description="Fewest examples that a client may get, those that it holds out among them: a division "
         "that gives one less is drawn again, and refused in the end. With 0 clients may have few, or none.",
     )
+
+
+class AugmentSpec(PluginSpec):
+    """A random change of training inputs, with options."""
+
+    name: PluginName = Field(description="An augmentation's name, or 'file.py:function'.")
+
+
+class ShiftSpec(PluginSpec):
+    """What makes clients' inputs differ, with options."""
+
+    name: PluginName = Field(description="A shift's name, or 'file.py:function'.")
 
 
 class DataSpec(Spec):
@@ -152,10 +164,18 @@ class DataSpec(Spec):
         default=None,
         description="Bits of a pixel's value; where not given 16 for grey images that have as many, else 8.",
     )
-    augment: tuple[Literal["crop", "flip"], ...] = Field(
+    augment: tuple[PluginName | AugmentSpec, ...] = Field(
         default=(),
         strict=False,
-        description="Random changes of training images: crop (shifted) and flip (mirrored).",
+        description="Random changes of training inputs, in this order: names that `fedprune list "
+        "augmentations` shows, such as crop (shifted) and flip (mirrored), or mappings of name and options.",
+        examples=[["crop", {"name": "random_erasing", "probability": 0.25}]],
+    )
+    client_shift: ShiftSpec | None = Field(
+        default=None,
+        description="What makes each client's inputs differ, drawn once for each: rotation, noise, gain, "
+        "microphone or a function of your own, with its options.",
+        examples=[{"name": "rotation", "degrees": 30}],
     )
     mean: tuple[float, ...] | None = Field(
         default=None,

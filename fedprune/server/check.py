@@ -193,6 +193,22 @@ def _data(scenario: Scenario) -> Iterator[_Mistake]:
                 yield ("data", "options", *option), message
 
 
+def _changes(scenario: Scenario) -> Iterator[_Mistake]:
+    """Find augmentations and shifts of clients that do not exist."""
+    spec = scenario.data
+    named: list[tuple[KeyPath, str, str]] = [
+        (("data", "augment", number), "augmentation", each if isinstance(each, str) else each.name)
+        for number, each in enumerate(spec.augment)
+    ]
+    if spec.client_shift is not None:
+        named.append((("data", "client_shift", "name"), "client_shift", spec.client_shift.name))
+    for key, kind, name in named:
+        try:
+            registry.load(kind, name, scenario.directory)
+        except PluginError as error:
+            yield key, str(error)
+
+
 def _devices(scenario: Scenario) -> Iterator[_Mistake]:
     known = profiles(scenario.clients.profiles)
     for number, device in enumerate(scenario.clients.devices):
@@ -229,4 +245,4 @@ def _installed(module: str) -> bool:
     return found is not None and found.origin is not None
 
 
-_LOOKS = (_model, _data, _devices, _strategy, _loggers)
+_LOOKS = (_model, _data, _changes, _devices, _strategy, _loggers)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedprune import seeds
-from fedprune.data import batches
+from fedprune.data import augmentations, batches
 from fedprune.errors import RunError
 from fedprune.server.federation import Federation
 from fedprune.sparsity.masks import Masks
@@ -57,6 +57,7 @@ def pretrain(federation: Federation, epochs: int, masks: Masks) -> dict[str, Ten
 def _train(federation: Federation, epochs: int, masks: Masks) -> dict[str, Tensor]:
     spec = federation.scenario.clients.training
     generator = seeds.torch_generator(federation.scenario.seed, "pretrain")
+    augment = augmentations(federation.scenario.data.augment, federation.scenario.directory)
 
     def public() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(epochs):
@@ -66,7 +67,7 @@ def _train(federation: Federation, epochs: int, masks: Masks) -> dict[str, Tenso
                 federation.task,
                 spec.batch_size,
                 generator=generator,
-                augment=federation.scenario.data.augment,
+                augment=augment,
             )
 
     trained = train(
@@ -88,7 +89,7 @@ def _digest(federation: Federation, epochs: int, masks: Masks) -> str:
         "batch_size": scenario.clients.training.batch_size,
         "epochs": epochs,
         "seed": scenario.seed,
-        "augment": scenario.data.augment,
+        "augment": scenario.data.model_dump(mode="json", include={"augment"})["augment"],
         "inputs": repr(federation.info.inputs),
         "task": scenario.model_dump(mode="json").get("task", federation.info.task),
         "torch": torch.__version__,

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.data import DataInfo, Examples, batches
-from fedprune.data.batches import crop, crop_padding, flip
+from fedprune.data import DataInfo, Examples, augmentations, batches
+from fedprune.data.augmentation import crop, crop_padding, flip
 from fedprune.data.inputs import Pixels
 from fedprune.tasks import Classification
 
@@ -59,7 +59,12 @@ def test_images_and_labels_stay_together() -> None:
     pixels = np.repeat(np.arange(40, dtype=np.uint8), 64).reshape(40, 1, 8, 8)
     info = DataInfo("numbered", Pixels((1, 8, 8), (0.0,), (1.0,)), tuple(map(str, range(40))))
     for x, y in batches(
-        Examples(pixels, np.arange(40)), np.arange(40), Classification(info), 7, generator(), ["flip"]
+        Examples(pixels, np.arange(40)),
+        np.arange(40),
+        Classification(info),
+        7,
+        generator(),
+        augmentations(["flip"]),
     ):
         np.testing.assert_allclose(x[:, 0, 3, 3].numpy() * 255, y.numpy(), rtol=1e-5)
 
@@ -68,7 +73,7 @@ def test_the_images_themselves_are_not_changed_and_may_be_read_only() -> None:
     pixels = IMAGES.inputs.copy()
     pixels.flags.writeable = False
     read_only = Examples(pixels, IMAGES.targets)
-    for x, _ in batches(read_only, np.arange(50), TASK, 16, generator(), ["crop", "flip"]):
+    for x, _ in batches(read_only, np.arange(50), TASK, 16, generator(), augmentations(["crop", "flip"])):
         x.zero_()
     np.testing.assert_array_equal(pixels, IMAGES.inputs)
 
@@ -111,7 +116,9 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
 
 def test_augmentation_is_decided_by_the_generator_and_applied_before_normalisation() -> None:
     def epoch(seed: int) -> torch.Tensor:
-        return torch.cat([x for x, _ in batches(IMAGES, np.arange(50), TASK, 16, generator(seed), ["crop"])])
+        return torch.cat(
+            [x for x, _ in batches(IMAGES, np.arange(50), TASK, 16, generator(seed), augmentations(["crop"]))]
+        )
 
     assert torch.equal(epoch(3), epoch(3))
     assert not torch.equal(epoch(3), epoch(4))
@@ -122,4 +129,4 @@ def test_augmentation_is_decided_by_the_generator_and_applied_before_normalisati
 
 def test_augmentation_without_a_generator_is_refused() -> None:
     with pytest.raises(ValueError, match="generator"):
-        next(batches(IMAGES, np.arange(5), TASK, 2, augment=["flip"]))
+        next(batches(IMAGES, np.arange(5), TASK, 2, augment=augmentations(["flip"])))
