@@ -6,7 +6,7 @@ What the rest of fedprune uses is here; a user's source needs ``Request``, ``Sou
 
 from fedprune.data.augmentation import AUGMENTATIONS, augmentations
 from fedprune.data.batches import batches, parts
-from fedprune.data.dataset import ClientData, DataInfo, Examples, FederatedData, LocalData, Shares
+from fedprune.data.dataset import ClientData, DataInfo, Examples, FederatedData, LocalData, Rows, Shares
 from fedprune.data.federated import declared, describe, info_of, load, open_shares, read, read_key
 from fedprune.data.own import load_own
 from fedprune.data.source import Request, Source, SourceOptions
@@ -21,6 +21,7 @@ __all__ = [
     "FederatedData",
     "LocalData",
     "Request",
+    "Rows",
     "Shares",
     "Source",
     "SourceOptions",

@@ -235,7 +235,8 @@ class Growing:
             self._found = (3, 8)
         else:
             self._found = (1, max(bits, self._found[1]))
-        return self._found[0] == 3
+        told = self._form.channels is not None and self._form.bits is not None
+        return told or self._found[0] == 3
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -209,6 +209,7 @@ def _request(scenario: Scenario) -> Request:
         client_column=spec.partition.column,
         options=spec.options,
         form=form_of(spec),
+        lazy=spec.lazy,
     )
 
 
@@ -270,7 +271,7 @@ def _checked(scenario: Scenario, source: Source) -> Source:
         kinds = " and ".join(str(examples.inputs.dtype) for examples in (source.train, source.test))
         raise DataError(f"{where}: train and test have inputs of two types, {kinds}: make them one")
     form = form_of(scenario.data)
-    if source.inputs is not None or form == AS_FOUND:
+    if source.inputs is not None or form == AS_FOUND or not isinstance(source.train.inputs, np.ndarray):
         return source
     return replace(
         source,

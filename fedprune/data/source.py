@@ -52,6 +52,8 @@ class Request:
         What the scenario says under ``data.options``.
     form
         What images are to be made; whole arrays may come as they are.
+    lazy
+        Whether inputs are to be read when they are asked for, where that can be; see `fedprune.data.Rows`.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Request:
     client_column: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     form: Form = AS_FOUND
+    lazy: bool = False
 
     def read_options(self, kind: type[_Options]) -> _Options:
         """Return the options, checked.

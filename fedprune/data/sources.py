@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedprune import registry
 from fedprune.data import tables
 from fedprune.data.audio import FileOptions, audio
-from fedprune.data.dataset import Examples, Indices
+from fedprune.data.dataset import Examples, Indices, Rows
 from fedprune.data.decoding import Form
 from fedprune.data.inputs import Inputs
 from fedprune.data.known import KNOWN, Known
@@ -178,6 +178,8 @@ class Tables:
         What images are made.
     clients
         Whose each training image is; None where nothing says so.
+    lazy
+        Whether images are decoded only when they are asked for, each time.
     """
 
     inputs: ClassVar[Inputs | None] = None
@@ -193,10 +195,16 @@ class Tables:
     std: tuple[float, ...] | None
     form: Form
     clients: NDArray[Any] | None
+    lazy: bool
 
     def decoded(self) -> Source:
-        """Decode every image."""
-        train, test = tables.all_pixels((self.train, self.test), self.image_column, self.form)
+        """Decode every image, or leave it to be decoded when it is asked for."""
+        train: Rows
+        test: Rows
+        if self.lazy:
+            train, test = (self.rows(split, *self.shape()) for split in (self.train, self.test))
+        else:
+            train, test = tables.all_pixels((self.train, self.test), self.image_column, self.form)
         return Source(
             Examples(train, self.train_labels),
             Examples(test, tables.class_numbers(self.test, self.label_column, self.class_names)),
@@ -208,8 +216,17 @@ class Tables:
 
     def share(self, indices: Indices, shape: tuple[int, int, int], bits: int) -> Examples:
         """Decode the training images at ``indices`` alone, in that order, to images of ``shape`` and bits."""
-        pixels = tables.pixels(self.train.select(indices), self.image_column, shape, bits, self.form)
+        chosen = self.train.select(indices)
+        pixels: Rows = (
+            self.rows(chosen, shape, bits)
+            if self.lazy
+            else tables.pixels(chosen, self.image_column, shape, bits, self.form)
+        )
         return Examples(pixels, self.train_labels[indices])
+
+    def rows(self, split: Any, shape: tuple[int, int, int], bits: int) -> tables.LazyImages:
+        """Return the images of a split, which are decoded when they are asked for."""
+        return tables.LazyImages(split, self.image_column, shape, bits, self.form)
 
     def shape(self) -> tuple[tuple[int, int, int], int]:
         """Return (C, H, W) and bits of the decoded images; as few are decoded as tell it."""
@@ -246,4 +263,4 @@ def _open(request: Request, known: Known | None) -> Tables:
     test = test.select(choose(np.arange(len(test)), request.test_examples, request.seed, "test"))
     numbers = tables.class_numbers(train, label, names)
     clients = None if request.client_column is None else tables.owners(train, request.client_column)
-    return Tables(train, test, image, label, numbers, names, mean, std, request.form, clients)
+    return Tables(train, test, image, label, numbers, names, mean, std, request.form, clients, request.lazy)

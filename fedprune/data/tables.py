@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,9 @@ HUB_TIMEOUT = 5.0
 
 # Images decoded at a time: enough to hide the cost of reading a slice, few enough to need no memory.
 _DECODED_AT_ONCE = 256
+
+# Images read at a time where the first often tells all.
+_LOOKED_AT_AT_ONCE = 16
 
 # Names of columns that hold labels, in small letters.
 _LABEL_NAMES = {"label", "labels", "target", "class", "y"}
@@ -342,6 +347,73 @@ def pixels(table: Any, column: str, shape: tuple[int, int, int], bits: int, form
     return fitted
 
 
+@dataclass(frozen=True, eq=False)
+class LazyImages:
+    """A column of images that are decoded as they are asked for; of a mapped table nothing else is read.
+
+    Attributes
+    ----------
+    table
+        ``datasets.Dataset``.
+    column
+        Its column.
+    image_shape, bits
+        (C, H, W) and bits of a value of the images.
+    form
+        What they are made.
+    """
+
+    table: Any
+    column: str
+    image_shape: tuple[int, int, int]
+    bits: int
+    form: Form
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return (len(self.table), *self.image_shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the images at ``chosen``, decoded."""
+        made = np.empty((len(chosen), *self.image_shape), self.dtype)
+        for place, value in enumerate(self._stored[chosen][self.column].to_pylist() if len(chosen) else ()):
+            what = f"image {chosen[place]}"
+            image = _image(value, what)
+            decoding.check(image, self.image_shape, self.bits, self.form, what)
+            made[place] = self.form.array(image, self.image_shape[0], self.bits)
+        return made
+
+    @cached_property
+    def _stored(self) -> Any:
+        """The column as it is stored, encoded: rows that are asked for come as tables of Arrow."""
+        return _encoded(self.table, self.column)
+
+
+def _encoded(table: Any, column: str) -> Any:
+    """Return a column alone, whose rows come as tables of Arrow, not decoded."""
+    return table.select_columns([column]).with_format("arrow")
+
+
+def _image(value: Any, what: str) -> Any:
+    """Return the PIL image of a stored value: bytes, or a struct of bytes and path."""
+    from datasets import Image
+
+    found = {"bytes": value, "path": None} if isinstance(value, bytes) else value
+    try:
+        return Image().decode_example(found)
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"{what} is none that can be read: {_first_line(error)}") from error
+
+
 def all_pixels(splits: Sequence[Any], column: str, form: Form) -> list[NDArray[Any]]:
     """Decode a column of all splits to arrays (N, C, H, W), alike but for N.
 
@@ -369,8 +441,14 @@ def shape(splits: Sequence[Any], column: str, form: Form) -> tuple[tuple[int, in
         As `all_pixels`.
     """
     growing = decoding.Growing((), form)
-    for number, image in enumerate(image for split in splits for image in _decoded(split, column)):
-        if growing.see(image, f"image {number}"):
+    values = (
+        value
+        for split in splits
+        for few in _encoded(split, column).iter(_LOOKED_AT_AT_ONCE)
+        for value in few[column].to_pylist()
+    )
+    for number, value in enumerate(values):
+        if growing.see(_image(value, f"image {number}"), f"image {number}"):
             break
     return growing.shape, growing.stored[1]
 

@@ -164,6 +164,11 @@ class DataSpec(Spec):
         default=None,
         description="Bits of a pixel's value; where not given 16 for grey images that have as many, else 8.",
     )
+    lazy: bool = Field(
+        default=False,
+        description="Whether images are decoded batch by batch, whenever they are needed, and not all at the "
+        "start: for tables larger than memory.",
+    )
     augment: tuple[PluginName | AugmentSpec, ...] = Field(
         default=(),
         strict=False,

@@ -143,7 +143,7 @@ def test_any_array_survives_its_npz_file(
     save = np.savez_compressed if compressed else np.savez
     save(path, pixels=np.asfortranarray(pixels) if fortran else pixels, labels=np.zeros(len(pixels), int))
     info = data.DataInfo("x", Pixels((3, 5, 4)), ("0", "1"))
-    train, test = npz.read(path, expected.Expected(info, batch_size=4))
+    train, test = npz.read(path, expected.Expected(info))
     assert test is None
     np.testing.assert_array_equal(train.inputs, pixels)
 
