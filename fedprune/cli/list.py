@@ -34,8 +34,8 @@ def list_names(
 ) -> None:
     """List what a scenario can name.
 
-    KIND is one of strategies, aggregators, clients, models, tasks, losses, metrics, data, augmentations, shifts,
-    criteria, distributions, schedules, loggers and devices; all of them where it is left out.
+    KIND is one of strategies, aggregators, clients, models, tasks, losses, metrics, data, augmentations,
+    shifts, criteria, distributions, schedules, loggers and devices; all of them where it is left out.
     """
     from fedprune import registry
 

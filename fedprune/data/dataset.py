@@ -44,12 +44,13 @@ class Examples:
     ----------
     inputs
         (N, ...): pixels, uint8 (N, C, H, W); measured values, float32; tokens, integers (N, L); or what else
-        the data set's `fedprune.data.inputs.Inputs` make a model's input of.
+        the data set's `fedprune.data.inputs.Inputs` make a model's input of. An array, but of a data set that
+        is read lazily or has shifted clients: then `Rows`.
     targets
         (N, ...): class numbers, int64 (N,), or what else the task learns, see `fedprune.tasks.Task`.
     """
 
-    inputs: Rows
+    inputs: Any
     targets: NDArray[Any]
 
     def __len__(self) -> int:

@@ -275,8 +275,8 @@ def _checked(scenario: Scenario, source: Source) -> Source:
         return source
     return replace(
         source,
-        train=Examples(form.arrays(np.asarray(source.train.inputs), where), source.train.targets),
-        test=Examples(form.arrays(np.asarray(source.test.inputs), where), source.test.targets),
+        train=Examples(form.arrays(source.train.inputs, where), source.train.targets),
+        test=Examples(form.arrays(source.test.inputs, where), source.test.targets),
     )
 
 

@@ -3,7 +3,8 @@
 Not for images: everything here is labels and indices. The schemes are those of ``flwr-datasets``, index by
 index, which tests hold. It is not used itself: its import takes more processor time than the rest of a run's
 start, once in every process, since it brings ``datasets``, pandas, seaborn and matplotlib. A division that
-leaves a client less than a batch is drawn again, and in the end taken as it is, unless the scenario refuses it.
+leaves a client less than a batch is drawn again, and in the end taken as it is, unless the scenario refuses
+that.
 """
 
 from __future__ import annotations

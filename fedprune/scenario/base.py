@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -73,6 +73,12 @@ class Spec(BaseModel):
     )
 
 
+def defaults_left_out(spec: Spec, keys: Collection[str]) -> dict[str, Any]:
+    """Return those of the keys at which a spec has its default, with it."""
+    fields = type(spec).model_fields
+    return {key: fields[key].default for key in keys if getattr(spec, key) == fields[key].default}
+
+
 class PluginSpec(Spec):
     """A plug-in's name with options of its own, which are checked against the plug-in, not here."""
 
@@ -114,7 +120,10 @@ class ChoiceSpec(Spec):
                 )
         return self
 
+    #: Keys that a dump leaves out where they have their default: what came later changes no older digest.
+    left_out: ClassVar[frozenset[str]] = frozenset()
+
     @model_serializer(mode="wrap")
     def _without_foreign_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        foreign = self._foreign()
+        foreign = self._foreign() | defaults_left_out(self, self.left_out)
         return {key: value for key, value in handler(self).items() if key not in foreign}

@@ -5,9 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from fedprune.scenario.base import ChoiceSpec, Fraction, PluginName, PluginSpec, Spec, absolute_path
+from fedprune.scenario.base import (
+    ChoiceSpec,
+    Fraction,
+    PluginName,
+    PluginSpec,
+    Spec,
+    absolute_path,
+    defaults_left_out,
+)
 from fedprune.scenario.validation import refuse
 from fedprune.wording import show
 
@@ -42,6 +57,8 @@ class PartitionSpec(ChoiceSpec):
         "shard": ("shards_per_client",),
         "natural": ("column",),
     }
+
+    left_out: ClassVar = frozenset({"min_examples", "column"})
 
     scheme: Literal["iid", "dirichlet", "pathological", "shard", "natural"] = Field(
         default="iid",
@@ -195,6 +212,13 @@ class DataSpec(Spec):
         description="Standard deviation of each channel, of pixels from 0 to 1; the data set's own where not "
         "given.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What came later changes no older scenario's digest.
+        later = ("resize", "fit", "channels", "bits", "lazy", "client_shift")
+        default = defaults_left_out(self, later)
+        return {key: value for key, value in handler(self).items() if key not in default}
 
     @model_validator(mode="after")
     def _mean_with_std(self) -> Self:

@@ -407,7 +407,7 @@ def test_the_quickstarts_differ_in_the_strategy_alone() -> None:
 def test_a_dump_has_every_value_that_counts_and_no_other(example: Path) -> None:
     dump = yaml.safe_load(load_scenario(example).to_yaml())
     assert dump["clients"]["training"]["batch_size"] == 32
-    assert dump["data"]["partition"] == {"scheme": "dirichlet", "alpha": 0.5, "min_examples": 0}
+    assert dump["data"]["partition"] == {"scheme": "dirichlet", "alpha": 0.5}
     assert dump["clients"]["devices"][0] == {"profile": "raspberry-pi-4", "share": 0.5}
     assert "directory" not in dump
 
