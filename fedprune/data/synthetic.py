@@ -126,7 +126,7 @@ def synthetic_machine_sounds(request: Request) -> Source:
     def record(number: int, generator: np.random.Generator) -> tuple[NDArray[Any], int, int]:
         machine = int(generator.integers(options.machines))
         faulty = number >= options.clips and number % 2 == 1
-        speed = speeds[machine] * generator.normal(1, 0.01)
+        speed = speeds[machine] * generator.normal(1, 0.003)
         sound = _machine(generator, samples, speed, proportions[machine], faulty)
         return _as_int16(sound), int(faulty), machine
 
@@ -143,14 +143,14 @@ def _machine(
     multiples = np.arange(1, len(proportions) + 1)
     phases = generator.uniform(0, 2 * np.pi, len(multiples))
     sound = 0.4 * np.sin(2 * np.pi * speed * np.outer(time, multiples) + phases) @ proportions
-    sound += generator.normal(0, 0.01, samples)
+    sound += generator.normal(0, 0.03, samples)
     if not faulty:
         return np.asarray(sound)
     if generator.random() < 0.5:
         knocks = np.exp(-((time * 2 * speed) % 1) * 12) * np.sin(2 * np.pi * 2500 * time)
-        return np.asarray(sound + generator.uniform(0.03, 0.12) * knocks)
+        return np.asarray(sound + generator.uniform(0.1, 0.3) * knocks)
     whistle = np.sin(2 * np.pi * generator.uniform(1500, 5000) * time)
-    return np.asarray(sound + generator.uniform(0.01, 0.05) * whistle)
+    return np.asarray(sound + generator.uniform(0.03, 0.1) * whistle)
 
 
 def _as_int16(sound: Floats) -> NDArray[np.int16]:
@@ -170,6 +170,9 @@ class PeopleOptions(SourceOptions):
     )
 
 
+_SKIN = np.array([235, 190, 160])
+
+
 def synthetic_people(request: Request) -> Source:
     """Made-up pictures: 1,500 + 300 of 96x96, colour, with or without a figure of a person, 20 cameras."""
     options = request.read_options(PeopleOptions)
@@ -181,10 +184,13 @@ def synthetic_people(request: Request) -> Source:
         above, below = walls[camera]
         picture = np.where((down > generator.uniform(0.4, 0.7))[..., None], below, above)
         picture += generator.normal(0, 12, picture.shape)
-        for _ in range(generator.integers(2, 6)):  # things, upright and lying, round and square
+        for _ in range(generator.integers(1, 5)):  # things, upright and lying, round and square
             picture[_thing(generator, down, across)] = generator.uniform(0, 255, 3)
-        for part in _person(generator, down, across) if person else ():
-            picture[part] = generator.uniform(0, 255, 3)
+        if person:
+            head, *clothes = _person(generator, down, across)
+            picture[head] = generator.uniform(0.35, 1) * _SKIN
+            for part in clothes:
+                picture[part] = generator.uniform(0, 255, 3)
         return _as_pixels(picture), person, camera
 
     return _made(request, *_parts(options.pictures), take, class_names=("no person", "person"))
@@ -199,7 +205,7 @@ def _thing(generator: np.random.Generator, down: Floats, across: Floats) -> NDAr
 
 def _person(generator: np.random.Generator, down: Floats, across: Floats) -> list[NDArray[np.bool_]]:
     """Return where head, body and legs of a person are."""
-    height = generator.uniform(0.3, 0.7)
+    height = generator.uniform(0.45, 0.9)
     top, middle = generator.uniform(0.02, 0.98 - height), generator.uniform(0.15, 0.85)
     # From the top of the head to the feet 0 to 1; across in the same unit.
     y, x = (down - top) / height, (across - middle) / height
