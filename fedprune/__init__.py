@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fedprune.sparsity.masks import Masks
     from fedprune.sparsity.pruning import prunable, prune
     from fedprune.studies.study import Study, study
+    from fedprune.tasks.base import Task
+    from fedprune.tasks.metrics import Metric
 
 # Imported when first used: `fedprune --help` needs no PyTorch, a device nothing of the server.
 _EXPORTS = {
@@ -46,6 +48,7 @@ _EXPORTS = {
     "Examples": "fedprune.data.dataset",
     "Logger": "fedprune.loggers",
     "Masks": "fedprune.sparsity.masks",
+    "Metric": "fedprune.tasks.metrics",
     "OverlapMean": "fedprune.server.aggregation",
     "PruningStrategy": "fedprune.server.strategy",
     "Request": "fedprune.data.source",
@@ -57,6 +60,7 @@ _EXPORTS = {
     "Source": "fedprune.data.source",
     "SourceOptions": "fedprune.data.source",
     "Study": "fedprune.studies.study",
+    "Task": "fedprune.tasks.base",
     "TrainReply": "fedprune.server.aggregation",
     "UserError": "fedprune.errors",
     "WeightedMean": "fedprune.server.aggregation",
@@ -81,6 +85,7 @@ __all__ = [
     "GrowthRequest",
     "Logger",
     "Masks",
+    "Metric",
     "OverlapMean",
     "PruningStrategy",
     "Request",
@@ -92,6 +97,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Study",
+    "Task",
     "TrainReply",
     "UserError",
     "WeightedMean",

@@ -154,11 +154,11 @@ def test_two_packages_with_one_name_are_refused(package) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("model", "resnet81", "no model 'resnet81'; did you mean 'resnet18'"),
+        ("model", "resnet81", "no model 'resnet81'; did you mean 'resnet8' or 'resnet18'"),
         (
             "model",
             "zzz",
-            r"known here: .*resnet18.*\); or write 'package\.module:Name' or '\./file\.py:Name'",
+            r"known here: .*lenet5.*\); or write 'package\.module:Name' or '\./file\.py:Name'",
         ),
         ("data", "cifar", "no data set 'cifar'; did you mean 'cifar10' or 'cifar100'"),
         ("modle", "cnn", "no kind of plug-in 'modle'; did you mean 'model'"),

@@ -6,7 +6,7 @@ plain NumPy arrays in frozen dataclasses, so that it can be shared between proce
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +79,7 @@ class DataInfo:
     inputs: Inputs
     class_names: tuple[str, ...] = ()
     task: str = "classification"
-    label_counts: tuple[int, ...] = ()
+    label_counts: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
