@@ -99,6 +99,10 @@ class Pixels(Inputs):
         scale, shift = normalisation(self.mean, self.std, self.depth)
         return stored.float().mul_(scale).add_(shift)
 
+    def settings(self) -> dict[str, object]:
+        """Return the largest value of a pixel, where it is not that of 8 bits."""
+        return {} if self.depth == 255 else {"depth": self.depth}
+
 
 @dataclass(frozen=True)
 class Numbers(Inputs):

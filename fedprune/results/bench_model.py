@@ -165,8 +165,8 @@ def _load_onnx(path: Path) -> Callable[[], object]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    dtypes = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
-    example = np.ones((1, *given.shape[1:]), dtype=dtypes[given.type])
+    dtype = given.type.removeprefix("tensor(").removesuffix(")").replace("float", "float32")
+    example = np.ones((1, *given.shape[1:]), dtype=dtype)
     return lambda: session.run(None, {given.name: example})
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import fedprune
 from fedprune.data.inputs import Pixels, normalisation
 from fedprune.errors import UserError
-from fedprune.results.modelfile import StoredModel, example_of, read_model, save_model
+from fedprune.results.modelfile import StoredModel, depth_of, example_of, read_model, save_model
 from fedprune.results.records import write_atomically
 from fedprune.results.run import load_run
 from fedprune.wire.layout import get_state
@@ -58,7 +58,8 @@ def export(
         directory.
     pixels
         Put the normalisation into the model: its input is then ``pixels``, uint8 of shape
-        (N, C, H, W); without, ``input``, float32 and normalised. Not for safetensors.
+        (N, C, H, W), of images of 16 bits uint16; without, ``input``, float32 and normalised. Not for
+        safetensors.
     quantize
         "int8": weights in 8 bits (`fedprune.results.onnx_weights.pack`); for ONNX alone.
     dense
@@ -169,7 +170,7 @@ class _FromPixels(nn.Module):
         self.model = stored.module
         if stored.info.inputs["kind"] != Pixels.kind:
             raise UserError("the model takes no images: leave out --pixels")
-        scale, shift = normalisation(stored.info.mean, stored.info.std)
+        scale, shift = normalisation(stored.info.mean, stored.info.std, depth_of(stored.info))
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -183,7 +184,8 @@ def _traceable(stored: StoredModel, pixels: bool) -> tuple[nn.Module, tuple[Tens
     module = _FromPixels(stored).eval() if pixels else stored.module
     # Two: PyTorch takes an example's size of 1 for one that never changes.
     example = example_of(stored.info, 2)
-    example = example.to(torch.uint8) if pixels else example
+    if pixels:
+        example = example.to(torch.uint8 if depth_of(stored.info) < 256 else torch.uint16)
     return module, (example,), ({0: torch.export.Dim("batch")},)
 
 

@@ -76,6 +76,11 @@ def example_of(info: ModelInfo, examples: int) -> Tensor:
     return torch.ones(examples, *info.input_shape, dtype=torch.int64 if tokens else torch.float32)
 
 
+def depth_of(info: ModelInfo) -> int:
+    """Return the largest value of a pixel of the images that the model of a file takes."""
+    return int(info.inputs.get("settings", {}).get("depth", 255))
+
+
 def described(task: Task) -> dict[str, Any]:
     """Return what a model file says of a task and its data, as arguments of `save_model`."""
     info = task.info

@@ -10,11 +10,15 @@ import pytest
 import torch
 from built_in import CASES, Case
 
+from fedprune.data import DataInfo
+from fedprune.data.inputs import Pixels
+from fedprune.models import build
 from fedprune.results.bench_model import bench
 from fedprune.results.export import onnx_bytes, program_bytes
 from fedprune.results.modelfile import StoredModel, described, read_model, save_model
 from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.sparsity.pruning import prunable
+from fedprune.tasks import Classification
 from fedprune.wire import get_state
 
 onnx = pytest.importorskip("onnx")
@@ -68,6 +72,23 @@ def test_a_model_computes_the_same_in_every_format(case: Case, tmp_path: Path) -
     # Weights were put together when the file was read, not at each inference.
     computed = {node.op_type for node in onnx.load(tmp_path / "folded.onnx").graph.node}
     assert not computed & {"Unpack", "TopK", "ScatterElements", "CumSum"}
+
+
+@pytest.mark.parametrize("depth", [255, 65535])
+def test_pixels_of_any_depth_are_normalised_in_the_model(depth: int, tmp_path: Path) -> None:
+    inputs = Pixels((1, 8, 8), (0.3,), (0.2,), depth=depth)
+    task = Classification(DataInfo("made", inputs, ("a", "b", "c")))
+    module, path = build("cnn", inputs.shape, 3, seed=0).eval(), tmp_path / "model.safetensors"
+    save_model(path, get_state(module), Masks(), model={"name": "cnn"}, **described(task))
+    content = onnx_bytes(read_model(path), pixels=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    dtype = np.uint8 if depth == 255 else np.uint16
+    pixels = np.random.default_rng(0).integers(0, depth + 1, (3, 1, 8, 8)).astype(dtype)
+    with torch.no_grad():
+        expected = module(inputs.tensor(torch.from_numpy(pixels))).numpy()
+    np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], expected, atol=1e-5)
+    path.with_suffix(".onnx").write_bytes(content)
+    assert bench(path.with_suffix(".onnx"), turns=1)[0].seconds > 0
 
 
 @pytest.mark.parametrize("name", ["gru of tokens", "causal transformer", "cnn1d", "autoencoder", "unet"])
