@@ -180,10 +180,10 @@ def spec_augment(
     spectrograms: Tensor,
     generator: torch.Generator,
     masks: int = 2,
-    bands: int = 8,
-    frames: int = 10,
+    frames: float = 0.2,
+    bands: float = 0.2,
 ) -> Tensor:
-    """Return spectrograms (B, 1, bands, frames) with masked bands and frames (SpecAugment, Park et al. 2019).
+    """Return spectrograms (B, 1, frames, bands) with masked frames and bands (SpecAugment, Park et al. 2019).
 
     What is masked becomes the mean of its spectrogram; time is not warped.
 
@@ -195,22 +195,22 @@ def spec_augment(
         Draws the masks.
     masks
         How many in each direction.
-    bands, frames
-        The most that a mask covers of each; from 0 on.
+    frames, bands
+        The largest share of each that a mask covers; from 0 on.
     """
     if spectrograms.ndim != 4 or spectrograms.shape[1] != 1:
         raise DataError(
-            f"spec_augment is for spectrograms (B, 1, bands, frames), and inputs have shape "
+            f"spec_augment is for spectrograms (B, 1, frames, bands), and inputs have shape "
             f"{tuple(spectrograms.shape)}: leave it out"
         )
-    count, _, high, long = spectrograms.shape
-    masked = torch.zeros((count, high, long), dtype=torch.bool)
-    for length, most, places in ((high, bands, (1, 2)), (long, frames, (2, 1))):
+    count, _, long, high = spectrograms.shape
+    masked = torch.zeros((count, long, high), dtype=torch.bool)
+    for length, share, other in ((long, frames, 2), (high, bands, 1)):
         for _ in range(masks):
-            share, place = torch.rand((2, count), generator=generator)
-            covered = (share * (min(most, length) + 1)).floor()
+            size, place = torch.rand((2, count), generator=generator)
+            covered = (size * (round(share * length) + 1)).floor()
             start = (place * (length - covered + 1)).floor()
-            masked |= _between(length, start, covered).unsqueeze(places[1])
+            masked |= _between(length, start, covered).unsqueeze(other)
     means = spectrograms.mean(dim=(2, 3), keepdim=True)
     return torch.where(masked.unsqueeze(1), means, spectrograms)
 

@@ -1,5 +1,6 @@
 """Augmentations and clients' shifts: what they change, by whom they are drawn, and what they refuse."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,12 @@ def test_jitter_is_noise_of_its_standard_deviation() -> None:
 
 
 def test_spec_augment_masks_whole_bands_and_frames() -> None:
-    spectrograms = torch.randn((100, 1, 40, 60), generator=generator(1))
-    made = spec_augment(spectrograms, generator(), masks=1, bands=8, frames=10)
+    spectrograms = torch.randn((100, 1, 60, 40), generator=generator(1))
+    made = spec_augment(spectrograms, generator(), masks=1, frames=1 / 6, bands=0.2)
     means = spectrograms.mean(dim=(2, 3), keepdim=True).expand_as(spectrograms)
     masked = made != spectrograms
     assert torch.equal(made[masked], means[masked])
-    bands, frames = masked.all(dim=3).sum(dim=2).flatten(), masked.all(dim=2).sum(dim=2).flatten()
+    frames, bands = masked.all(dim=3).sum(dim=2).flatten(), masked.all(dim=2).sum(dim=2).flatten()
     for number in range(100):
         b, f = int(bands[number]), int(frames[number])
         assert b <= 8
@@ -185,6 +186,8 @@ def test_a_clients_shift_is_its_own_and_always_the_same(name: str, scenario: Mak
     assert (one.inputs[rows] != other.inputs[rows]).any()
     assert (one.inputs[rows] != plain.train.inputs[rows]).any()
     assert one.inputs[rows].dtype == np.uint8
+    elsewhere = pickle.loads(pickle.dumps(data)).client(0).examples  # As a worker has it.
+    np.testing.assert_array_equal(one.inputs[rows], elsewhere.inputs[rows])
     np.testing.assert_array_equal(one.targets, plain.train.targets)
     np.testing.assert_array_equal(data.test.inputs, plain.test.inputs)  # The server's is nobody's.
     assert data.client_train.indices.tolist() == plain.client_train.indices.tolist()
