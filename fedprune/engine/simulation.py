@@ -276,6 +276,7 @@ def finished(folder: RunFolder, strategy: PruningStrategy) -> Iterator[None]:
             masks=strategy.masks,
             task=strategy.task,
             dense=strategy.dense.totals,
+            score=strategy.score,
         )
 
     try:

@@ -13,6 +13,7 @@ from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,6 +43,7 @@ _ATTENDANCE = {
 _MOST_MARKERS = 30
 _MOST_NAMES = 10
 _MOST_LABELS = 60
+_MOST_CELLS = 20
 _DENSITY = "density: kept share of weights (%)"
 #: Shares as percent, with as many digits as a tick needs.
 PERCENT = FuncFormatter(lambda value, _: f"{value * 100:.4g}")
@@ -130,6 +132,45 @@ def metric_figure(
         space = max(0.02, 0.08 * (max(values) - min(values)))
         axes.set_ylim(max(0.0, min(values) - space), min(1.0 + space / 2, max(values) + space))
     _legend_below(figure, axes)
+    return figure
+
+
+def draw_confusion(
+    matrix: Sequence[Sequence[int]], names: Sequence[str], directory: Path, *, title: str
+) -> None:
+    """Write ``confusion_matrix`` into the folder, as PNG and as PDF; see `confusion_figure`."""
+    figure = confusion_figure(matrix, names, title)
+    figure.savefig(directory / "confusion_matrix.png", dpi=_DPI)
+    figure.savefig(directory / "confusion_matrix.pdf", metadata={"CreationDate": None})
+
+
+def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str) -> RunFigure:
+    """Draw how each class was taken: of its examples, a row, the share taken for each class.
+
+    Counts stand in the cells where there are few classes.
+    """
+    counts = np.array(matrix, dtype=float)
+    there = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, there, out=np.zeros_like(counts), where=there > 0)
+    side = min(12.0, max(4.8, 1.6 + 0.5 * len(names)))
+    figure = RunFigure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(f"{title}: confusion matrix, on the server's test data")
+    drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(drawn, ax=axes, format=PERCENT, label="share of the class (%)")
+    few = len(names) <= _MOST_CELLS
+    every = 1 if few else len(names) // _MOST_CELLS + 1
+    places = range(0, len(names), every)
+    axes.set_xticks(
+        places, [names[place] for place in places], rotation=90 if max(map(len, names)) > 3 else 0
+    )
+    axes.set_yticks(places, [names[place] for place in places])
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if few:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize="small")
     return figure
 
 

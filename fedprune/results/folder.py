@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor
 
@@ -33,13 +33,14 @@ except ImportError:  # Windows
 
 if TYPE_CHECKING:
     from fedprune.scenario import Scenario
-    from fedprune.tasks import Task
+    from fedprune.tasks import Score, Task
 
 SCENARIO = "scenario.yaml"
 ROUNDS = "rounds.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"
 TASK = "task.json"
+METRICS = "metrics.json"
 MODEL = "model.safetensors"
 _FORMS = ("png", "pdf")
 FIGURES = tuple(f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in _FORMS)
@@ -210,6 +211,7 @@ class RunFolder:
         masks: Masks,
         task: Task,
         dense: Mapping[str, float] | None,
+        score: Score | None = None,
     ) -> Path:
         """Write the model, the figures and, last, the summary; return the folder.
 
@@ -227,6 +229,8 @@ class RunFolder:
         dense
             What dense FedAvg would have cost under the same scenario (total of each of
             `fedprune.results.records.COSTS`), or None where the cost model does not give it.
+        score
+            How well the model did when it was tested last, on the server's test data.
 
         Figures need matplotlib, which a device install lacks; they are left out there.
         """
@@ -245,8 +249,14 @@ class RunFolder:
                 {},
                 f"{reason}; and the model could not be written: {type(error).__name__}: {error}",
             )
+        details = {} if score is None else score.details(task.metrics)
+        if details:
+            text = json.dumps(
+                records.strict({"class_names": task.info.class_names, **details}), allow_nan=False
+            )
+            write_atomically(self.directory / METRICS, f"{text}\n".encode())
         if status != "interrupted":
-            self._draw(rounds)
+            self._draw(rounds, details, task)
         summary = records.summarise(
             rounds,
             records.each_line(self.directory / CLIENTS),  # By far the most: never all at once.
@@ -266,15 +276,18 @@ class RunFolder:
         text = json.dumps(records.strict(summary), indent=2, allow_nan=False)
         write_atomically(self.directory / SUMMARY, f"{text}\n".encode())
         if status == "interrupted":
-            self._draw(rounds)
+            self._draw(rounds, details, task)
         self.close()
         return self.directory
 
-    def _draw(self, rounds: list[records.Record]) -> None:
+    def _draw(self, rounds: list[records.Record], details: Mapping[str, Any], task: Task) -> None:
         if rounds and self.draws:
             from fedprune.results import figures
 
-            figures.draw(rounds, self.directory, title=self.scenario.name, metrics=self.metrics)
+            title, matrix = self.scenario.name, details.get("confusion_matrix")
+            figures.draw(rounds, self.directory, title=title, metrics=self.metrics)
+            if matrix is not None:
+                figures.draw_confusion(matrix, task.info.class_names, self.directory, title=title)
 
     def close(self) -> None:
         """Close the files and release the folder; may be called again."""
@@ -365,8 +378,8 @@ def _holds_records(directory: Path) -> bool:
 
 def _own_files(directory: Path) -> Iterator[Path]:
     """Yield the files of a run, but for its scenario.yaml, which the next run replaces."""
-    curves = [f"{name}.{form}" for name in metrics_of(directory) for form in _FORMS]
-    names = dict.fromkeys((SUMMARY, ROUNDS, CLIENTS, MODEL, TASK, *FIGURES, *curves))
+    drawn = [f"{name}.{form}" for name in (*metrics_of(directory), "confusion_matrix") for form in _FORMS]
+    names = dict.fromkeys((SUMMARY, METRICS, ROUNDS, CLIENTS, MODEL, TASK, *FIGURES, *drawn))
     own = [MLFLOW_RUN, *names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
     yield from (directory / name for name in own if (directory / name).is_file())
 

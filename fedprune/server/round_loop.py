@@ -144,6 +144,7 @@ class RoundLoop:
         strategy = self.strategy
         federation, masks = strategy.federation, strategy.masks
         score = federation.evaluate(strategy.state, masks) if self._evaluates(server_round) else None
+        strategy.score = score or strategy.score
         record = round_record(
             server_round,
             strategy.accounts,

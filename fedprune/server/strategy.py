@@ -123,6 +123,8 @@ class PruningStrategy(Strategy):
         self.scenario = scenario = federation.scenario
         #: The last round that ended; -1 before any has.
         self.completed_round = -1
+        #: How well the global model did when it was tested last.
+        self.score: Score | None = None
         #: What clients are asked to report of growth in the current round, and what they voted for.
         self.request: GrowthRequest | None = None
         self.votes: dict[str, GrowthVotes] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,11 @@ class Score:
         if not self.examples:
             return dict.fromkeys(columns(metrics))
         return values_of(metrics, {name: np.array(sums) for name, sums in self.statistics.items()})
+
+    def details(self, metrics: Sequence[Metric]) -> dict[str, Any]:
+        """Return what is known besides their values, of the metrics that have such, by name."""
+        found = {m.name: m.details(np.array(self.statistics[m.name])) for m in metrics if self.examples}
+        return {name: details for name, details in found.items() if details is not None}
 
 
 def combine(scores: Sequence[Score]) -> Score:

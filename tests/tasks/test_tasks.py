@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from inprocess import federate, plan
-from made_tasks import LENGTH, PADDING, TASKS, text
+from made_tasks import LENGTH, PADDING, TASKS, TEST, text
 from torch import nn
 from torch.nn import functional
 
@@ -112,6 +113,34 @@ def test_results_name_the_tasks_metrics(task, tmp_path):
     if task == "next_token":
         final = made.summary["final_perplexity"], made.summary["best_perplexity"]
         assert final == (made.rounds[-1]["perplexity"], min(r["perplexity"] for r in made.rounds))
+
+
+def test_what_metrics_say_by_class_is_kept_and_drawn(tmp_path):
+    from fedprune.engine.hosts import InProcess
+    from fedprune.engine.simulation import run
+    from fedprune.server.check import resolve
+
+    asked = scenario(
+        "classification", "static", evaluation__metrics=["confusion_matrix", "balanced_accuracy"]
+    )
+    made = run(resolve(asked), out=tmp_path / "run", progress=False, host=InProcess())
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    matrix = np.array(found["confusion_matrix"])
+    assert found["class_names"] == ["a", "b", "c"]
+    assert matrix.sum() == TEST
+    assert made.summary["final_accuracy"] == pytest.approx(np.trace(matrix) / TEST)
+    np.testing.assert_allclose(found["balanced_accuracy"], np.diag(matrix) / matrix.sum(axis=1))
+    assert "final_confusion_matrix" not in made.summary
+    assert (tmp_path / "run" / "confusion_matrix.png").exists()
+    again = run(
+        resolve(scenario("classification", "static")),
+        out=tmp_path / "run",
+        overwrite=True,
+        progress=False,
+        host=InProcess(),
+    )
+    assert not (again.directory / "metrics.json").exists()
+    assert not (again.directory / "confusion_matrix.png").exists()
 
 
 # Losses -------------------------------------------------------------------------------------------
