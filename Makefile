@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile $(TORCH)
 	@echo "Installing into $(VENV), step 2 of 2: fedprune and what it needs."
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile \
-		--config-settings editable_mode=compat --editable '.[sim,study,metrics,export,tensorboard,mlflow,wandb,dev,docs]'
+		--config-settings editable_mode=compat --editable '.[sim,study,metrics,audio,text,export,tensorboard,mlflow,wandb,dev,docs]'
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip would take one core. Templates do not compile.
 	@touch $@
 	@echo "Installed into $(VENV) in $$(($$(date +%s) - $$(cat $(VENV)/began))) s."
