@@ -19,7 +19,7 @@ from fedprune import data as datasets
 from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
 from fedprune.engine.flower_grid import FlowerGrid
-from fedprune.engine.simulation import finished, make_strategy, opened, remember, score_locally
+from fedprune.engine.simulation import BestModel, finished, make_strategy, opened, remember, score_locally
 from fedprune.errors import UserError
 from fedprune.loggers.channels import logged
 from fedprune.protocol.run_config import scenario_of
@@ -62,7 +62,7 @@ def main(grid: Grid, context: Context) -> None:
         if dense := stays_dense(strategy.module, strategy.options):
             shown.note(dense)
         told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
-        heard += [folder, shown, told, remember(folder, strategy)]
+        heard += [folder, shown, told, BestModel(folder, strategy), remember(folder, strategy)]
         with finished(folder, strategy):
             told.wait(heard)
             folder.started()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedprune import tasks
 from fedprune.client.site import Site
-from fedprune.costs.ledger import Listener
+from fedprune.costs.ledger import Listener, RoundRecord, TaskRecord
 from fedprune.data import FederatedData
 from fedprune.determinism import deterministic
 from fedprune.engine import checkpoints
@@ -136,7 +136,7 @@ def run(
             if checkpoint is not None:
                 grid.states = from_columns(checkpoint.content["clients"])
             told.wait(heard)
-            heard += [told, remember(folder, strategy, lambda: grid.states)]
+            heard += [told, BestModel(folder, strategy), remember(folder, strategy, lambda: grid.states)]
             evaluation.grid = grid
             folder.started()
             strategy.start(grid)
@@ -208,6 +208,21 @@ def remember(
     ``states`` returns the latter by node id; real devices keep it themselves.
     """
     return checkpoints.Checkpoints(folder, lambda: remembered(strategy, states()))
+
+
+class BestModel:
+    """Keeps the model of the best round beside the last: a listener, where the scenario asks for it."""
+
+    def __init__(self, folder: RunFolder, strategy: PruningStrategy) -> None:
+        self._folder, self._strategy = folder, strategy
+
+    def on_task(self, task: TaskRecord) -> None:
+        """Hear of a task: nothing is done."""
+
+    def on_round(self, round: RoundRecord) -> None:
+        """Keep the round's model if it is the best so far."""
+        strategy = self._strategy
+        self._folder.keep_best(round, strategy.state, strategy.masks, strategy.task)
 
 
 def remembered(strategy: PruningStrategy, states: Mapping[int, bytes]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ SUMMARY = "summary.json"
 TASK = "task.json"
 METRICS = "metrics.json"
 MODEL = "model.safetensors"
+BEST = "best.safetensors"
 _FORMS = ("png", "pdf")
 FIGURES = tuple(f"{name}.{form}" for name in ("accuracy", "costs", "density", "classes") for form in _FORMS)
 CHECKPOINTS = "checkpoints"
@@ -112,7 +113,12 @@ class RunFolder:
         self._lock = lock
         self._pending: list[str] = []
         self._startup: float | None = None
-        self._before = sum(r["wall_seconds"] for r in records.read_lines(directory / ROUNDS))
+        before = records.read_lines(directory / ROUNDS)
+        self._before = sum(record["wall_seconds"] for record in before)
+        self._best: float | None = None
+        if (column := self.column_of_the_best) is not None:
+            best = records.best_round(before, column, next(iter(metrics.values())))
+            self._best = None if best is None else best[column]
         self._rounds = (directory / ROUNDS).open("a", encoding="utf-8")
         self._clients = (directory / CLIENTS).open("a", encoding="utf-8")
 
@@ -273,6 +279,10 @@ class RunFolder:
             startup_seconds=self._startup,
             total_seconds=self._before + time.perf_counter() - self.began,
         )
+        if (column := self.column_of_the_best) is not None:
+            best = records.best_round(rounds, column, next(iter(self.metrics.values())))
+            chosen = None if best is None else {"round": best["round"], column: best[column]}
+            summary["best_model"] = chosen and {**chosen, "chosen_on": self.scenario.evaluation.keep_best}
         text = json.dumps(records.strict(summary), indent=2, allow_nan=False)
         write_atomically(self.directory / SUMMARY, f"{text}\n".encode())
         if status == "interrupted":
@@ -289,6 +299,26 @@ class RunFolder:
             if matrix is not None:
                 figures.draw_confusion(matrix, task.info.class_names, self.directory, title=title)
 
+    @property
+    def column_of_the_best(self) -> str | None:
+        """The column by which the best model is chosen; None where none is kept."""
+        headline = next(iter(self.metrics))
+        chosen_on = self.scenario.evaluation.keep_best
+        return {"clients": f"client_{headline}", "test": headline}.get(chosen_on or "")
+
+    def keep_best(self, record: RoundRecord, state: Mapping[str, Tensor], masks: Masks, task: Task) -> None:
+        """Keep the model of a round, which has been written, if it is the best so far.
+
+        Where a run goes on after a kill, the round is found the best again and its model written again.
+        """
+        column, higher = self.column_of_the_best, next(iter(self.metrics.values()))
+        value = None if column is None else record.columns().get(column)
+        if value is None or record.round == 0:
+            return
+        if self._best is None or (value < self._best if higher is False else value > self._best):
+            self._best = value
+            self._write_model(state, masks, task, BEST)
+
     def close(self) -> None:
         """Close the files and release the folder; may be called again."""
         self._clients.close()
@@ -297,12 +327,14 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def _write_model(self, state: Mapping[str, Tensor], masks: Masks, task: Task) -> dict[str, float]:
-        """Write ``model.safetensors``; return the model's size and densities for the summary."""
+    def _write_model(
+        self, state: Mapping[str, Tensor], masks: Masks, task: Task, name: str = MODEL
+    ) -> dict[str, float]:
+        """Write a model's file; return the model's size and densities for the summary."""
         from fedprune.results import modelfile
 
         sizes = modelfile.save_model(
-            self.directory / MODEL,
+            self.directory / name,
             state,
             masks,
             model=self.scenario.model.model_dump(mode="json"),
@@ -379,7 +411,7 @@ def _holds_records(directory: Path) -> bool:
 def _own_files(directory: Path) -> Iterator[Path]:
     """Yield the files of a run, but for its scenario.yaml, which the next run replaces."""
     drawn = [f"{name}.{form}" for name in (*metrics_of(directory), "confusion_matrix") for form in _FORMS]
-    names = dict.fromkeys((SUMMARY, METRICS, ROUNDS, CLIENTS, MODEL, TASK, *FIGURES, *drawn))
+    names = dict.fromkeys((SUMMARY, METRICS, ROUNDS, CLIENTS, MODEL, BEST, TASK, *FIGURES, *drawn))
     own = [MLFLOW_RUN, *names, *(f".{name}.unfinished" for name in (*names, SCENARIO))]
     yield from (directory / name for name in own if (directory / name).is_file())
 

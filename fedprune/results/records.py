@@ -249,6 +249,13 @@ def summarise(
     }
 
 
+def best_round(rounds: Iterable[Record], column: str, higher_is_better: bool | None) -> Record | None:
+    """Return the first round of training in which a column has its best value; None without any."""
+    known = [record for record in rounds if record["round"] > 0 and record.get(column) is not None]
+    best = min if higher_is_better is False else max
+    return best(known, key=lambda record: record[column], default=None)
+
+
 def _scores(rounds: Sequence[Record], metrics: Mapping[str, bool | None]) -> Record:
     """Return the last and the best value of each metric, of the global model and of the clients' own."""
     found: Record = {}

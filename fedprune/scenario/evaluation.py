@@ -33,10 +33,17 @@ class EvaluationSpec(Spec):
         "confusion_matrix (`fedprune list metrics`), or 'package.module:Name' or 'file.py:Name'.",
         examples=[["macro_f1", "confusion_matrix"]],
     )
+    keep_best: Literal["clients", "test"] | None = Field(
+        default=None,
+        description="Whether the model of the best round is kept besides the last, in best.safetensors; best "
+        "by the headline metric on what the clients hold out (clients), or on the server's test data (test), "
+        "which then is no independent test of it.",
+    )
     batch_size: int = Field(default=256, ge=1, description="Examples in an evaluation step.")
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Without metrics of its own it is what it was before there were any: the same digest and files.
+        # Without these it is what it was before there were any: the same digest and files.
         written: dict[str, Any] = handler(self)
-        return written if self.metrics else {k: v for k, v in written.items() if k != "metrics"}
+        given = {"metrics": bool(self.metrics), "keep_best": self.keep_best is not None}
+        return {key: value for key, value in written.items() if given.get(key, True)}

@@ -98,6 +98,11 @@ class Scenario(Spec):
                 "evaluation.clients",
                 "the clients have no test images: set data.client_test_fraction, for example to 0.2",
             )
+        if self.evaluation.keep_best == "clients" and not self.evaluation.clients:
+            raise refuse(
+                "evaluation.keep_best",
+                "is clients, and the clients do not test the model: set evaluation.clients to true or all",
+            )
         for number, each in enumerate(self.faults.at):
             if each.round > self.rounds:
                 raise refuse(

@@ -143,6 +143,33 @@ def test_what_metrics_say_by_class_is_kept_and_drawn(tmp_path):
     assert not (again.directory / "confusion_matrix.png").exists()
 
 
+@pytest.mark.parametrize(("task", "chosen_on"), [("regression", "clients"), ("classification", "test")])
+def test_the_best_model_is_kept_beside_the_last(task, chosen_on, tmp_path):
+    from fedprune.engine.hosts import InProcess
+    from fedprune.engine.simulation import run
+    from fedprune.results.modelfile import load_model
+    from fedprune.server.check import resolve
+
+    rate = {"clients__training__optimizer__lr": 0.3}
+    plan = resolve(scenario(task, "static", rounds=6, evaluation__keep_best=chosen_on, **rate))
+    made = run(plan, out=tmp_path / "run", progress=False, host=InProcess(), figures=False)
+    headline = TASKS[task][2]
+    column = f"client_{headline}" if chosen_on == "clients" else headline
+    known = [record[column] for record in made.rounds[1:]]
+    best = (min if task == "regression" else max)(known)
+    expected = {"round": known.index(best) + 1, column: best, "chosen_on": chosen_on}
+    assert made.summary["best_model"] == expected
+    again = resolve(plan.override(rounds=expected["round"], evaluation__keep_best=None))
+    short = run(again, out=tmp_path / "short", progress=False, host=InProcess(), figures=False)
+    kept, last = load_model(tmp_path / "run" / "best.safetensors"), short.model()
+    assert all(torch.equal(kept.state_dict()[name], value) for name, value in last.state_dict().items())
+
+
+def test_the_best_on_clients_needs_clients_that_test():
+    with pytest.raises(UserError, match=r"set evaluation\.clients"):
+        scenario("regression", "static", evaluation__keep_best="clients", evaluation__clients=False)
+
+
 # Losses -------------------------------------------------------------------------------------------
 
 INFO = DataInfo("made", Numbers((4,)), ("a", "b", "c"), label_counts=(6, 3, 1))
