@@ -48,7 +48,7 @@ class Judge:
         Halted
             Where the trial is hopeless.
         """
-        if self.ends(round.round, getattr(round, self.column)):
+        if self.ends(round.round, round.columns().get(self.column)):
             raise Halted(f"pruned by the search at round {round.round}")
 
     def ends(self, number: int, value: float | None) -> bool:
