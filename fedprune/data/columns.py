@@ -75,7 +75,19 @@ def _files(folder: Path, split: str) -> list[Path]:
 def _joined(files: Sequence[Path]) -> Any:
     import pyarrow as pa
 
-    return pa.concat_tables([_file(file) for file in files])
+    parts = [_file(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if set(part.column_names) != set(parts[0].column_names):
+            raise DataError(f"{file} has other columns than {files[0].name}: make them the same")
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{files[0].parent}: columns of {files[0].name} and the files like it differ in type "
+            f"({str(error).strip().splitlines()[0]}): make them the same"
+        ) from error
 
 
 def _file(path: Path) -> Any:
@@ -94,14 +106,20 @@ def _file(path: Path) -> Any:
         # In one block: a column's type is then told by all of its values, not by those of the first megabyte.
         whole = csv.ReadOptions(use_threads=False, block_size=max(1, path.stat().st_size))
         empty = csv.ConvertOptions(strings_can_be_null=True)
-        return csv.read_csv(path, read_options=whole, convert_options=empty)
+        table = csv.read_csv(path, read_options=whole, convert_options=empty)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"data.path {path} can't be read: {str(error).strip().splitlines()[0]}") from error
+    for field in table.schema:
+        if pa.types.is_binary(field.type):
+            raise DataError(f"data.path {path}: column {field.name!r} is not UTF-8 text: convert it before")
+    return table
 
 
 def check(table: Any, names: Sequence[str], setting: str) -> None:
-    """Refuse columns that a table doesn't have; ``setting`` is the scenario's key that names them."""
+    """Refuse columns that a table has not once; ``setting`` is the scenario's key that names them."""
     for name in names:
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{setting} is {name!r}: several columns have that name: rename or remove one")
         if name not in table.column_names:
             raise DataError(
                 f"{setting} is {name!r}: no such column{did_you_mean(name, table.column_names)} (there are "
@@ -125,7 +143,7 @@ def is_whole(table: Any, name: str) -> bool:
 
 
 def numbers(table: Any, name: str) -> NDArray[np.float64]:
-    """Return a column of numbers, float64 (N,), NaN where there is none.
+    """Return a column of numbers, float64 (N,), NaN where there is none or none that float32 can hold.
 
     Raises
     ------
@@ -140,13 +158,32 @@ def numbers(table: Any, name: str) -> NDArray[np.float64]:
         kind = table.schema.field(name).type
         raise DataError(f"column {name!r} holds {kind}, expected numbers ({error})") from error
     # By DLPack, since `to_numpy` imports pandas where it is installed.
-    return np.asarray(np.from_dlpack(column.combine_chunks().fill_null(float("nan"))), dtype=np.float64)
+    values = np.asarray(np.from_dlpack(column.combine_chunks().fill_null(float("nan"))), dtype=np.float64)
+    return np.where(np.abs(values) <= np.finfo(np.float32).max, values, np.nan)
 
 
 def texts(table: Any, name: str) -> list[str | None]:
     """Return a column as text, None where there is nothing; whole numbers without a point."""
     values = table.column(name).to_pylist()
     return [None if value is None else str(value) for value in values]
+
+
+def owners(table: Any, name: str) -> NDArray[np.str_]:
+    """Return whose each row is, text (N,).
+
+    Raises
+    ------
+    DataError
+        Where there is no such column, or it leaves a row out.
+    """
+    check(table, [name], "data.partition.column")
+    found = texts(table, name)
+    if None in found:
+        raise DataError(
+            f"data.partition.column {name!r}: row {found.index(None)} has no client: leave out rows without "
+            "one"
+        )
+    return np.array(found, dtype=np.str_)
 
 
 def labels(
@@ -167,6 +204,10 @@ def labels(
         Where a value is missing or is none of ``names``.
     """
     values = table.column(name).to_pylist()
+    if any(isinstance(value, list | dict) for value in values):
+        kind = table.schema.field(name).type
+        raise DataError(f"column {name!r} holds {kind}, expected one label a row: text or a number")
+    values = [None if value != value else value for value in values]  # NaN alone differs from itself
     if None in values:
         raise DataError(f"column {name!r}: row {values.index(None)} has no label: leave out rows without one")
     if all(isinstance(value, float) and value.is_integer() for value in values):

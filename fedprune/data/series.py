@@ -7,6 +7,8 @@ recording, into the next.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +110,9 @@ def series(request: Request) -> Source:
         )
     train, test = columns.read(request, options.hub)
     named = (label, request.client_column, options.recording, *options.ignore)
-    channels = options.columns or tuple(
-        name for name in train.column_names if name not in named and columns.is_number(train, name)
-    )
+    free = [name for name in train.column_names if name not in named]
+    columns.check(train, free, "a column of readings")
+    channels = options.columns or tuple(name for name in free if columns.is_number(train, name))
     for key, names in (
         ("data.options.columns", channels),
         ("data.options.label", (label,)),
@@ -118,6 +120,8 @@ def series(request: Request) -> Source:
         ("data.partition.column", (request.client_column,) if request.client_column else ()),
     ):
         columns.check(train, names, key)
+    if label in channels:
+        raise DataError(f"data.options.columns has {label!r}, the label: take it out")
     if not channels:
         raise DataError(
             f"data set {request.name!r} has no columns of numbers: name some in data.options.columns"
@@ -167,7 +171,11 @@ class _Reader:
         length, stride = self.options.window, self.options.stride or self.options.window
         readings = np.stack([columns.numbers(table, name) for name in self.channels]).astype(np.float32)
         labels, class_names = columns.labels(table, self.label, names)
-        keys = [columns.texts(table, name) for name in (self.client, self.options.recording) if name]
+        keys: list[Sequence[object]] = []
+        if self.client:
+            keys.append(columns.owners(table, self.client).tolist())
+        if self.options.recording:
+            keys.append(columns.texts(table, self.options.recording))
         starts, late = [], []
         for begin, end in _runs(keys, len(labels)):
             split = end - round((end - begin) * held_out)
@@ -209,11 +217,14 @@ def _from_npz(request: Request, path: Path) -> Source:
     """Read ``inputs`` (N, C, L), ``labels`` and, if there, ``clients``, ``test_inputs``, ``test_labels``."""
     request.read_options(SourceOptions)
     try:
+        with zipfile.ZipFile(path):  # Or NumPy might take it for a single array.
+            pass
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"data.path {path} is no .npz file, or damaged ({error})") from error
-    wanted = ("inputs", "labels", *(("test_inputs", "test_labels") if "test_inputs" in arrays else ()))
+    tests = ("test_inputs", "test_labels")
+    wanted = ("inputs", "labels", *(tests if any(name in arrays for name in tests) else ()))
     if missing := [name for name in wanted if name not in arrays]:
         raise DataError(
             f"{path} has no array {missing[0]!r} (there are {', '.join(arrays)}): make one with "
@@ -241,6 +252,8 @@ def _checked(path: Path, inputs: NDArray[Any], labels: NDArray[Any], clients: ND
     for name, array in (("labels", labels), ("clients", clients)):
         if array is not None and array.shape != (len(inputs),):
             raise DataError(f"{path}: {name} have shape {array.shape}, expected ({len(inputs)},)")
+        if array is not None and (missing := int(np.sum(array != array))):  # NaN differs from itself
+            raise DataError(f"{path}: {missing} {name} are NaN: leave out windows without one")
     return _Cut(inputs.astype(np.float32), labels, clients, np.zeros(len(inputs), dtype=bool))
 
 

@@ -45,12 +45,12 @@ class Standardised(Inputs):
         """Return the values to standardise, (N, C, ...), NaN where one is missing, of stored inputs."""
 
     def standardised(self, values: Tensor) -> Tensor:
-        """Return values, (B, C, ...), as float32 of about mean 0 and deviation 1; missing ones are 0."""
+        """Return values, (B, C, ...), as float32 of about mean 0 and deviation 1; 0 for none or infinity."""
         if self.mean:
             shape = (-1, *(1,) * (values.dim() - 2))
             mean, std = (tensor(each, dtype=values.dtype).view(shape) for each in (self.mean, self.std))
             values = (values - mean) / std
-        return nan_to_num(values.float(), nan=0.0)
+        return nan_to_num(values.float(), nan=0.0, posinf=0.0, neginf=0.0)
 
     def settings(self) -> dict[str, object]:
         """Return mean and standard deviation by channel."""

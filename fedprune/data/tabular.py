@@ -134,10 +134,7 @@ def tabular(request: Request) -> Source:
     categories = [(name, _categories(train, name)) for name in categorical]
     stored = [_stored(table, numeric, categories) for table in tables_]
     targets, class_names = _targets(tables_, options)
-    clients = None
-    if request.client_column is not None:
-        columns.check(train, [request.client_column], "data.partition.column")
-        clients = np.array(columns.texts(train, request.client_column), dtype=np.str_)
+    clients = None if request.client_column is None else columns.owners(train, request.client_column)
     return _source(
         request,
         stored,
@@ -199,8 +196,13 @@ def _columns(table: Any, options: TabularOptions, client: str | None) -> tuple[l
     columns.check(table, options.ignore, "data.options.ignore")
     columns.check(table, options.numeric or (), "data.options.numeric")
     columns.check(table, options.categorical or (), "data.options.categorical")
+    if options.target in (*(options.numeric or ()), *(options.categorical or ())):
+        raise DataError(
+            f"data.options.target {options.target!r} is also named as a column to predict from: take it out"
+        )
     named = {options.target, client, *options.ignore, *(options.numeric or ()), *(options.categorical or ())}
     free = [name for name in table.column_names if name not in named]
+    columns.check(table, free, "a column to predict from")
     numeric = [name for name in free if columns.is_number(table, name)]
     categorical = [name for name in free if name not in numeric]
     if options.numeric is not None or options.categorical is not None:

@@ -86,7 +86,7 @@ def test_recordings_are_not_mixed(tmp_path: Path) -> None:
         ({"window": 200}, "no recording has 200 readings"),
         ({"label": "activty"}, "did you mean 'activity'"),
         ({"columns": ["x", "z"]}, "data.options.columns is 'z'"),
-        ({"columns": ["x", "activity"]}, "'activity' holds string, expected numbers"),
+        ({"columns": ["x", "who"]}, "'who' holds string, expected numbers"),
         ({"window": 0}, "data.options.window"),
     ],
 )
@@ -162,3 +162,39 @@ def test_windows_are_standardised_by_channel() -> None:
     inputs = Windows((2, 3), mean=(1.0, -2.0), std=(2.0, 4.0))
     made = inputs.tensor(torch.tensor([[[1.0, 3.0, 5.0], [2.0, -2.0, 6.0]]]))
     assert made.tolist() == [[[0.0, 1.0, 2.0], [1.0, 0.0, 2.0]]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.array([0, np.nan, 1, 1])}, "1 labels are NaN"),
+        ({"clients": np.array([np.nan] * 4)}, "4 clients are NaN"),
+        ({"test_labels": np.zeros(4)}, "no array 'test_inputs'"),
+    ],
+)
+def test_windows_that_lack_a_part_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    np.savez(tmp_path / "cut.npz", **{"inputs": np.ones((4, 1, 3)), "labels": np.arange(4), **changes})
+    with pytest.raises(DataError, match=message):
+        SOURCES["series"](Request("series", tmp_path / "cut.npz"))
+
+
+def test_a_damaged_archive_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "cut.npz"
+    np.savez(path, inputs=np.ones((4, 1, 3)), labels=np.arange(4))
+    whole = path.read_bytes()
+    np.save(tmp_path / "array.npy", np.ones(3))
+    for held in (whole[: len(whole) // 2], (tmp_path / "array.npy").read_bytes(), b""):
+        path.write_bytes(held)
+        with pytest.raises(DataError, match=r"no \.npz file, or damaged"):
+            SOURCES["series"](Request("series", path))
+
+
+def test_the_label_is_no_channel(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [("a", 60)])
+    with pytest.raises(DataError, match=r"data.options.columns has 'y', the label"):
+        read(tmp_path, columns=["x", "y"], label="y")
+
+
+def test_readings_that_are_infinite_count_as_missing() -> None:
+    windows = Windows((1, 3), mean=(2.0,), std=(1.0,))
+    assert windows.tensor(torch.tensor([[[3.0, torch.inf, torch.nan]]])).tolist() == [[[1, 0, 0]]]

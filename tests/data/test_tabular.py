@@ -109,7 +109,7 @@ def test_one_file_is_split_and_parquet_is_csv(tmp_path: Path) -> None:
         ({"target": "jobb"}, "did you mean 'job'"),
         ({"targt": "job"}, "data.options.targt.*did you mean 'target'"),
         ({"ignore": ["wage"]}, "data.options.ignore is 'wage'"),
-        ({"numeric": ["job"], "categorical": []}, "'job' holds string, expected numbers"),
+        ({"target": "urban", "numeric": ["job"], "categorical": []}, "'job' holds string, expected numbers"),
         ({"numeric": [], "categorical": []}, "no columns to predict 'job' from"),
     ],
 )
@@ -172,3 +172,56 @@ def test_rows_are_no_data_of_a_devices_own(scenario: Callable[..., Scenario], tm
 def test_constants_of_images_are_refused(scenario: Callable[..., Scenario]) -> None:
     with pytest.raises(DataError, match=r"data.mean and data.std are for images"):
         data.load(scenario({"name": "breast_cancer", "mean": [0.5], "std": [0.5]}))
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "message"),
+    [
+        (TABLE.replace("age", "income"), {"target": "urban"}, "several columns have that name"),
+        (TABLE, {"target": "income", "numeric": ["age", "income"]}, "also named as a column to predict from"),
+        (TABLE.replace("cook", "caf\xe9"), {}, "not UTF-8"),
+    ],
+)
+def test_ambiguous_tables_are_explained(tmp_path: Path, train: str, options: dict, message: str) -> None:
+    (tmp_path / "train.csv").write_bytes(train.encode("latin-1"))
+    with pytest.raises(DataError, match=message):
+        source(tmp_path, **options)
+
+
+def test_rows_without_a_client_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1 has no client"):
+        source(tables(tmp_path, TABLE.replace("false,b\n,", "false,\n,")), target="urban", client="id")
+
+
+def test_files_of_a_split_are_joined_where_they_have_one_form(tmp_path: Path) -> None:
+    first, second = tables(tmp_path) / "train.csv", tmp_path / "train-1.csv"
+    second.write_text(TABLE.replace("40,,", "40.5,,"))
+    made = source(tmp_path, target="urban")
+    assert len(made.train) == 2 * ROWS
+    assert made.train.inputs[:, 0].tolist().count(40.5) == 1
+    second.write_text(TABLE.replace("age", "years"))
+    with pytest.raises(DataError, match="other columns than"):
+        source(tmp_path, target="urban")
+    second.write_text(TABLE.replace("30,cook", "old,cook"))
+    with pytest.raises(DataError, match="differ in type"):
+        source(tmp_path, target="urban")
+    assert first.exists()
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "1e300"])
+def test_what_float32_cannot_hold_counts_as_missing(tmp_path: Path, value: str) -> None:
+    train = TABLE.replace("1500", value)
+    made = source(tables(tmp_path, train), target="urban", numeric=["income"], categorical=[], missing="flag")
+    rows = made.inputs.tensor(torch.from_numpy(made.train.inputs))
+    assert rows[2].tolist() == [0, 1]
+    assert made.inputs.sums(made.train.inputs)[0].tolist() == [ROWS - 1]
+
+
+def test_labels_that_are_nan_or_lists_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for labels, message in (([1.0, float("nan"), 2.0], "row 1 has no label"), ([[1, 0]] * 3, "holds list")):
+        parquet.write_table(pa.table({"x": [1, 2, 3], "y": labels}), tmp_path / "labels.parquet")
+        with pytest.raises(DataError, match=message):
+            source(tmp_path / "labels.parquet", target="y", predict="class")
