@@ -271,6 +271,11 @@ def _checked(scenario: Scenario, source: Source) -> Source:
         kinds = " and ".join(str(examples.inputs.dtype) for examples in (source.train, source.test))
         raise DataError(f"{where}: train and test have inputs of two types, {kinds}: make them one")
     form = form_of(scenario.data)
+    if source.inputs is not None and form != AS_FOUND:
+        raise DataError(
+            f"{where} has {source.inputs.kind}: data.resize, fit, channels and bits are for images, leave "
+            "them out"
+        )
     if source.inputs is not None or form == AS_FOUND or not isinstance(source.train.inputs, np.ndarray):
         return source
     return replace(

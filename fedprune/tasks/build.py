@@ -9,6 +9,7 @@ from torch import nn
 
 from fedprune import models, registry
 from fedprune.data.dataset import DataInfo
+from fedprune.data.known import numbered
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario
 from fedprune.tasks.base import OwnLoss, Task
@@ -75,9 +76,28 @@ def build(scenario: Scenario, info: DataInfo) -> Task:
         raise UserError(f"{where}: {first['msg']} (options of task {name!r}: {known})") from error
     task = kind(info, chosen)
     task.name = name
+    _check_targets(task)
     if task.options.loss is not None:
         task.own_loss = registry.load("loss", task.options.loss, scenario.directory)
     asked = [named(each, task, scenario.directory) for each in scenario.evaluation.metrics]
     there = {metric.name for metric in task.metrics}
     task.metrics += tuple(metric for metric in asked if metric.name not in there)
     return task
+
+
+def _check_targets(task: Task) -> None:
+    """Refuse a task whose targets the data set has not, as far as is known of it."""
+    name, info = task.name, task.info
+    if info.task == "next_token" and isinstance(task, Classification | Regression):
+        raise UserError(
+            f"task {name}: data set {info.name!r} is read without labels: name their column in "
+            "data.options.label, or take the task next_token"
+        )
+    if isinstance(task, Regression) and info.class_names not in ((), numbered(info.classes)):
+        # Their numbers would be predicted, not the values that are their names.
+        raise UserError(
+            f"task {name}: the targets of data set {info.name!r} are classes, {info.class_names[0]} and "
+            "others: expected numbers (of a table, with data.options.predict: number)"
+        )
+    if task.outputs < 1:
+        raise UserError(f"task {name} needs classes, and data set {info.name!r} has none: take another task")

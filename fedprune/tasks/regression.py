@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -46,6 +47,8 @@ class Regression(Task):
         targets = examples.targets
         if targets.dtype.kind not in "fiu":
             return f"targets of {targets.dtype}: expected numbers"
+        if missing := int((~np.isfinite(targets)).sum()):
+            return f"{missing} targets that are NaN or infinite: leave such examples out"
         if targets[:1].size != self.outputs:
             return f"{targets[:1].size} values for each example: write task.values: {targets[:1].size}"
         return None

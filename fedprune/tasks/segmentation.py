@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional
 
-from fedprune.data.dataset import Examples
+from fedprune.data.dataset import DataInfo, Examples
+from fedprune.errors import UserError
 from fedprune.tasks.base import Task
 from fedprune.tasks.metrics import Accuracy, MeanIoU, Metric
 
@@ -18,6 +21,13 @@ class Segmentation(Task):
 
     The loss of an image is the mean over its pixels that count.
     """
+
+    def __init__(self, info: DataInfo, options: Any = None) -> None:
+        if len(info.input_shape) != 3:
+            raise UserError(
+                f"task segmentation: data set {info.name!r} has {info.inputs.kind}, expected images"
+            )
+        super().__init__(info, options)
 
     def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x, y) with y int64 (B, H, W)."""

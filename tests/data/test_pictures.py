@@ -205,3 +205,8 @@ def test_values_that_are_no_pixels_are_refused(folder: Callable[..., Path], scen
     PIL.fromarray(np.zeros((8, 8), np.float32)).save(path / "train" / "a" / "9.tiff")
     with pytest.raises(DataError, match=r"values beyond 8 or 16 bits a channel \(F\)"):
         load(scenario({"name": "mine", "path": str(path)}, count=2))
+
+
+def test_only_images_are_resized(scenario: Make) -> None:
+    with pytest.raises(DataError, match=r"has columns: data\.resize"):
+        load(scenario({"name": "breast_cancer", "resize": [8, 8]}))

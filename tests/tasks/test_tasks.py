@@ -268,6 +268,8 @@ def test_reconstruction_compares_with_the_input():
         (MultiLabel(INFO), np.zeros((2, 4)), np.full((2, 3), 2), "neither 0 nor 1"),
         (Regression(INFO), np.zeros((2, 4)), np.array(["a", "b"]), "expected numbers"),
         (Regression(INFO), np.zeros((2, 4)), np.zeros((2, 3)), "write task.values: 3"),
+        (Regression(INFO), np.zeros((2, 4)), np.array([1, np.nan]), "1 targets that are NaN"),
+        (Regression(INFO), np.zeros((2, 4)), np.array([np.inf, 1]), "1 targets that are NaN or infinite"),
         (Reconstruction(INFO), np.zeros((2, 4)), np.array([0, 2]), "nor 1, an anomaly"),
         (NextToken(DataInfo("t", Tokens((3,), 5))), np.zeros((2, 3)), np.zeros(2), r"expected \(N, 4\)"),
         (NextToken(DataInfo("t", Tokens((1,), 5))), np.full((2, 2), 5), np.zeros(2), "expected 0 to 4"),
@@ -285,6 +287,27 @@ def test_data_that_does_not_fit_a_task_is_refused(task, inputs, targets, message
     found = task.fault(Examples(inputs, targets))
     assert found is not None
     assert re.search(message, found)
+
+
+@pytest.mark.parametrize(
+    ("task", "info", "message"),
+    [
+        ("regression", DataInfo("t", Numbers((4,)), ("10", "20")), "are classes, 10 and others"),
+        ("regression", DataInfo("t", Tokens((4,), 5), task="next_token"), "read without labels"),
+        ("classification", DataInfo("t", Tokens((4,), 5), task="next_token"), "read without labels"),
+        ("tagging", DataInfo("t", Tokens((4,), 5), task="next_token"), "needs classes"),
+        ("multilabel", DataInfo("t", Numbers((4,))), "needs classes"),
+        ("segmentation", DataInfo("t", Numbers((4,)), ("a", "b")), "expected images"),
+    ],
+)
+def test_data_without_the_targets_of_a_task_is_refused(task, info, message):
+    with pytest.raises(UserError, match=message):
+        build(scenario("classification", "fedavg", task={"name": task}), info)
+
+
+def test_numbers_of_classes_that_are_their_names_can_be_predicted():
+    digits = DataInfo("digits", Numbers((4,)), ("0", "1", "2"))
+    assert build(scenario("classification", "fedavg", task={"name": "regression"}), digits).outputs == 1
 
 
 def test_no_words_no_next_word():
