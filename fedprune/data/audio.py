@@ -209,10 +209,13 @@ def _class_names(clips: Iterable[_Clip], options: FileOptions) -> tuple[str, ...
     there = sorted({clip.label for clip in clips})
     if not options.classes:
         return tuple(there)
+    names = options.classes + ((options.others,) if options.others else ())
+    if len(set(names)) < len(names):
+        raise DataError(f"data.options.classes and others name a class twice: {', '.join(names)}")
     for name in options.classes:
         if name not in there:
             raise DataError(f"data.options.classes: no sounds of class {name!r}{did_you_mean(name, there)}")
-    return options.classes + ((options.others,) if options.others else ())
+    return names
 
 
 def _label(name: str, names: Sequence[str], options: FileOptions) -> int | None:

@@ -56,6 +56,8 @@ def masks(request: Request) -> Source:
     ]
     size = _size(chosen[0][0][0])
     names = options.classes or _numbered(splits[0], options.ignored)
+    if len(names) > IGNORED:
+        raise DataError(f"data set {request.name!r} has {len(names)} classes: masks may have {IGNORED}")
     train, test = (_decoded(pairs, size, len(names), options.ignored) for pairs in chosen)
     return Source(train, test, names, task="segmentation")
 

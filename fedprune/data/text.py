@@ -257,7 +257,7 @@ def _plain(path: Path) -> list[_Document]:
             return [document for file in files for document in _leaf(file)]
         texts = [file for file in files if file.suffix == ".txt"]
         named = len(texts) > 1 or path.is_dir()
-        return [_Document(file.read_text(encoding="utf-8"), file.stem if named else "") for file in texts]
+        return [_Document(file.read_text(encoding="utf-8-sig"), file.stem if named else "") for file in texts]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): convert it before") from error
 

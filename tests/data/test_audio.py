@@ -206,3 +206,10 @@ def test_filters_overlap_to_one_between_the_outer_peaks() -> None:
     lines = np.flatnonzero(filters[:, 0].cumsum())[0], np.flatnonzero(filters[:, -1])[0]
     inner = filters[lines[0] + 3 : lines[1]].sum(1)
     np.testing.assert_allclose(inner, 1, atol=1e-9)
+
+
+def test_a_class_is_named_once(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"yes": ["a.wav"], "no": ["b.wav"]})
+    for options in ({"classes": ["yes", "yes"]}, {"classes": ["yes"], "others": "yes"}):
+        with pytest.raises(DataError, match="name a class twice"):
+            read(tmp_path, **options)

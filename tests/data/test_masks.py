@@ -65,3 +65,9 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(DataError, match="has no images/ and masks/"):
         read(tmp_path / "images")
+
+
+def test_masks_have_no_more_classes_than_they_can_hold(tmp_path: Path) -> None:
+    lay_out(tmp_path, 6)
+    with pytest.raises(DataError, match="has 256 classes"):  # 255 would count as a pixel without a class
+        read(tmp_path, ignored=None)

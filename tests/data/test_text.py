@@ -161,3 +161,8 @@ def test_docstrings_are_those_of_the_modules() -> None:
     first = made.train.inputs[made.clients == "argparse"][0]
     assert argparse.__doc__ is not None
     assert argparse.__doc__.strip().startswith(alphabet(made).decode(first)[:60])
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc" * 100, encoding="utf-8-sig")
+    assert alphabet(read(tmp_path / "a.txt")).characters == "\nabc"
