@@ -245,7 +245,12 @@ def read(scenario: Scenario) -> Source:
 def _found(scenario: Scenario) -> Source:
     """Return what a scenario's source returns."""
     request = _request(scenario)
-    return find(request.name, request.path, scenario.directory)(request)
+    source = find(request.name, request.path, scenario.directory)(request)
+    if not isinstance(source, Source):
+        raise DataError(
+            f"data set {request.name!r} is a {type(source).__name__}: expected fedprune.data.Source"
+        )
+    return source
 
 
 def _task_name(scenario: Scenario, source: Source) -> str:

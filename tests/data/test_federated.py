@@ -32,6 +32,9 @@ def normalised(request):
     images = made(request).train
     return Source(images, images, ("even", "odd"), (0.1, 0.2), (1.0, 1.0))
 
+def nothing(request):
+    return None
+
 def float_pixels(request):
     images = Examples(np.zeros((60, 2, 4, 5)), np.arange(60) % 2)
     return Source(images, images, ("even", "odd"))
@@ -128,6 +131,7 @@ def test_source_of_a_users_own(own: Make) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        ("nothing", "is a NoneType: expected"),
         ("float_pixels", "train has float64 pixels .*expected uint8"),
         ("unknown_class", "labels go from 0 to 2, and there are 2 classes, 0 to 1"),
     ],
