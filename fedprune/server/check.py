@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from fedprune import data, registry, tasks
 from fedprune.costs.devices import profiles
+from fedprune.costs.ledger import RoundRecord
 from fedprune.data import SourceOptions, sources
 from fedprune.data.inputs import Tokens
 from fedprune.errors import PluginError, ScenarioError, UserError
@@ -83,6 +85,9 @@ def check_model(scenario: Scenario) -> str:
     except UserError:
         return ""
     task = tasks.build(scenario, info)
+    taken = {each.name for each in fields(RoundRecord)}
+    if names := [metric.name for metric in task.metrics if metric.name in taken]:
+        raise UserError(f"metric {names[0]!r} has the name of another column of rounds.jsonl: rename it")
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)

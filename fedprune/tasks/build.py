@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 
+import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune import models, registry
 from fedprune.data.dataset import DataInfo
 from fedprune.data.known import numbered
-from fedprune.errors import UserError
+from fedprune.errors import PluginError, UserError
 from fedprune.scenario import Scenario
 from fedprune.tasks.base import OwnLoss, Task
 from fedprune.tasks.classification import Classification
 from fedprune.tasks.losses import focal, huber, mae
+from fedprune.tasks.metrics import Metric
 from fedprune.tasks.multilabel import MultiLabel
 from fedprune.tasks.named import named
 from fedprune.tasks.reconstruction import Reconstruction
@@ -49,9 +52,29 @@ def build_model(scenario: Scenario, task: Task) -> nn.Module:
 
 
 def check_model(scenario: Scenario, task: Task, module: nn.Module) -> None:
-    """Refuse a model that cannot be trained on a task; see `fedprune.models.check`."""
+    """Refuse a model that cannot be trained on a task, see `fedprune.models.check`, or a loss of no use."""
     example, _ = task.placeholder(2)
     models.check(module, example, task.output_shape(2), scenario.model.name)
+    if task.own_loss is not None:
+        _check_loss(task, task.own_loss)
+
+
+def _check_loss(task: Task, loss: OwnLoss) -> None:
+    """Refuse a loss that does not give a number for each example."""
+    # So many that no other dimension is of that size: it could be broadcast, or taken for them.
+    examples = next(number for number in count(2) if number not in task.output_shape(1)[1:])
+    outputs, (_, targets) = torch.zeros(task.output_shape(examples)), task.placeholder(examples)
+    name, wanted = task.options.loss, "expected a tensor (B,), the loss of each example"
+    try:
+        found = loss(outputs, targets)
+    except Exception as error:  # whatever a user's own raises
+        raise UserError(
+            f"loss {name!r} does not take outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(targets.shape)}, of task {task.name!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != (examples,):
+        made = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"loss {name!r} makes {made} of {examples} examples: {wanted}")
 
 
 def build(scenario: Scenario, info: DataInfo) -> Task:
@@ -74,14 +97,20 @@ def build(scenario: Scenario, info: DataInfo) -> Task:
         where = ".".join(map(str, ("task", *first["loc"])))
         known = ", ".join(kind.Options.model_fields) or "none"
         raise UserError(f"{where}: {first['msg']} (options of task {name!r}: {known})") from error
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise PluginError(f"task {name!r} has no {' and no '.join(missing)}: see fedprune.tasks.Task")
     task = kind(info, chosen)
     task.name = name
     _check_targets(task)
     if task.options.loss is not None:
         task.own_loss = registry.load("loss", task.options.loss, scenario.directory)
     asked = [named(each, task, scenario.directory) for each in scenario.evaluation.metrics]
-    there = {metric.name for metric in task.metrics}
-    task.metrics += tuple(metric for metric in asked if metric.name not in there)
+    if not all(isinstance(metric, Metric) for metric in task.metrics):
+        raise PluginError(f"task {name!r}: headline and others must return fedprune.tasks.Metric")
+    by_name: dict[str, Metric] = {}
+    for metric in (*task.metrics, *asked):
+        by_name.setdefault(metric.name, metric)
+    task.metrics = tuple(by_name.values())
     return task
 
 

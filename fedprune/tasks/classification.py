@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,10 @@ class Classification(Task):
     def __init__(self, info: DataInfo, options: Any = None) -> None:
         super().__init__(info, options)
         given = self.options.class_weights
+        if self.options.loss is not None and (given is not None or self.options.label_smoothing):
+            raise UserError("task.loss takes no class_weights or label_smoothing: leave these out, or it")
+        if isinstance(given, tuple) and not (all(0 <= each < inf for each in given) and any(given)):
+            raise UserError(f"task.class_weights are {list(given)}: none may be negative, and not all 0")
         if isinstance(given, tuple) and len(given) != info.classes:
             raise UserError(
                 f"task.class_weights has {len(given)} numbers: give one for each of {info.classes}"

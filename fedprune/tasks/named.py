@@ -99,9 +99,15 @@ def named(name: str, task: Task, directory: Path | None = None) -> Metric:
     """
     if (found := re.fullmatch(r"top([1-9]\d*)_accuracy", name)) and task.answers == "classes":
         return TopK(int(found[1]))
-    metric = registry.load("metric", name, directory)(task)
+    make = registry.load("metric", name, directory)
+    try:
+        metric = make(task)
+    except TypeError as error:
+        raise PluginError(f"metric {name!r} can't be made for a task, its one argument: {error}") from error
     if not isinstance(metric, Metric):
         raise PluginError(
             f"metric {name!r} made a {type(metric).__name__}: it must be a fedprune.tasks.Metric"
         )
+    if not getattr(metric, "name", ""):
+        raise PluginError(f"metric {name!r} has no name, its column in results")
     return metric

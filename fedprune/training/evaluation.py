@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedprune.data import Examples, batches
+from fedprune.errors import UserError
 from fedprune.tasks import Score, Statistics, Task
 
 #: Examples that one process evaluates at a time.
@@ -34,7 +35,13 @@ def score(
             compared = task.compared(outputs, y, x)
             for metric in task.metrics:
                 found = metric.statistics(*compared).double().cpu().numpy()
-                sums[metric.name] = sums[metric.name] + found if metric.name in sums else found
+                before = sums.get(metric.name)
+                if found.ndim != 1 or (before is not None and found.shape != before.shape):
+                    raise UserError(
+                        f"metric {metric.name!r} makes statistics of shape {found.shape}: expected (S,), "
+                        "with the same S for every batch"
+                    )
+                sums[metric.name] = found if before is None else before + found
     return Score(len(indices), loss, {name: tuple(found.tolist()) for name, found in sums.items()})
 
 

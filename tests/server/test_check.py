@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.errors import ScenarioError
+from fedprune.errors import ScenarioError, UserError
 from fedprune.scenario import load_scenario
-from fedprune.server.check import check
+from fedprune.server.check import check, check_model
 
 SCENARIO = """\
 name: checked
@@ -94,3 +94,27 @@ def test_all_mistakes_are_listed_and_an_override_is_named(path: Path) -> None:
     assert second.startswith("--set strategy.density: 2 is out of range")
     with pytest.raises(ScenarioError, match=r"^clients\.devices\.0\.profile: no device profile 'toaster'"):
         check(load_scenario(path).override(**{"clients.devices.0.profile": "toaster"}))
+
+
+def test_a_metric_is_not_called_as_another_column(path: Path) -> None:
+    (path.parent / "mine.py").write_text(
+        STRATEGY
+        + """
+from fedprune.tasks import Metric
+
+class Density(Metric):
+    name = "density"
+
+    def __init__(self, task):
+        pass
+
+    def statistics(self, predictions, truth):
+        return predictions.sum(dim=0)
+
+    def value(self, statistics):
+        return statistics[0]
+"""
+    )
+    plan = load_scenario(path, {"evaluation.metrics": ["./mine.py:Density"]})
+    with pytest.raises(UserError, match=r"'density' has the name of another column of rounds\.jsonl"):
+        check_model(plan)

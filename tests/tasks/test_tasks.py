@@ -22,12 +22,13 @@ from fedprune.data.inputs import Numbers, Pixels, Tokens
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario
 from fedprune.tasks import TASKS as BUILT_IN
-from fedprune.tasks import Classification, Task, build
+from fedprune.tasks import Classification, Metric, Task, build, check_model
 from fedprune.tasks.multilabel import MultiLabel
 from fedprune.tasks.reconstruction import Reconstruction
 from fedprune.tasks.regression import Regression
 from fedprune.tasks.segmentation import Segmentation
 from fedprune.tasks.sequences import NextToken, Tagging
+from fedprune.training.evaluation import score
 
 HERE = Path(__file__).parent / "made_tasks.py"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -395,6 +396,108 @@ def test_unknown_options_and_metrics_are_refused_with_what_there_is():
         build(scenario("classification", "fedavg", evaluation__metrics=["makro_f1"]), data)
     with pytest.raises(UserError, match="'rmse' does not judge what task 'classification' predicts"):
         build(scenario("classification", "fedavg", evaluation__metrics=["rmse"]), data)
+
+
+def without_examples(outputs, targets):
+    return ((outputs - targets) ** 2).mean()
+
+
+def whole(outputs, targets):
+    return (outputs - targets) ** 2
+
+
+def nothing(outputs, targets):
+    return None
+
+
+def fails(outputs, targets):
+    raise ValueError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (without_examples, r"makes shape \(\) of 2 examples"),
+        (whole, r"makes shape \(2, 1\) of 2 examples"),
+        (nothing, "makes NoneType of 2 examples"),
+        (fails, "ValueError: no such thing"),
+    ],
+)
+def test_a_loss_that_is_none_of_each_example_is_refused(loss, message):
+    asked = scenario("regression", "fedavg", task={"name": "regression"})
+    task = build(asked, DataInfo("made", Numbers((4,))))
+    task.own_loss = loss
+    with pytest.raises(UserError, match=message):
+        check_model(asked, task, nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_a_loss_of_numbers_is_refused_for_classes(classes):
+    asked = scenario("classification", "fedavg", task={"name": "classification", "loss": "mae"})
+    task = build(asked, DataInfo("made", Numbers((4,)), tuple(map(str, range(classes)))))
+    with pytest.raises(UserError, match="loss 'mae' does not take outputs"):
+        check_model(asked, task, nn.Linear(4, classes))
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"class_weights": "balanced"}])
+def test_another_loss_knows_nothing_of_weights_and_smoothing(options):
+    task = {"name": "classification", "loss": "focal", **options}
+    with pytest.raises(UserError, match="leave these out"):
+        build(scenario("classification", "fedavg", task=task), DataInfo("t", Numbers((4,)), ("a", "b")))
+
+
+class Nameless(Metric):
+    def __init__(self, task: Task) -> None:
+        pass
+
+    def statistics(self, predictions, truth):
+        return torch.ones(len(predictions))
+
+    def value(self, statistics):
+        return 1.0
+
+
+class Uneven(Nameless):
+    name = "uneven"
+
+
+class Headless(Task):
+    def losses(self, outputs, targets, inputs):
+        return outputs.mean(dim=1)
+
+
+def test_metrics_and_tasks_that_are_incomplete_are_refused():
+    data = DataInfo("made", Numbers((4,)), ("a", "b"))
+    here = str(Path(__file__))
+    with pytest.raises(UserError, match="has no name"):
+        build(scenario("classification", "fedavg", evaluation__metrics=[f"{here}:Nameless"]), data)
+    with pytest.raises(UserError, match="can't be made for a task"):
+        build(scenario("classification", "fedavg", evaluation__metrics=[f"{here}:whole"]), data)
+    with pytest.raises(UserError, match="has no headline"):
+        build(scenario("classification", "fedavg", task={"name": f"{here}:Headless"}), data)
+
+
+def test_a_metric_asked_for_twice_is_measured_once():
+    asked = scenario("classification", "fedavg", evaluation__metrics=["ece", "ece", "top2_accuracy"])
+    task = build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
+    assert [metric.name for metric in task.metrics] == ["accuracy", "ece", "top2_accuracy"]
+
+
+def test_statistics_of_changing_size_are_refused():
+    asked = scenario("classification", "fedavg", evaluation__metrics=[f"{Path(__file__)}:Uneven"])
+    task = build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
+    examples = Examples(np.zeros((3, 4), dtype=np.float32), np.zeros(3, dtype=np.int64))
+    with pytest.raises(
+        UserError, match="the same S for every batch"
+    ):  # of 2, then of 1: they would broadcast
+        score(nn.Linear(4, 2), examples, np.arange(3), task, batch_size=2)
+
+
+@pytest.mark.parametrize("weights", [[-1.0, 1.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
+def test_weights_that_weigh_nothing_are_refused(weights):
+    asked = scenario("classification", "fedavg", task={"name": "classification", "class_weights": weights})
+    with pytest.raises(UserError, match="none may be negative"):
+        build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
 
 
 def test_text_has_sequences_of_every_length():
