@@ -146,7 +146,7 @@ class FileTokenizer:
 class TokenOptions(SourceOptions):
     """What ``data.options`` may say of tokens."""
 
-    length: int = Field(default=80, ge=1, description="Tokens that a model sees.")
+    length: int = Field(default=80, ge=1, le=2**16, description="Tokens that a model sees.")
     tokenizer: Path | None = Field(
         default=None,
         description="A tokenizer.json, relative to data.path or absolute; without it, characters are tokens.",
