@@ -131,7 +131,8 @@ class AudioOptions(SourceOptions):
 
     seconds: float = Field(
         default=1.0,
-        gt=0, le=600,
+        gt=0,
+        le=600,
         description="Length of a clip: longer ones are cut, shorter ones filled up with silence.",
     )
     window: float = Field(default=0.032, gt=0, description="Of the spectrogram, in seconds.")

@@ -7,6 +7,8 @@ seconds, and a device that does not evaluate by it does without. The extra ``fed
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +59,8 @@ class LibraryMetric(Metric):
         """Return the states of torchmetrics after these examples, one after the other."""
         metric = self._metric.to(predictions.device)
         metric.reset()
-        metric.update(predictions, truth)
+        with _counting():
+            metric.update(predictions, truth)
         return torch.cat([getattr(metric, key).double().flatten() for key in self._states])
 
     def value(self, statistics: Statistics) -> float:
@@ -79,6 +82,22 @@ class LibraryMetric(Metric):
             setattr(metric, key, part.reshape(default.shape).to(exact))
         metric._update_count = 1  # Or it would warn that nothing was measured.
         return metric.compute().double().numpy()
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """Let torchmetrics count as PyTorch does by default.
+
+    Where deterministic algorithms are asked for it compares every score with every bin, in gigabytes. Counts
+    are the same in any order.
+    """
+    asked = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warns)
 
 
 class F1(LibraryMetric):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,18 @@ def test_details_are_by_class():
 def test_a_metric_that_does_not_fit_the_task_is_refused():
     with pytest.raises(UserError, match=r"'rmse' does not judge what task '' predicts"):
         named("rmse", TASKS["classes"])
+
+
+def test_areas_are_counted_in_little_memory_in_a_process_that_is_deterministic():
+    """As the processes of a run are; what is counted is the same."""
+    metric = named("auroc", TASKS["classes"])
+    predictions, truth = drawn("classes")
+    expected = total(metric, predictions, truth)
+    torch.use_deterministic_algorithms(True)
+    try:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        np.testing.assert_array_equal(total(metric, predictions, truth), expected)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # 1 GiB
