@@ -102,7 +102,8 @@ class Stand:
         for number, value in enumerate(curve):
             for listener in run.listeners:
                 try:
-                    listener.on_round(SimpleNamespace(round=number, accuracy=value))  # type: ignore[arg-type]
+                    record = SimpleNamespace(round=number, columns=lambda value=value: {"accuracy": value})
+                    listener.on_round(record)  # type: ignore[arg-type]
                 except Halted as halt:
                     return Ended(run, "halted", str(halt), 0.0)
         up = 1000 * run.tuned.get(EPOCHS, 0)
