@@ -1,8 +1,4 @@
-"""A small transformer over sequences of tokens or vectors: an encoder, or one that sees the past alone.
-
-Attention is written as the products that it consists of, not as PyTorch's fused operation: its four matrices
-are linear layers, each pruned and executed as such, and what it costs is the same on every processor.
-"""
+"""A small transformer over sequences of tokens or vectors: an encoder, or one that sees the past alone."""
 
 from __future__ import annotations
 
@@ -11,54 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import UserError
+from fedprune.models.attention import Block, glorot, require_heads
 from fedprune.models.embedding import by_position, embedding, mean_of, present, require_positions
-from fedprune.models.layers import sequence
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al., NeurIPS 2017, section 3.2)."""
-
-    def __init__(self, size: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(size, size)
-        self.key = nn.Linear(size, size)
-        self.value = nn.Linear(size, size)
-        self.out = nn.Linear(size, size)
-
-    def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        """Return (B, L, size) of the same; ``hidden``, bool (B or 1, L or 1, L), is what is not looked at."""
-        query, key, value = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
-        if hidden is not None:
-            # Not -inf, of which the softmax is NaN where nothing is looked at: a sequence of padding alone.
-            scores = scores.masked_fill(hidden[:, None], torch.finfo(scores.dtype).min)
-        return cast(Tensor, self.out((scores.softmax(dim=3) @ value).transpose(1, 2).flatten(2)))
-
-
-class Block(nn.Module):
-    """Attention and a layer for each position, each behind a layer norm and added to what comes in.
-
-    With the norm first it trains without a warm-up (Xiong et al., ICML 2020).
-    """
-
-    def __init__(self, size: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(size)
-        self.attention = Attention(size, heads)
-        self.norm2 = nn.LayerNorm(size)
-        self.forward_layers = sequence(
-            {"linear1": nn.Linear(size, 4 * size), "gelu": nn.GELU(), "linear2": nn.Linear(4 * size, size)}
-        )
-
-    def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        """Return (B, L, size) of the same."""
-        x = x + self.attention(self.norm1(x), hidden)
-        return x + cast(Tensor, self.forward_layers(self.norm2(x)))
 
 
 class Transformer(nn.Module):
@@ -138,8 +88,7 @@ def transformer(
         Number of tokens, and the one that fills sequences up; the data say both.
     """
     require_positions("transformer", input_shape, vocabulary)
-    if heads < 1 or size % heads:
-        raise UserError(f"transformer: size is {size} and heads is {heads}: size must be a multiple of heads")
+    require_heads("transformer", size, heads)
     embed = nn.Linear(input_shape[0], size) if vocabulary is None else embedding(vocabulary, size, padding)
     model = Transformer(
         embed,
@@ -151,8 +100,4 @@ def transformer(
         causal=causal,
         per_position=causal or per_position,
     )
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    return model
+    return glorot(model)
