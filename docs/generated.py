@@ -338,6 +338,10 @@ _SIZES: Mapping[str, tuple[Inputs, int]] = {
     "gru": (Numbers((9, 128)), 6),
     "lstm": (Tokens((80,), vocabulary=80), 80),
     "transformer": (Tokens((80,), vocabulary=80), 80),
+    "vit": (Numbers((3, 32, 32)), 10),
+    "vit_tiny": (Numbers((3, 224, 224)), 1000),
+    "vit_small": (Numbers((3, 224, 224)), 1000),
+    "vit_base": (Numbers((3, 224, 224)), 1000),
     "autoencoder": (Numbers((640,)), 640),
     "unet": (Numbers((3, 64, 64)), 2),
 }

@@ -28,6 +28,7 @@ from fedprune.models.resnet import resnet8, resnet18
 from fedprune.models.transformer import transformer
 from fedprune.models.unet import unet
 from fedprune.models.vgg import vgg11
+from fedprune.models.vit import vit, vit_base, vit_small, vit_tiny
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
@@ -43,6 +44,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "gru": gru,
     "lstm": lstm,
     "transformer": transformer,
+    "vit": vit,
+    "vit_tiny": vit_tiny,
+    "vit_small": vit_small,
+    "vit_base": vit_base,
     "autoencoder": autoencoder,
     "unet": unet,
 }

@@ -157,6 +157,24 @@ def test_masks_and_supermasks_take_depthwise_convolutions_and_group_norm(strateg
     assert [record.clients_failed for record in made.rounds] == [0, 0]
 
 
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *FURTHER, "fedavg", "fedpm"])
+def test_every_method_takes_a_vision_transformer_with_prompts(
+    strategy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = {**STRATEGIES, **FURTHER}.get(strategy, {"name": strategy})
+    vit = {"name": "vit", "patch": 2, "size": 16, "layers": 2, "heads": 2, "prompts": 2}
+    made = federate(plan(model=vit, strategy=chosen, data__client_test_fraction=0.2))
+    assert [record.clients_failed for record in made.rounds] == [0, 0, 0]
+    # What needs batch norm says that it has none here.
+    assert caplog.text.count("selection needs batch norm") == (strategy == "fedtiny")
+    if strategy == "static":
+        assert_pruned(made, 0.3)
+    first, last = made.states[0], made.states[-1]
+    if strategy not in ("hidenseek", "fedmask", "fedpm"):  # They freeze what is no prunable weight.
+        for name in ("embedding.prompts", "embedding.class_token", "embedding.positions"):
+            assert not torch.equal(first[name], last[name])
+
+
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "momentum": 0.9}, {"name": "adam"}])
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_weights_stay_exactly_0_in_local_training(name: str, optimizer: dict[str, Any]) -> None:
