@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fedprune.cli.arguments import ScenarioPath, Settings, load
 from fedprune.errors import UserError
@@ -12,18 +12,35 @@ if TYPE_CHECKING:
 
 
 def validate(scenario: ScenarioPath, settings: Settings = None) -> None:
-    """Check SCENARIO, a YAML file, without running it, and say what it would run."""
+    """Check SCENARIO, a YAML file, and its data, without running it, and say what it would run."""
+    from fedprune import data
     from fedprune.server.check import check, check_model
 
     plan = load(scenario, settings)
     check(plan)
-    dense = check_model(plan)
+    seen = data.at_hand(plan)
+    dense = _begin(plan) if seen else check_model(plan)
     too_small = _too_small(plan)
     print(f"ok: {scenario}: {describe(plan)}")
     if dense:
         print(dense)
+    if not seen:
+        print(f"but: {plan.data.name} is on the Hugging Face hub: whether it fits is known once it is read")
     if too_small:
         print(f"but: {too_small}")
+
+
+def _begin(plan: Scenario) -> str:
+    """Read the data and make what a run begins with, which refuses what it would; return what stays dense."""
+    from fedprune import data
+    from fedprune.engine.simulation import make_strategy
+    from fedprune.server.check import stays_dense
+
+    def evaluate(*_: object) -> NoReturn:
+        raise AssertionError("nothing is trained here")
+
+    strategy = make_strategy(plan, data.load(plan), evaluate, ())
+    return stays_dense(strategy.module, strategy.options)
 
 
 def _too_small(plan: Scenario) -> str | None:

@@ -7,7 +7,7 @@ What the rest of fedprune uses is here; a user's source needs ``Request``, ``Sou
 from fedprune.data.augmentation import AUGMENTATIONS, augmentations
 from fedprune.data.batches import batches, parts
 from fedprune.data.dataset import ClientData, DataInfo, Examples, FederatedData, LocalData, Rows, Shares
-from fedprune.data.federated import declared, describe, info_of, load, open_shares, read, read_key
+from fedprune.data.federated import at_hand, declared, describe, info_of, load, open_shares, read, read_key
 from fedprune.data.own import load_own
 from fedprune.data.source import Request, Source, SourceOptions
 from fedprune.data.sources import SOURCES
@@ -25,6 +25,7 @@ __all__ = [
     "Shares",
     "Source",
     "SourceOptions",
+    "at_hand",
     "augmentations",
     "batches",
     "declared",

@@ -34,8 +34,9 @@ from fedprune.data.known import KNOWN, numbered
 from fedprune.data.source import Request, Source
 from fedprune.data.sources import SOURCES, Tables, find, hugging_face, open_tables
 from fedprune.data.standard import Standardised, pooled
-from fedprune.errors import DataError
+from fedprune.errors import DataError, FedpruneError
 from fedprune.scenario import DataSpec, Scenario
+from fedprune.wording import one_line
 
 
 def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
@@ -242,15 +243,48 @@ def read(scenario: Scenario) -> Source:
     return _checked(scenario, _found(scenario))
 
 
+def at_hand(scenario: Scenario) -> bool:
+    """Say whether a scenario's data is read on this machine, and not fetched from the Hugging Face hub.
+
+    Raises
+    ------
+    PluginError
+        Where there is no data set of that name.
+    """
+    spec = scenario.data
+    if spec.path is not None:
+        return True
+    known = KNOWN.get(spec.name)
+    from_hub = find(spec.name, None, scenario.directory) is hugging_face
+    return not (from_hub or (known is not None and known.hub) or spec.options.get("hub"))
+
+
 def _found(scenario: Scenario) -> Source:
-    """Return what a scenario's source returns."""
+    """Return what a scenario's source returns, which may be of a user's own."""
     request = _request(scenario)
-    source = find(request.name, request.path, scenario.directory)(request)
+    name = f"data set {request.name!r}"
+    make = find(request.name, request.path, scenario.directory)
+    try:
+        source = make(request)
+    except FedpruneError:
+        raise
+    except Exception as error:  # A user's own may raise anything.
+        if make in (hugging_face, *SOURCES.values()):
+            raise
+        raise DataError(f"{name} raised {one_line(error)}") from error
     if not isinstance(source, Source):
-        raise DataError(
-            f"data set {request.name!r} is a {type(source).__name__}: expected fedprune.data.Source"
-        )
-    return source
+        raise DataError(f"{name} is a {type(source).__name__}: expected fedprune.data.Source")
+    for split, examples in (("train", source.train), ("test", source.test)):
+        if not isinstance(examples, Examples):
+            raise DataError(
+                f"{name}: {split} is a {type(examples).__name__}: expected fedprune.data.Examples"
+            )
+        for what, values in (("inputs", examples.inputs), ("targets", examples.targets)):
+            if not isinstance(getattr(values, "dtype", None), np.dtype):
+                raise DataError(
+                    f"{name}: {split} has {what} as a {type(values).__name__}: expected a NumPy array"
+                )
+    return replace(source, class_names=tuple(map(str, source.class_names)))
 
 
 def _task_name(scenario: Scenario, source: Source) -> str:

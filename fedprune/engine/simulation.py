@@ -31,7 +31,7 @@ from fedprune.results.plugin_copies import warn_of_changes
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
-from fedprune.server.check import resolve, stays_dense
+from fedprune.server.check import check_columns, resolve, stays_dense
 from fedprune.server.columns import from_columns, to_columns
 from fedprune.server.federation import Federation, announce
 from fedprune.server.snapshot import restore, snapshot
@@ -261,9 +261,9 @@ def make_strategy(
         For a model that does not fit the data, or options that do not fit the model.
     """
     task = tasks.build(scenario, data.info)
+    check_columns(task)
     for split, examples in (("train", data.train), ("test", data.test)):
-        if fault := task.fault(examples):
-            raise UserError(f"data set {scenario.data.name!r}: {split} has {fault}")
+        tasks.check_examples(task, examples, f"data set {scenario.data.name!r}: {split}")
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
     federation = Federation(

@@ -31,6 +31,7 @@ from fedprune.scenario.yaml_file import KeyPath
 from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
+from fedprune.tasks import Task
 from fedprune.wording import did_you_mean, known_here, show
 
 _Mistake = tuple[KeyPath, str]
@@ -72,28 +73,32 @@ def _options(strategy: type[PruningStrategy], given: Mapping[str, Any]) -> Pruni
 def check_model(scenario: Scenario) -> str:
     """Refuse a model that cannot be trained or pruned as a scenario asks; return what of it stays dense.
 
-    The model is built. Nothing is checked, and "" returned, where the shape of the data's images is not known
-    yet: the data set may still have to be downloaded.
+    For a scenario whose data set is not at hand, see `fedprune.data.at_hand`. The model is built. Nothing is
+    checked, and "" returned, where the shape of the data's images is not known before it is downloaded.
 
     Raises
     ------
     UserError
         As `fedprune.models.check` does, and where nothing is left to prune.
     """
-    try:
-        info = data.describe(scenario)
-    except UserError:
+    info = data.declared(scenario.data)
+    if info is None:
         return ""
     task = tasks.build(scenario, info)
-    taken = {each.name for each in fields(RoundRecord)}
-    if names := [metric.name for metric in task.metrics if metric.name in taken]:
-        raise UserError(f"metric {names[0]!r} has the name of another column of rounds.jsonl: rename it")
+    check_columns(task)
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         return ""
     return stays_dense(module, _options(strategy, scenario.strategy.options))
+
+
+def check_columns(task: Task) -> None:
+    """Refuse a metric that is called as another column of results."""
+    taken = {each.name for each in fields(RoundRecord)}
+    if names := [metric.name for metric in task.metrics if metric.name in taken]:
+        raise UserError(f"metric {names[0]!r} has the name of another column of rounds.jsonl: rename it")
 
 
 def stays_dense(module: nn.Module, options: PruningStrategy.Options) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from itertools import count
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedprune import models, registry
-from fedprune.data.dataset import DataInfo
+from fedprune.data.batches import batches
+from fedprune.data.dataset import DataInfo, Examples
 from fedprune.data.known import numbered
-from fedprune.errors import PluginError, UserError
+from fedprune.errors import FedpruneError, PluginError, UserError
 from fedprune.scenario import Scenario
 from fedprune.tasks.base import OwnLoss, Task
 from fedprune.tasks.classification import Classification
@@ -24,6 +27,7 @@ from fedprune.tasks.reconstruction import Reconstruction
 from fedprune.tasks.regression import Regression
 from fedprune.tasks.segmentation import Segmentation
 from fedprune.tasks.sequences import NextToken, Tagging
+from fedprune.wording import one_line
 
 LOSSES: Mapping[str, OwnLoss] = {"focal": focal, "huber": huber, "mae": mae}
 
@@ -55,26 +59,61 @@ def check_model(scenario: Scenario, task: Task, module: nn.Module) -> None:
     """Refuse a model that cannot be trained on a task, see `fedprune.models.check`, or a loss of no use."""
     example, _ = task.placeholder(2)
     models.check(module, example, task.output_shape(2), scenario.model.name)
-    if task.own_loss is not None:
-        _check_loss(task, task.own_loss)
+    _check_losses(task)
 
 
-def _check_loss(task: Task, loss: OwnLoss) -> None:
-    """Refuse a loss that does not give a number for each example."""
+def check_examples(task: Task, examples: Examples, where: str) -> None:
+    """Refuse examples from which a task makes no batch that its model takes.
+
+    Parameters
+    ----------
+    task
+        What is learnt.
+    examples
+        As they are stored.
+    where
+        Whose they are, for messages.
+
+    Raises
+    ------
+    UserError
+        For the first fault.
+    """
+    few = np.arange(min(2, len(examples)))
+    try:
+        if fault := task.fault(examples):
+            raise UserError(f"{where} has {fault}")
+        x, _ = next(iter(batches(examples, few, task, len(few))))
+    except FedpruneError:
+        raise
+    except Exception as error:  # Inputs and tasks may be a user's own.
+        raise UserError(f"{where}: task {task.name!r} makes no batch of it: {one_line(error)}") from error
+    inputs = task.info.inputs
+    found, wanted = tuple(x.shape), (len(few), *inputs.shape)
+    if found != wanted or x.dtype != inputs.dtype:
+        raise UserError(
+            f"{where}: {len(few)} examples become inputs of shape {found}, {x.dtype}, and its {inputs.kind} "
+            f"are declared as shape {wanted}, {inputs.dtype}: correct one of them"
+        )
+
+
+def _check_losses(task: Task) -> None:
+    """Refuse a loss that does not give a number for each example; a task's own, too."""
     # So many that no other dimension is of that size: it could be broadcast, or taken for them.
     examples = next(number for number in count(2) if number not in task.output_shape(1)[1:])
-    outputs, (_, targets) = torch.zeros(task.output_shape(examples)), task.placeholder(examples)
-    name, wanted = task.options.loss, "expected a tensor (B,), the loss of each example"
+    outputs, (inputs, targets) = torch.zeros(task.output_shape(examples)), task.placeholder(examples)
+    own, wanted = task.own_loss, "expected a tensor (B,), the loss of each example"
+    name = f"the loss of task {task.name!r}" if own is None else f"loss {task.options.loss!r}"
     try:
-        found = loss(outputs, targets)
+        found = task.losses(outputs, targets, inputs) if own is None else own(outputs, targets)
     except Exception as error:  # whatever a user's own raises
         raise UserError(
-            f"loss {name!r} does not take outputs of shape {tuple(outputs.shape)} and targets of shape "
-            f"{tuple(targets.shape)}, of task {task.name!r}: {type(error).__name__}: {error}"
+            f"{name} does not take outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(targets.shape)}{f', of task {task.name!r}' if own else ''}: {one_line(error)}"
         ) from error
     if not isinstance(found, Tensor) or found.shape != (examples,):
         made = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"loss {name!r} makes {made} of {examples} examples: {wanted}")
+        raise UserError(f"{name} makes {made} of {examples} examples: {wanted}")
 
 
 def build(scenario: Scenario, info: DataInfo) -> Task:
@@ -107,11 +146,22 @@ def build(scenario: Scenario, info: DataInfo) -> Task:
     asked = [named(each, task, scenario.directory) for each in scenario.evaluation.metrics]
     if not all(isinstance(metric, Metric) for metric in task.metrics):
         raise PluginError(f"task {name!r}: headline and others must return fedprune.tasks.Metric")
-    by_name: dict[str, Metric] = {}
-    for metric in (*task.metrics, *asked):
-        by_name.setdefault(metric.name, metric)
-    task.metrics = tuple(by_name.values())
+    task.metrics = _once((*task.metrics, *asked))
     return task
+
+
+def _once(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """Return each metric once; refuse names that are no column's, or that two different metrics have."""
+    by_name: dict[str, Metric] = {}
+    for metric in metrics:
+        if not re.fullmatch(r"\w[\w-]*", metric.name):
+            raise PluginError(
+                f"metric {metric.name!r}: a name is a column of results, letters, digits, _ and - alone: "
+                "rename it"
+            )
+        if type(by_name.setdefault(metric.name, metric)) is not type(metric):
+            raise PluginError(f"two different metrics are called {metric.name!r}: rename one of your own")
+    return tuple(by_name.values())
 
 
 def _check_targets(task: Task) -> None:

@@ -22,7 +22,7 @@ from fedprune.data.inputs import Numbers, Pixels, Tokens
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario
 from fedprune.tasks import TASKS as BUILT_IN
-from fedprune.tasks import Classification, Metric, Task, build, check_model
+from fedprune.tasks import Accuracy, Classification, Metric, Task, build, check_model
 from fedprune.tasks.multilabel import MultiLabel
 from fedprune.tasks.reconstruction import Reconstruction
 from fedprune.tasks.regression import Regression
@@ -475,6 +475,49 @@ def test_metrics_and_tasks_that_are_incomplete_are_refused():
         build(scenario("classification", "fedavg", evaluation__metrics=[f"{here}:whole"]), data)
     with pytest.raises(UserError, match="has no headline"):
         build(scenario("classification", "fedavg", task={"name": f"{here}:Headless"}), data)
+
+
+class Scalar(Task):
+    """A loss that is the mean already: examples could not be told apart."""
+
+    def losses(self, outputs, targets, inputs):
+        return functional.cross_entropy(outputs, targets)
+
+    def headline(self):
+        return Accuracy()
+
+
+def test_a_tasks_own_loss_must_be_that_of_each_example():
+    asked = scenario("classification", "fedavg", task={"name": f"{Path(__file__)}:Scalar"})
+    task = build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
+    with pytest.raises(UserError, match=r"the loss of task '.*:Scalar' makes shape \(\) of 3 examples"):
+        check_model(asked, task, nn.Linear(4, 2))
+
+
+class Spaced(Nameless):
+    name = "my metric"
+
+
+class Slashed(Nameless):
+    name = "top/1"
+
+
+class Masked(Nameless):
+    name = "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Spaced", "'my metric': a name is a column"),
+        ("Slashed", "'top/1': a name is a column"),
+        ("Masked", "two different metrics are called 'accuracy'"),
+    ],
+)
+def test_a_metric_is_called_as_no_other_and_as_a_column_can_be(kind, said):
+    asked = scenario("classification", "fedavg", evaluation__metrics=[f"{Path(__file__)}:{kind}"])
+    with pytest.raises(UserError, match=said):
+        build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
 
 
 def test_a_metric_asked_for_twice_is_measured_once():
