@@ -1,14 +1,12 @@
 """Sounds: clips out of WAV and FLAC files or a column of a table, and their log-mel spectrograms.
 
-A clip is stored as int16 samples, cut or filled up with silence to one length; its spectrogram is computed
-batch by batch. 16-bit WAV files are read by Python itself, others by soundfile, which the extra
-``fedprune[audio]`` installs. Nothing is resampled.
+A clip is stored as int16 samples at one rate, cut or filled up with silence to one length; its spectrogram is
+computed batch by batch. Not for decoding files: see ``sounds``.
 """
 
 from __future__ import annotations
 
-import io
-import wave
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,9 +23,12 @@ from fedprune.data import columns
 from fedprune.data.dataset import Examples
 from fedprune.data.inputs import Inputs
 from fedprune.data.partition import choose, split_without_test
+from fedprune.data.sounds import decode, resampled
 from fedprune.data.source import Request, Source, SourceOptions
 from fedprune.errors import DataError
 from fedprune.wording import did_you_mean
+
+_logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -143,6 +144,12 @@ class AudioOptions(SourceOptions):
 class FileOptions(AudioOptions):
     """What ``data.options`` may say of files with sounds."""
 
+    rate: int | None = Field(
+        default=None,
+        ge=100,
+        le=400_000,
+        description="Samples a second to which all are resampled; by default those of the first sound.",
+    )
     classes: tuple[str, ...] = Field(default=(), description="Those to tell apart; all by default.")
     others: str | None = Field(
         default=None, description="Name of a class of all others; by default those are left out."
@@ -187,14 +194,12 @@ def audio(request: Request) -> Source:
             kept, (request.train_examples, request.test_examples), ("train", "test"), strict=True
         )
     ]
-    _, rate = decode(chosen[0][0].read(), chosen[0][0].name)
+    # The first of all: which are chosen is for the seed.
+    rate = options.rate or decode(kept[0][0].read(), kept[0][0].name).rate
     samples = round(options.seconds * rate)
     train_part, test_part = (
-        Examples(
-            _clips(clips, samples, rate),
-            np.array([_label(clip.label, names, options) for clip in clips], dtype=np.int64),
-        )
-        for clips in chosen
+        Examples(sounds, np.array([_label(clip.label, names, options) for clip in clips], dtype=np.int64))
+        for sounds, clips in zip(_decoded(chosen, samples, rate, bool(options.rate)), chosen, strict=True)
     )
     clients = np.array([clip.client for clip in chosen[0]], dtype=np.str_)
     return Source(
@@ -295,59 +300,41 @@ def _holds_sounds(kind: Any) -> bool:
     return bool(types.is_struct(kind)) and "bytes" in {kind.field(n).name for n in range(kind.num_fields)}
 
 
-def _clips(clips: Sequence[_Clip], samples: int, rate: int) -> NDArray[np.int16]:
-    """Decode clips, each cut or filled up with silence to so many samples."""
-    decoded = np.zeros((len(clips), samples), dtype=np.int16)
-    for number, clip in enumerate(clips):
-        sound, found = decode(clip.read(), clip.name)
-        if found != rate:
-            raise DataError(
-                f"{clip.name} has {found} samples a second, and the first sound {rate}: resample all to one "
-                "rate before, for instance with sox or ffmpeg"
-            )
-        decoded[number, : len(sound)] = sound[:samples]
-    return decoded
+def _decoded(
+    splits: Sequence[Sequence[_Clip]], samples: int, rate: int, asked: bool
+) -> list[NDArray[np.int16]]:
+    """Decode the clips of each split, at one rate, each cut or filled up with silence to so many samples.
 
-
-def decode(data: bytes, what: str) -> tuple[NDArray[np.int16], int]:
-    """Return a sound as int16 (samples,), the mean of its channels, and its samples a second.
-
-    Parameters
-    ----------
-    data
-        A WAV file of 16 bits, or what soundfile reads.
-    what
-        Its name, for messages.
-
-    Raises
-    ------
-    DataError
-        Where it can't be read, or soundfile is needed and not installed.
+    Said once is how many were cut off in their files and, unless the rate was asked for, resampled.
     """
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            if file.getsampwidth() == 2:
-                frames = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-                return _mono(frames.reshape(-1, file.getnchannels())), file.getframerate()
-    except (wave.Error, EOFError, ValueError):
-        pass  # Not of that form: soundfile knows more of them.
-    try:
-        import soundfile
-    except ImportError as error:
-        raise DataError(
-            f'{what} is no WAV file of 16 bits, and others need soundfile: pip install "fedprune[audio]"'
-        ) from error
-    try:
-        values, rate = soundfile.read(io.BytesIO(data), dtype="float64", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise DataError(f"{what} can't be read as a sound ({error}): repair it or take it out") from error
-    whole = np.clip(np.rint(values * 32768), -32768, 32767).astype(np.int16)
-    return _mono(whole), int(rate)
+    arrays = [np.zeros((len(clips), samples), dtype=np.int16) for clips in splits]
+    empty, cut_off, others = [], [], []
+    for array, clips in zip(arrays, splits, strict=True):
+        for row, clip in zip(array, clips, strict=True):
+            sound = decode(clip.read(), clip.name)
+            if not len(sound.samples):
+                empty.append(clip.name)
+            if not sound.whole:
+                cut_off.append(clip.name)
+            if sound.rate != rate:
+                others.append(clip.name)
+            found = resampled(sound.samples, sound.rate, rate)
+            row[: len(found)] = found[:samples]
+    if empty:
+        raise DataError(f"sounds that hold no sample: {_listed_few(empty)}: take them out")
+    if cut_off:
+        _logger.warning(
+            "sounds that end before their files say so, the rest is silence: %s", _listed_few(cut_off)
+        )
+    if others and not asked:
+        _logger.warning(
+            "sounds of another rate than the first, resampled to %d a second (data.options.rate): %s",
+            rate,
+            _listed_few(others),
+        )
+    return arrays
 
 
-def _mono(frames: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Return the mean of the channels of (samples, channels)."""
-    if frames.shape[1] == 1:
-        return frames[:, 0].astype(np.int16)
-    mean: NDArray[np.int16] = np.rint(frames.mean(axis=1)).astype(np.int16)
-    return mean
+def _listed_few(names: Sequence[str]) -> str:
+    """Return how many names there are, and the first."""
+    return f"{len(names)}, {names[0]}{' and others' if len(names) > 1 else ''}"

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import wave
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from fedprune.data import SOURCES, Request, Source
-from fedprune.data.audio import AudioOptions, Waveforms, decode, mel_filters
+from fedprune.data.audio import AudioOptions, Waveforms, mel_filters
+from fedprune.data.sounds import decode, resampled
 from fedprune.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -117,22 +119,19 @@ def test_other_formats_hold_the_same_samples() -> None:
     for form, subtype in (("FLAC", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "PCM_16")):
         held = io.BytesIO()
         soundfile.write(held, sound / 32768, RATE, format=form, subtype=subtype)
-        found, rate = decode(held.getvalue(), form)
-        assert rate == RATE
-        np.testing.assert_array_equal(found, sound[:, 0])
+        found = decode(held.getvalue(), form)
+        assert found.rate == RATE
+        np.testing.assert_array_equal(found.samples, sound[:, 0])
 
 
 def test_channels_become_their_mean() -> None:
     sound = samples(channels=2)
-    found, _ = decode(wav(sound), "stereo")
-    np.testing.assert_array_equal(found, np.rint(sound.astype(float).mean(1)))
+    found = decode(wav(sound), "stereo")
+    np.testing.assert_array_equal(found.samples, np.rint(sound.astype(float).mean(1)))
 
 
 def test_what_cannot_be_read_is_explained(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a": ["1.wav", "2.wav", "3.wav"], "b": [f"{n}.wav" for n in range(9)]})
-    lay_out(tmp_path, {"c": ["1.wav"]}, rate=RATE * 2)
-    with pytest.raises(DataError, match=r"c/1.wav has 16000 samples a second.*resample"):
-        read(tmp_path, classes=["a", "c"])
     with pytest.raises(DataError, match="some bands would have no line"):
         read(tmp_path, classes=["b"], mels=200)
     with pytest.raises(DataError, match="a window must have 2 samples or more"):
@@ -144,6 +143,63 @@ def test_what_cannot_be_read_is_explained(tmp_path: Path) -> None:
         read(tmp_path / "a")
     with pytest.raises(DataError, match="does not exist"):
         read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "rates", [(8000, 16_000), (44_100, 16_000), (16_000, 11_025), (48_000, 8000), (7, 5)]
+)
+def test_resampling_is_that_of_scipy(rates: tuple[int, int]) -> None:
+    signal = pytest.importorskip("scipy.signal")
+    common = math.gcd(*rates)
+    up, down = rates[1] // common, rates[0] // common
+    for count in (1, 2, 50, 3001):
+        sound = samples(count)[:, 0]
+        expected = signal.resample_poly(sound.astype(np.float64), up, down)
+        found = resampled(sound, *rates)
+        assert found.shape == expected.shape
+        assert np.abs(found - np.clip(expected, -32768, 32767)).max() <= 0.5 + 1e-6
+
+
+def test_other_rates_become_one_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lay_out(tmp_path, {"a": ["1.wav", "2.wav", "3.wav"]})
+    twice = lay_out(tmp_path, {"b": ["1.wav", "2.wav", "3.wav"]}, rate=RATE * 2)
+    made = read(tmp_path)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(
+        r"sounds of another rate than the first, resampled to 8000 .*: 3, b/.\.wav and others", said
+    )
+    assert made.inputs is not None
+    assert made.inputs.settings()["rate"] == RATE
+    everything = np.concatenate([made.train.inputs, made.test.inputs])
+    for sound in twice.values():
+        expected = fitted(resampled(sound, RATE * 2, RATE), RATE // 2)
+        assert (everything == expected).all(axis=1).any()
+    caplog.clear()
+    asked = read(tmp_path, rate=RATE * 2)
+    assert not caplog.records
+    assert asked.train.inputs.shape[1] == RATE
+
+
+def test_sounds_that_were_cut_off_are_said_and_empty_ones_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = lay_out(tmp_path, {"a": [f"{n}.wav" for n in range(6)], "b": [f"{n}.wav" for n in range(6)]})
+    whole = (tmp_path / "a" / "1.wav").read_bytes()
+    (tmp_path / "a" / "1.wav").write_bytes(whole[: 44 + 801])  # 400 samples, and half a one
+    # As a program leaves it that wrote to a pipe: its length is not known.
+    piped = (tmp_path / "b" / "2.wav").read_bytes()
+    (tmp_path / "b" / "2.wav").write_bytes(piped[:40] + b"\xff\xff\xff\xff" + piped[44:])
+    made = read(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sounds that end before their files say so, the rest is silence: 1, a/1.wav"
+    ]
+    everything = np.concatenate([made.train.inputs, made.test.inputs])
+    assert (everything == fitted(kept["a/1.wav"][:400], RATE // 2)).all(axis=1).any()
+    (tmp_path / "b" / "3.wav").write_bytes(wav(samples(0)))
+    with pytest.raises(DataError, match=r"hold no sample: 1, b/3\.wav: take them out"):
+        read(tmp_path)
 
 
 def direct(sound: np.ndarray, rate: int, window: int, hop: int, mels: int) -> np.ndarray:
