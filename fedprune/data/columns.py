@@ -103,6 +103,9 @@ def _file(path: Path) -> Any:
     try:
         if path.suffix == ".parquet":
             return parquet.read_table(path, use_threads=False)
+        with path.open("rb") as file:
+            if b"\0" in file.read(4096):  # Every other byte of English in UTF-16 is one.
+                raise DataError(f"data.path {path} is not UTF-8 text, maybe UTF-16: convert it before")
         # In one block: a column's type is then told by all of its values, not by those of the first megabyte.
         whole = csv.ReadOptions(use_threads=False, block_size=max(1, path.stat().st_size))
         empty = csv.ConvertOptions(strings_can_be_null=True)

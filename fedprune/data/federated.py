@@ -5,6 +5,7 @@ Not for how any of that is done: ``sources`` reads and ``partition`` divides.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedprune import seeds
+from fedprune import registry, seeds
 from fedprune.data import augmentation, labels, partition
 from fedprune.data.batches import signed
 from fedprune.data.client_shift import ClientShift
@@ -38,6 +39,8 @@ from fedprune.errors import DataError, FedpruneError
 from fedprune.scenario import DataSpec, Scenario
 from fedprune.wording import one_line
 
+_logger = logging.getLogger(__name__)
+
 
 def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     """Return the data of a scenario; the division depends on its seed and settings alone.
@@ -58,6 +61,7 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     info = info_of(scenario, source)
     _check_declared(scenario.data, info)
     info = _with_counts(info, source.train.targets)
+    _warn_of_one_class(info, _task_name(scenario, source))
     server, train, test = _divide(scenario, source.train.targets, source.clients)
     if isinstance(info.inputs, Standardised):
         info = replace(info, inputs=pooled(info.inputs, source.train.inputs, train))
@@ -191,6 +195,17 @@ def _with_counts(info: DataInfo, targets: NDArray[Any]) -> DataInfo:
     return replace(info, label_counts=tuple(np.bincount(targets, minlength=info.classes).tolist()))
 
 
+def _warn_of_one_class(info: DataInfo, task: str) -> None:
+    """Say where there is nothing to tell apart."""
+    found = [name for name, count in zip(info.class_names, info.label_counts, strict=False) if count]
+    if task == "classification" and len(found) == 1:
+        _logger.warning(
+            "all training examples of data set %r are of class %r: there is nothing to tell apart",
+            info.name,
+            found[0],
+        )
+
+
 def info_of(scenario: Scenario, source: Source) -> DataInfo:
     """Return what is known of a scenario's data, which has been read."""
     inputs = source.train.inputs
@@ -211,7 +226,16 @@ def _request(scenario: Scenario) -> Request:
         options=spec.options,
         form=form_of(spec),
         lazy=spec.lazy,
+        numbers=_numbers_wanted(scenario),
     )
+
+
+def _numbers_wanted(scenario: Scenario) -> bool:
+    """Say whether the scenario's task predicts numbers; the data set's own task is for its source."""
+    if scenario.task is None:
+        return False
+    kind = registry.load("task", scenario.task.name, scenario.directory)
+    return getattr(kind, "answers", None) == "numbers"
 
 
 def form_of(spec: DataSpec) -> Form:
@@ -370,7 +394,7 @@ def _fault(examples: Examples, source: Source) -> str | None:
     if not classes or targets.ndim > 1:
         return None  # What else targets may be, the task says.
     if targets.dtype != np.int64:
-        return f"{targets.dtype} labels of shape {targets.shape} for {len(inputs)} images: expected int64"
+        return f"{targets.dtype} labels of shape {targets.shape} for {len(inputs)} examples: expected int64"
     if targets.min() < 0 or targets.max() >= classes:
         return f"labels from {targets.min()} to {targets.max()}: expected 0 to {classes - 1}"
     return None

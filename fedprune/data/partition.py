@@ -45,7 +45,7 @@ def choose(candidates: Indices, wanted: int | None, seed: int, split: str) -> In
         return np.sort(candidates)
     if wanted > len(candidates):
         raise DataError(
-            f"data.{split}_examples is {wanted}: there are no more than {len(candidates)} {split} images"
+            f"data.{split}_examples is {wanted}: there are no more than {len(candidates)} {split} examples"
         )
     return np.sort(seeds.numpy_generator(seed, f"{split} examples").choice(candidates, wanted, replace=False))
 
@@ -174,7 +174,7 @@ def by_owner(
 def _warn(shares: Shares, examples: int, smallest: int, scheme: str) -> None:
     """Log what a division leaves out, and which clients it leaves with little."""
     if left_out := examples - len(shares.indices):
-        _logger.warning("the %s partition leaves out %d of %d images", scheme, left_out, examples)
+        _logger.warning("the %s partition leaves out %d of %d examples", scheme, left_out, examples)
     if few := int(np.sum(shares.sizes < smallest)):
         _logger.warning(
             "the %s partition gives %d of %d clients fewer than %d examples, one batch and its held-out "
@@ -204,7 +204,7 @@ def _draw(labels: Indices, numbers: Indices, clients: int, spec: PartitionSpec, 
     if parts is None:
         settings = spec.model_dump(exclude={"scheme", "min_examples"})
         raise DataError(
-            f"the {spec.scheme} partition can't divide {len(labels)} training images of "
+            f"the {spec.scheme} partition can't divide {len(labels)} training examples of "
             f"{len(np.unique(labels))} classes over {clients} clients with "
             f"{', '.join(f'{key} {value}' for key, value in settings.items())}: take "
             f"{' or '.join(f'a smaller partition.{key}' for key in settings)} or fewer clients"

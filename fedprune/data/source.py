@@ -54,6 +54,8 @@ class Request:
         What images are to be made; whole arrays may come as they are.
     lazy
         Whether inputs are to be read when they are asked for, where that can be; see `fedprune.data.Rows`.
+    numbers
+        Whether targets are to be numbers, as they are, and no classes.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     form: Form = AS_FOUND
     lazy: bool = False
+    numbers: bool = False
 
     def read_options(self, kind: type[_Options]) -> _Options:
         """Return the options, checked.

@@ -171,7 +171,7 @@ class Tables:
     image_column, label_column
         Names of the columns.
     train_labels
-        int64, by image.
+        int64, by image; float32 (N,) or (N, D) where they are numbers and no classes.
     class_names, mean, std
         As in `Source`.
     form
@@ -189,7 +189,7 @@ class Tables:
     test: Any
     image_column: str
     label_column: str
-    train_labels: Indices
+    train_labels: NDArray[Any]
     class_names: tuple[str, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -207,7 +207,7 @@ class Tables:
             train, test = tables.all_pixels((self.train, self.test), self.image_column, self.form)
         return Source(
             Examples(train, self.train_labels),
-            Examples(test, tables.class_numbers(self.test, self.label_column, self.class_names)),
+            Examples(test, _labels(self.test, self.label_column, self.class_names)),
             self.class_names,
             self.mean,
             self.std,
@@ -258,9 +258,14 @@ def _open(request: Request, known: Known | None) -> Tables:
     train, test = tables.read(request.name, hub or request.name, request.path)
     image = tables.image_column(train, request.image_column, usual_image)
     label = tables.label_column(train, request.label_column, usual_label)
-    names = tables.class_names(train, test, label)
+    names = () if request.numbers else tables.class_names(train, test, label)
     train = train.select(choose(np.arange(len(train)), request.train_examples, request.seed, "train"))
     test = test.select(choose(np.arange(len(test)), request.test_examples, request.seed, "test"))
-    numbers = tables.class_numbers(train, label, names)
+    numbers = _labels(train, label, names)
     clients = None if request.client_column is None else tables.owners(train, request.client_column)
     return Tables(train, test, image, label, numbers, names, mean, std, request.form, clients, request.lazy)
+
+
+def _labels(table: Any, column: str, names: tuple[str, ...]) -> NDArray[Any]:
+    """Return class numbers; without classes the numbers that a column holds."""
+    return tables.class_numbers(table, column, names) if names else tables.numbers(table, column)

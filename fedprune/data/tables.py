@@ -332,6 +332,26 @@ def class_numbers(table: Any, column: str, names: Sequence[str]) -> NDArray[np.i
     return labels.numbers(labels.flat(values, where), names, where)
 
 
+def numbers(table: Any, column: str) -> NDArray[np.float32]:
+    """Return numbers to predict, float32 (N,) or, of lists of equal length, (N, D).
+
+    Raises
+    ------
+    DataError
+        Where the column holds something else, or an image has none.
+    """
+    where = f"{_where(column)} of numbers to predict"
+    if hasattr(table.features[column], "names"):
+        raise DataError(f"{where}: holds classes; for these, leave out task, or name another one")
+    values = table[column][:]
+    if missing := sum(value is None for value in values):
+        raise DataError(f"{where}: {missing} images have none: leave them out")
+    try:
+        return np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: holds {table.features[column]}") from error
+
+
 def pixels(table: Any, column: str, shape: tuple[int, int, int], bits: int, form: Form) -> NDArray[Any]:
     """Decode a column to (N, C, H, W) of ``shape``, uint8 or uint16 by its bits.
 

@@ -286,3 +286,23 @@ def test_declarations_survive_being_written(scenario: Make) -> None:
         plan = scenario({"classes": classes, "input_shape": [3, 4, 5]})
         again = Scenario.from_mapping(plan.model_dump(mode="json"))
         assert again.data == plan.data
+
+
+def test_data_of_one_class_is_said_once(
+    scenario: Callable[..., Scenario], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        """
+import numpy as np
+from fedprune import Examples, Source
+
+def made(request):
+    few = Examples(np.zeros((40, 1, 8, 8), np.uint8), np.ones(40, np.int64))
+    return Source(few, few, ("cat", "dog"))
+"""
+    )
+    load(scenario({"name": "./mine.py:made"}, directory=tmp_path))
+    assert [text for text in caplog.messages if "class" in text] == [
+        f"all training examples of data set '{tmp_path}/mine.py:made' are of class 'dog': there is nothing "
+        "to tell apart"
+    ]

@@ -39,7 +39,7 @@ def test_of_more_owners_some_are_drawn_by_the_seed(caplog: pytest.LogCaptureFixt
     kept = [owners[first.of(number)] for number in range(4)]
     assert all(len(set(each)) == 1 for each in kept)
     assert [each[0] for each in kept] == sorted(each[0] for each in kept)
-    assert caplog.messages[0] == "the natural partition leaves out 30 of 50 images"
+    assert caplog.messages[0] == "the natural partition leaves out 30 of 50 examples"
 
 
 def test_fewer_owners_than_clients_are_refused() -> None:

@@ -196,7 +196,7 @@ def test_images_that_are_left_out_are_counted_in_one_warning(
         divide(3, **spec)
         divide(4, scheme="shard", shards_per_client=5)  # 5,000 images in 20 shards: nothing to warn of
     scheme = spec["scheme"]
-    assert caplog.messages == [f"the {scheme} partition leaves out {left_out} of 5000 images"]
+    assert caplog.messages == [f"the {scheme} partition leaves out {left_out} of 5000 examples"]
     assert capfd.readouterr().err == ""
 
 
@@ -209,7 +209,7 @@ def test_images_that_are_left_out_are_counted_in_one_warning(
             20,
             1,
             {"scheme": "pathological", "classes_per_client": 11},
-            "5000 training images of 10 classes over 20 clients with classes_per_client 11: take a smaller",
+            "5000 training examples of 10 classes over 20 clients with classes_per_client 11: take a smaller",
         ),
         (
             4000,

@@ -1,5 +1,6 @@
 """Pictures of any size, of 1 or 3 channels, of 8 or 16 bits: what they become, here and on a device."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fedprune.data.batches import batches
 from fedprune.data.decoding import Form
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
-from fedprune.tasks import build
+from fedprune.tasks import build, check_examples
 
 PIL = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.usefixtures("no_cache_left")
@@ -210,3 +211,34 @@ def test_values_that_are_no_pixels_are_refused(folder: Callable[..., Path], scen
 def test_only_images_are_resized(scenario: Make) -> None:
     with pytest.raises(DataError, match=r"has columns: data\.resize"):
         load(scenario({"name": "breast_cancer", "resize": [8, 8]}))
+
+
+@pytest.mark.parametrize("values", [None, 2])
+def test_numbers_of_pictures_are_predicted_as_they_are(
+    values: int | None, tmp_path: Path, scenario: Make
+) -> None:
+    """Of 64 pictures in a table, one number each or a list of them; ``values`` is the list's length."""
+    pd = pytest.importorskip("pandas")
+
+    def row(number: int) -> dict[str, Any]:
+        held = io.BytesIO()
+        drawn(8, 8, "L").save(held, "PNG")
+        target = number / 8 if values is None else [number / 8, -number]
+        return {"picture": {"bytes": held.getvalue(), "path": None}, "label": target}
+
+    pd.DataFrame([row(number) for number in range(64)]).to_parquet(tmp_path / "table.parquet")
+    plan = scenario({"name": "mine", "path": str(tmp_path / "table.parquet"), "partition": {"scheme": "iid"}})
+    with pytest.raises(DataError, match="task: regression" if values is None else "task: multilabel"):
+        load(plan)
+    asked = plan.override(task={"name": "regression", **({} if values is None else {"values": values})})
+    data, opened = load(asked), open_shares(asked)
+    assert data.info.class_names == ()
+    task = build(asked, data.info)
+    check_examples(task, data.train, "train")
+    everything = np.concatenate([data.train.targets, data.test.targets])
+    numbers = np.arange(64, dtype=np.float32)
+    expected = numbers / 8 if values is None else np.stack([numbers / 8, -numbers], axis=1)
+    np.testing.assert_array_equal(np.sort(everything, axis=0), np.sort(expected, axis=0))
+    for number in range(asked.clients.count):
+        one, other = data.client(number), opened.client(number)
+        np.testing.assert_array_equal(one.examples.targets[one.train], other.examples.targets[other.train])

@@ -52,6 +52,13 @@ def test_columns_are_numbers_and_one_hot_categories(tmp_path: Path) -> None:
     assert rows[2].tolist() == [0, 1500, 0, 0, 0, 1]  # a missing number is the mean
 
 
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le"])
+def test_utf_16_is_refused_in_a_sentence(coding: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(TABLE, encoding=coding)
+    with pytest.raises(DataError, match=r"train\.csv is not UTF-8 text, maybe UTF-16: convert it before"):
+        source(tmp_path)
+
+
 def test_missing_numbers_can_be_flagged(tmp_path: Path) -> None:
     made = source(tables(tmp_path), target="urban", numeric=["age"], categorical=[], missing="flag")
     rows = made.inputs.tensor(torch.from_numpy(made.train.inputs))
