@@ -153,7 +153,7 @@ class Sparse(Client):
         if masks != task.masks:
             codec = self.site.codec(masks)
             model = self.model(masks, codec)
-            model.load(codec.flatten(self.site.initial))
+            model.load(codec.flatten(self.site.travelling.select(self.site.initial)))
         fit = self.fit_in(task, model)
         return replace(fit, flops=self.site.cost.forward_flops(task.masks, len(self.data.test)))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,7 @@ from fedprune.errors import (
 )
 from fedprune.protocol.client_masks import with_own_masks
 from fedprune.protocol.faults import Fault
+from fedprune.protocol.frozen import RECORD, read_frozen, version_of
 from fedprune.protocol.messages import arrays_of, config_of, payload, text, whole
 from fedprune.protocol.scores import PERSONAL, score_entries
 from fedprune.protocol.training_step import proximal_mu, training_step
@@ -52,7 +53,7 @@ from fedprune.wire import (
 
 
 class UnknownMaskError(TaskRefusedError):
-    """The client does not hold the mask that the message names; the server must send it again."""
+    """The client does not hold the mask, or frozen values, of the message: they must be sent again."""
 
     fault = Fault.UNKNOWN_MASK
 
@@ -123,6 +124,8 @@ class Client(ABC):
         self.data: ClientData = site.data.client(number)
         #: Examples that go through the model at once in a training step.
         self.batch = self.whole_batch
+        #: The frozen part of the model, by name, as the message at hand has it.
+        self.frozen: Mapping[str, Tensor] = {}
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
@@ -333,6 +336,7 @@ class Client(ABC):
         """Agree on the mask, decode the values and load them into the model."""
         config, arrays = config_of(content), arrays_of(content)
         check_codec(config)
+        self.frozen = self._frozen_of(content, config, state)
         masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
         codec = self.codec_of(config, masks)
         values = codec.decode(arrays)
@@ -343,7 +347,7 @@ class Client(ABC):
     def model(self, masks: Masks, codec: Codec) -> LocalModel:
         """Return the model under masks, whose values travel by a codec, as this client executes it."""
         found = self.site.sparse(masks) if self.executes_sparse else None
-        return found or LocalModel(self.site.module, codec, masks)
+        return replace(found or LocalModel(self.site.module, codec, masks), frozen=self.frozen)
 
     def codec_of(self, config: ConfigRecord, masks: Masks) -> Codec:
         """Return how the state travels that is sent with a config, under masks."""
@@ -388,6 +392,33 @@ class Client(ABC):
         if held is None or have != version:
             raise UnknownMaskError(f"client {self.number} holds mask {have}, the message names {version}")
         return self.site.masks(payload(held, "payload"), version)
+
+    def _frozen_of(
+        self, content: RecordDict, config: ConfigRecord, state: RecordDict
+    ) -> Mapping[str, Tensor]:
+        """Return the frozen values that a message names: those just sent, or those kept; never any others.
+
+        Clients that a process simulates keep the version alone: the process has the values.
+        """
+        version, own = version_of(config), self.site.frozen_state
+        if not version:
+            return {}
+        sent = read_frozen(content, self.site.once)
+        if sent is not None:
+            state["frozen-version"] = ConfigRecord({"version": version})
+            if own is None:
+                state[RECORD] = content.array_records[RECORD]
+        held = state.config_records.get("frozen-version")
+        have = text(held, "version") if held is not None else "none"
+        if have != version:
+            raise UnknownMaskError(
+                f"client {self.number} holds frozen values {have}, the message names {version}"
+            )
+        if own is not None:
+            return own
+        found = sent if sent is not None else read_frozen(state, self.site.once)
+        assert found is not None
+        return found
 
     @staticmethod
     def _hold(masks: Masks, state: RecordDict, encoded: bytes | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from fedprune.costs.flops import ModelCost
 from fedprune.data import LocalData
 from fedprune.protocol.supermasks import FrozenNetwork, Supermasks
 from fedprune.scenario import Scenario
+from fedprune.sparsity.frozen import frozen_names
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Task
 from fedprune.training.execution import LocalModel, rule_of, sparse_model, why_not_sparse, without_values
@@ -42,6 +43,8 @@ class Site:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     #: What the device of this process is, where a scenario does not say it.
     profile: DeviceProfile | None = None
+    #: The frozen part of the clients' model, where this process simulates clients: none keeps a copy.
+    frozen_state: Mapping[str, Tensor] | None = None
 
     def profile_of(self, number: int) -> DeviceProfile:
         """Return the device of a client."""
@@ -105,6 +108,16 @@ class Site:
         return Layout.of(self._outline[0])
 
     @cached_property
+    def once(self) -> Layout:
+        """What of the state is frozen, and travels once."""
+        return self.layout.only(frozen_names(self._outline[0]))
+
+    @cached_property
+    def travelling(self) -> Layout:
+        """What of the state travels in every round."""
+        return self.layout.without(self.once.shapes)
+
+    @cached_property
     def profiles(self) -> list[DeviceProfile]:
         """The device that the scenario gives each client, by client number."""
         clients = self.scenario.clients
@@ -141,7 +154,7 @@ class Site:
 
         @lru_cache(maxsize=8)
         def make(masks: Masks) -> StateCodec:
-            return StateCodec(self.layout, masks, self.scenario.wire.values)
+            return StateCodec(self.travelling, masks, self.scenario.wire.values)
 
         return make
 

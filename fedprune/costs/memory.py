@@ -24,6 +24,7 @@ from fedprune.costs.flops import ModelCost, ParameterCost
 from fedprune.costs.step import forward_loss, in_single_products, leaves_no_trace
 from fedprune.sparsity.activations import sparse_activations
 from fedprune.sparsity.execution import KernelIndex, SparseConv2d
+from fedprune.sparsity.frozen import training_mode
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Task
 
@@ -154,7 +155,7 @@ def executed_memory(model: nn.Module, task: Task, batch: int, *, slots: int = 0)
     """
     parameters = list(model.parameters())
     gradients = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
-    step = _traced(model.train(), task, batch)
+    step = _traced(training_mode(model), task, batch)
     return MemoryBreakdown(
         weights=sum(parameter.nbytes for parameter in parameters) + index_bytes(model),
         gradients=gradients,
@@ -250,7 +251,7 @@ class StepTensors:
 def step_tensors(cost: ModelCost, batch: int, activation_density: float = 1.0) -> StepTensors:
     """Return the bytes of the tensors that one training step on ``batch`` examples makes."""
     with in_single_products(cost.skeleton):
-        return _traced(cost.skeleton.train(), cost.task, batch, activation_density)
+        return _traced(training_mode(cost.skeleton), cost.task, batch, activation_density)
 
 
 def _traced(model: nn.Module, task: Task, batch: int, activation_density: float = 1.0) -> StepTensors:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fedprune.sparsity.frozen import training_mode
 from fedprune.tasks import Task
 
 T = TypeVar("T")
@@ -88,4 +89,4 @@ def _copy_to(module: nn.Module, device: str) -> nn.Module:
             for parameter in module.parameters()
         }
         tensors |= {id(buffer): buffer.detach().to(device, copy=True) for buffer in module.buffers()}
-        return copy.deepcopy(module, tensors).train()
+        return training_mode(copy.deepcopy(module, tensors))

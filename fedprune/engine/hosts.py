@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fedprune import data as datasets
 from fedprune.client.app import FederatedClientApp
@@ -33,11 +35,17 @@ class Host(Protocol):
         """Return the data of a scenario."""
 
     def grid(
-        self, scenario: Scenario, data: FederatedData, largest: int, listeners: Sequence[Listener]
+        self,
+        scenario: Scenario,
+        data: FederatedData,
+        largest: int,
+        listeners: Sequence[Listener],
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Return a context manager of the grid of the scenario's clients.
 
-        ``largest`` is the most bytes of a reply; ``listeners`` are told what is being started.
+        ``largest`` is the most bytes of a reply; ``listeners`` are told what is being started; ``frozen`` is
+        the frozen part of the clients' model, by name.
         """
 
     @property
@@ -57,7 +65,12 @@ class OnRay:
 
     @contextmanager
     def grid(
-        self, scenario: Scenario, data: FederatedData, largest: int, listeners: Sequence[Listener]
+        self,
+        scenario: Scenario,
+        data: FederatedData,
+        largest: int,
+        listeners: Sequence[Listener],
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> Iterator[SimulatedGrid]:
         """Start what is not running yet, and the workers; end them afterwards."""
         engine = scenario.engine
@@ -71,7 +84,7 @@ class OnRay:
                 build_client_app,
                 [{}] * scenario.clients.count,
                 workers=placement.workers,
-                resources={"scenario": scenario, "data": data, "device": placement.device},
+                resources=resources(scenario, data, placement.device, frozen),
                 gpus_per_worker=placement.gpus_per_worker,
                 same_shapes=False,  # The strategy knows which shapes it expects, and checks them.
                 task_timeout=engine.task_timeout,
@@ -102,13 +115,18 @@ class InProcess:
 
     @contextmanager
     def grid(
-        self, scenario: Scenario, data: FederatedData, largest: int, listeners: Sequence[Listener]
+        self,
+        scenario: Scenario,
+        data: FederatedData,
+        largest: int,
+        listeners: Sequence[Listener],
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> Iterator[SimulatedGrid]:
         """Build the clients' app here."""
         yield LocalGrid(
             build_client_app,
             [{}] * scenario.clients.count,
-            resources={"scenario": scenario, "data": data, "device": self.device},
+            resources=resources(scenario, data, self.device, frozen),
             same_shapes=False,
             largest_reply=largest,
         )
@@ -120,9 +138,26 @@ def can_run_in_process(scenario: Scenario) -> bool:
     return not may_end and scenario.engine.task_timeout is None
 
 
-def build_client_app(scenario: Scenario, data: FederatedData, device: str) -> ClientApp:
-    """Return the client app of a simulation; a worker calls it once."""
+def resources(
+    scenario: Scenario, data: FederatedData, device: str, frozen: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """Return what every worker needs: the arguments of `build_client_app`.
+
+    Frozen values are NumPy's: Ray then lets all workers read one copy.
+    """
+    arrays = None if frozen is None else {name: tensor.numpy() for name, tensor in frozen.items()}
+    return {"scenario": scenario, "data": data, "device": device, "frozen": arrays}
+
+
+def build_client_app(
+    scenario: Scenario, data: FederatedData, device: str, frozen: Mapping[str, NDArray[Any]] | None = None
+) -> ClientApp:
+    """Return the client app of a simulation; a worker calls it once.
+
+    Without ``frozen`` each client keeps the frozen values that it is sent, as a device does.
+    """
     make_deterministic(scenario.engine.instructions)
-    site = Site(scenario, data, torch.device(device))
+    tensors = None if frozen is None else {name: torch.tensor(array) for name, array in frozen.items()}
+    site = Site(scenario, data, torch.device(device), frozen_state=tensors)
     app = FederatedClientApp(lambda context: site)
     return FaultyClientApp(app, scenario, largest_reply(site.layout)) if scenario.faults.any else app

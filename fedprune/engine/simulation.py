@@ -132,7 +132,8 @@ def run(
         told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
         # Ray is left to the outer stack: it ends after the folder is finished, however long that takes it.
         with finished(folder, strategy):
-            grid = stack.enter_context(host.grid(plan, data, largest_reply(strategy.layout), heard))
+            frozen = strategy.model.frozen_state
+            grid = stack.enter_context(host.grid(plan, data, largest_reply(strategy.layout), heard, frozen))
             if checkpoint is not None:
                 grid.states = from_columns(checkpoint.content["clients"])
             told.wait(heard)

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedprune.errors import NotFiniteError, WireError
+from fedprune.sparsity.frozen import is_frozen, training_mode
 from fedprune.wire.values import from_array, to_array
 
 Vector = NDArray[np.float64]
 
 
 def layers(module: nn.Module) -> list[_BatchNorm]:
-    """Return the batch-norm layers that keep statistics, in the order of registration."""
+    """Return the batch-norm layers that keep statistics which change, in the order of registration."""
     return [
         layer
         for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and not is_frozen(layer)
     ]
 
 
@@ -56,7 +57,7 @@ def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     mode = module.training
     handles = [norm.register_forward_pre_hook(note) for norm in norms]
-    module.train()
+    training_mode(module)
     try:
         with torch.no_grad():
             for x in inputs:

@@ -92,6 +92,8 @@ class LearningOptions(Learning):
 
     def validation_errors(self, scenario: Scenario) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for what a network with frozen weights can't be trained with."""
+        if scenario.model.frozen or scenario.model.trainable is not None:
+            yield "keep", "weights are frozen by supermasks: leave model.frozen and model.trainable out"
         if getattr(self, "pretrain_epochs", 0) > 0:
             yield "pretrain_epochs", "weights stay as the seed draws them: set 0"
         if scenario.wire.values != "float32":

@@ -337,7 +337,7 @@ class RunFolder:
             self.directory / name,
             state,
             masks,
-            model=self.scenario.model.model_dump(mode="json"),
+            model=self.scenario.model.factory,
             **modelfile.described(task),
         )
         kept = sum(masks.kept.get(name, size) for name, size in sizes.items())

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 
 from fedprune import seeds
 from fedprune.protocol.faults import CODES, Fault
+from fedprune.protocol.frozen import RECORD, FrozenValues, version_of
 from fedprune.protocol.messages import arrays_of
 from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.columns import from_columns, to_columns
@@ -43,6 +44,8 @@ class Sent:
         That of its masks.
     mask_version : str
         Of the masks that it names, "" for none.
+    frozen_version : str
+        Of the frozen values that it names, "" for none.
     """
 
     kind: str
@@ -50,6 +53,45 @@ class Sent:
     bytes_down: int
     mask_bytes: int
     mask_version: str
+    frozen_version: str
+
+
+class Held:
+    """Which version of something each client holds, by its number."""
+
+    def __init__(self) -> None:
+        self._versions: dict[int, str] = {}
+
+    def __getitem__(self, number: int) -> str:
+        """Return the version that a client holds; "" where it is not known to hold any."""
+        return self._versions.get(number, "")
+
+    def __setitem__(self, number: int, version: str) -> None:
+        self._versions[number] = version
+
+    def note_task(self, number: int, version: str, status: str) -> None:
+        """Note what a client holds after a task that named a version; see `Exchange.note_task`."""
+        if status == "ok":
+            self._versions[number] = version or self[number]
+        elif status == "surplus":
+            self._versions[number] = version
+        elif version != self[number]:
+            self.forget(number)  # It may hold either: it is sent what it needs.
+
+    def forget(self, number: int | None = None) -> None:
+        """Assume that a client, or no client at all, holds anything."""
+        if number is None:
+            self._versions.clear()
+        else:
+            self._versions.pop(number, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what each client holds, for a checkpoint."""
+        return to_columns({number: version for number, version in self._versions.items() if version})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._versions = from_columns(state)
 
 
 class Exchange:
@@ -61,6 +103,8 @@ class Exchange:
         The clients.
     masks_for : Callable[[int], Masks]
         The masks under which a client, by number, is sent values.
+    frozen : Callable[[], FrozenValues]
+        What of the clients' model is frozen.
     seed : int
         The scenario's seed, for devices that vanish inside a round.
     timeout : float
@@ -75,15 +119,22 @@ class Exchange:
     """
 
     def __init__(
-        self, registry: ClientRegistry, masks_for: Callable[[int], Masks], *, seed: int, timeout: float
+        self,
+        registry: ClientRegistry,
+        masks_for: Callable[[int], Masks],
+        frozen: Callable[[], FrozenValues],
+        *,
+        seed: int,
+        timeout: float,
     ) -> None:
         self.timeout = timeout
         self.sent: dict[int, Sent] = {}
         self.vanished: set[int] = set()
         self._registry = registry
         self._masks_for = masks_for
+        self._frozen = frozen
         self._seed = seed
-        self._held: dict[int, str] = {}
+        self._held, self._held_frozen = Held(), Held()
         self._encoded = lru_cache(maxsize=1)(encode_masks)
 
     def start_round(self) -> None:
@@ -121,10 +172,10 @@ class Exchange:
             if (
                 reply.has_error()
                 and reply.error.code == CODES[Fault.UNKNOWN_MASK]
-                and self._names_masks(message)
+                and self._names_what_there_is(message)
             ):
-                self._held.pop(self._registry.number_of(reply), None)
-                again.append(self._with_masks(message))
+                self.forget_masks(self._registry.number_of(reply))
+                again.append(self._with_all(message))
             elif again:
                 later.append(reply)
             else:
@@ -139,18 +190,22 @@ class Exchange:
         self.sent = {}
         return (reply for _, reply in self._pairs(grid, self._noted(messages)))
 
-    # Masks that clients hold -------------------------------------------------------------
+    # What clients hold -------------------------------------------------------------------
 
     def holds(self, number: int, masks: Masks) -> bool:
         """Return whether a client need not be sent these masks: it holds them, or there are none."""
-        return not masks or self._held.get(number) == masks.version
+        return not masks or self._held[number] == masks.version
+
+    def holds_frozen(self, number: int, frozen: FrozenValues) -> bool:
+        """Return whether a client need not be sent these frozen values: it holds them, or there are none."""
+        return not frozen.version or self._held_frozen[number] == frozen.version
 
     def note_held(self, number: int, masks: Masks) -> None:
         """Note that a client holds masks which it made itself."""
         self._held[number] = masks.version
 
     def note_task(self, number: int, node_id: int, status: str) -> None:
-        """Note which masks a client holds after a task.
+        """Note which masks and frozen values a client holds after a task.
 
         Parameters
         ----------
@@ -159,35 +214,31 @@ class Exchange:
         status : str
             As in `TaskRecord`: "ok", "surplus" or "failed".
         """
-        version = self.sent[node_id].mask_version
-        if status == "ok":
-            self._held[number] = version or self._held.get(number, "")
-        elif status == "surplus":
-            self._held[number] = version
-        elif version != self._held.get(number):
-            self._held.pop(number, None)  # It may hold either: it is sent what it needs.
+        sent = self.sent[node_id]
+        self._held.note_task(number, sent.mask_version, status)
+        if sent.frozen_version:
+            self._held_frozen.note_task(number, sent.frozen_version, status)
 
     def forget_masks(self, number: int | None = None) -> None:
-        """Assume that a client, or no client at all, holds masks.
+        """Assume that a client, or no client at all, holds masks and frozen values.
 
         What Flower keeps for a client ends with its run.
         """
-        if number is None:
-            self._held.clear()
-        else:
-            self._held.pop(number, None)
+        self._held.forget(number)
+        self._held_frozen.forget(number)
 
     def with_masks(self, arrays: ArrayRecord, masks: Masks) -> ArrayRecord:
         """Return arrays with these masks beside them."""
         return with_masks(arrays, self._encoded(masks))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which masks each client holds, for a checkpoint."""
-        return to_columns({number: version for number, version in self._held.items() if version})
+        """Return which masks and frozen values each client holds, for a checkpoint."""
+        return {"masks": self._held.state_dict(), "frozen": self._held_frozen.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self._held = from_columns(state)
+        self._held.load_state_dict(state["masks"])
+        self._held_frozen.load_state_dict(state["frozen"])
 
     # How it sends ------------------------------------------------------------------------
 
@@ -202,20 +253,23 @@ class Exchange:
             self.vanished.add(client.number)
         return gone
 
-    def _names_masks(self, message: Message) -> bool:
-        """Return whether a message has values under the client's current masks, which can be sent with it."""
+    def _names_what_there_is(self, message: Message) -> bool:
+        """Return whether a message has values for what can be sent with it: masks, frozen values, or both."""
         config = message.content.config_records.get("config", ConfigRecord())
-        version = config.get("mask-version")
-        same = bool(version) and version == self._masks_to(message).version
-        return same and "arrays" in message.content.array_records
+        version, frozen = config.get("mask-version", ""), version_of(config)
+        same = version == self._masks_to(message).version and frozen == self._frozen().version
+        return same and bool(version or frozen) and "arrays" in message.content.array_records
 
     def _masks_to(self, message: Message) -> Masks:
         return self._masks_for(self._registry.addressee(message).number)
 
-    def _with_masks(self, message: Message) -> Message:
-        """Return a message again, with the masks that it names."""
+    def _with_all(self, message: Message) -> Message:
+        """Return a message again, with the masks and the frozen values that it names."""
         content = RecordDict(dict(message.content))
-        content["arrays"] = self.with_masks(arrays_of(content), self._masks_to(message))
+        if masks := self._masks_to(message):
+            content["arrays"] = self.with_masks(arrays_of(content), masks)
+        if (frozen := self._frozen()).version:
+            content[RECORD] = frozen.record
         metadata = message.metadata
         return Message(content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
 
@@ -225,8 +279,8 @@ class Exchange:
         for message in messages:
             content, node_id = message.content, message.metadata.dst_node_id
             if id(content) not in measured:
-                # Those shared come in two kinds, with masks and without; others must not pile up.
-                while len(measured) > 2:
+                # Those shared come with and without masks and frozen values; others must not pile up.
+                while len(measured) > 4:
                     del measured[next(iter(measured))]
                 measured[id(content)] = (content, content_bytes(content), mask_bytes(content))
             _, length, of_mask = measured[id(content)]
@@ -240,6 +294,7 @@ class Exchange:
                 bytes_down=length,
                 mask_bytes=of_mask,
                 mask_version=str(config.get("mask-version", "")),
+                frozen_version=version_of(config),
             )
             yield message
 

@@ -9,8 +9,10 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fedprune import seeds
+from fedprune.protocol.frozen import FrozenValues
 from fedprune.protocol.supermasks import FrozenNetwork, Supermasks, drawn_weights
 from fedprune.scenario import Scenario
+from fedprune.sparsity.frozen import frozen_names
 from fedprune.sparsity.masks import Masks, apply_masks
 from fedprune.wire import Codec, Layout, StateCodec, get_state, set_state
 
@@ -26,11 +28,15 @@ class GlobalModel:
         How values travel (``wire.values``), and the seed.
     supermasks : Callable[[], Supermasks | None]
         How clients learn signs or masks of frozen weights, where they do; the same over a run.
+    held : Layout, optional
+        What of the state a client holds; all, where not given.
 
     Attributes
     ----------
     layout : Layout
         Names and shapes of the state.
+    travelling : Layout
+        Of what of it travels in every round: what a client holds and is not frozen.
     initial : dict[str, Tensor]
         The state at first.
     state : dict[str, Tensor]
@@ -42,17 +48,24 @@ class GlobalModel:
     """
 
     def __init__(
-        self, module: nn.Module, scenario: Scenario, supermasks: Callable[[], Supermasks | None]
+        self,
+        module: nn.Module,
+        scenario: Scenario,
+        supermasks: Callable[[], Supermasks | None],
+        held: Layout | None = None,
     ) -> None:
         self.module = module
         self.layout = Layout.of(module)
+        held, names = held or self.layout, frozen_names(module)
+        self.travelling = held.without(names)
+        self._once = held.only(names)
         self.initial = get_state(module)
         self.state: dict[str, Tensor] = self.initial
         self.masks = Masks()
         self._values = scenario.wire.values
         self._seed = scenario.seed
         self._supermasks = supermasks
-        self.codec: Codec = StateCodec(self.layout, self.masks, self._values)
+        self.codec: Codec = StateCodec(self.travelling, self.masks, self._values)
 
     def set_masks(self, masks: Masks) -> None:
         """Make ``masks`` the global ones; weights they prune become exactly 0.
@@ -91,9 +104,22 @@ class GlobalModel:
         """
         self.layout.check(state)
         self.state, self.masks = state, masks
+        self.__dict__.pop("frozen_values", None)
         self.codec = self._new_codec(masks)
 
-    # Frozen weights ----------------------------------------------------------------------
+    # Frozen parts ------------------------------------------------------------------------
+
+    @cached_property
+    def frozen_values(self) -> FrozenValues:
+        """What of a client's model is frozen, as it travels; it stays the same over a run."""
+        return FrozenValues.of(self._once, self.state)
+
+    @property
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The same by name."""
+        return self._once.select(self.state)
+
+    # Weights that supermasks freeze ----------------------------------------------------------------------
 
     def draw(self) -> None:
         """Put the weights that the seed of the supermasks draws into the state and the module."""
@@ -125,10 +151,19 @@ class GlobalModel:
         """Return the state as it travels, under the global masks or those of another codec."""
         seed = seeds.derive(self._seed, "wire", server_round)
         codec = codec or self.codec
-        return codec.encode(codec.flatten(self.state), seed=seed)
+        return codec.encode(codec.flatten(self.travelling_state), seed=seed)
+
+    @property
+    def travelling_state(self) -> dict[str, Tensor]:
+        """What of the state travels in every round."""
+        return self.travelling.select(self.state)
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Put what travelled in the place of what was there."""
+        self.state = {**self.state, **state}
 
     def decode(self, arrays: ArrayRecord) -> Mapping[str, Tensor]:
-        """Return the state that travelled under the global masks."""
+        """Return what travelled under the global masks."""
         return self.codec.unflatten(self.codec.decode(arrays))
 
     def codec_of(self, masks: Masks) -> Codec:
@@ -141,5 +176,5 @@ class GlobalModel:
 
     def _new_codec(self, masks: Masks) -> Codec:
         if self._supermasks() is None or not masks:
-            return StateCodec(self.layout, masks, self._values)
+            return StateCodec(self.travelling, masks, self._values)
         return self.frozen(masks).downlink

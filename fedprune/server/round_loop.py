@@ -82,7 +82,7 @@ class RoundLoop:
         strategy.roll_call.open(self.grid)
         strategy.check_budgets()
         if initial_arrays is not None:
-            strategy.state = dict(strategy.model.decode(initial_arrays))
+            strategy.model.take(strategy.model.decode(initial_arrays))
         if epochs := strategy.options.pretrain_epochs:
             strategy.federation.announce("round 0: pretraining on the server's public data")
             strategy.pretrain(epochs)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fedprune.protocol.frozen import RECORD
 from fedprune.protocol.supermasks import Supermasks
 from fedprune.server.exchange import Exchange
 from fedprune.server.global_model import GlobalModel
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import CODEC
+
+
+class Holds(NamedTuple):
+    """What a client holds of what a message names: its masks, and the frozen values."""
+
+    masks: bool
+    frozen: bool
 
 
 def state_contents(
@@ -25,7 +33,7 @@ def state_contents(
     settings: Supermasks | None,
     arrays: ArrayRecord | None = None,
 ) -> Callable[[int], RecordDict]:
-    """Return a function from client number to content: the global state, and masks where needed.
+    """Return a function from client number to content: the global state, masks and frozen values if needed.
 
     All clients under the global masks share one record of values (two, where some need the
     masks), so that the engine carries it once.
@@ -35,7 +43,7 @@ def state_contents(
     model : GlobalModel
         Whose state is sent.
     exchange : Exchange
-        Which knows the masks that clients hold.
+        Which knows the masks and frozen values that clients hold.
     masks_for : Callable[[int], Masks]
         The masks under which a client, by number, is sent values.
     server_round : int
@@ -47,23 +55,28 @@ def state_contents(
     arrays : ArrayRecord, optional
         The state under the global masks, where it is encoded already.
     """
+    frozen = model.frozen_values
     shared_masks = model.masks
     shared_arrays = model.encode(server_round) if arrays is None else arrays
 
-    def content_of(masks: Masks, values: ArrayRecord, holds: bool) -> RecordDict:
+    def content_of(masks: Masks, values: ArrayRecord, holds: Holds) -> RecordDict:
         own: dict[str, Any] = {"round": server_round, "mask-version": masks.version, "codec": CODEC}
+        own |= frozen.config()
         if settings is not None:
             own |= settings.config()
-        with_all = values if holds else exchange.with_masks(values, masks)
-        return RecordDict({"arrays": with_all, "config": ConfigRecord({**config, **own})})
+        with_all = values if holds.masks else exchange.with_masks(values, masks)
+        content = RecordDict({"arrays": with_all, "config": ConfigRecord({**config, **own})})
+        if not holds.frozen:
+            content[RECORD] = frozen.record
+        return content
 
-    @lru_cache(maxsize=2)
-    def shared(holds: bool) -> RecordDict:
+    @lru_cache(maxsize=4)
+    def shared(holds: Holds) -> RecordDict:
         return content_of(shared_masks, shared_arrays, holds)
 
     def content(number: int) -> RecordDict:
         masks = masks_for(number)
-        holds = exchange.holds(number, masks)
+        holds = Holds(exchange.holds(number, masks), exchange.holds_frozen(number, frozen))
         if masks == shared_masks:
             return shared(holds)
         return content_of(masks, model.encode(server_round, model.codec_of(masks)), holds)

@@ -22,6 +22,7 @@ messages in `exchange`, what they cost in `accounts`, checkpoints in `snapshot`.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -64,6 +65,7 @@ from fedprune.server.state_messages import state_contents
 from fedprune.server.train_replies import TrainMetrics, read_train_reply
 from fedprune.sparsity.criteria import Criterion, needs_data
 from fedprune.sparsity.distributions import Distribution
+from fedprune.sparsity.frozen import frozen_names, thawed
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prunable_masks, prune
@@ -137,10 +139,16 @@ class PruningStrategy(Strategy):
         parameters = [name for name, _ in federation.module.named_parameters()]
         named = named_aggregator(scenario, options.aggregator, parameters, not_a=PruningStrategy)
         self.aggregator: Aggregator = aggregator or named or self.make_mean()
-        self.dense = DenseBaseline(scenario, self.layout, self.cost)
+        self.dense = DenseBaseline(scenario, self.layout, self._cost_of_the_whole())
         self.registry = ClientRegistry(partial(fewest_examples, self.cost))
         timeout = scenario.engine.timeout
-        self.exchange = Exchange(self.registry, self.sent_masks, seed=scenario.seed, timeout=timeout)
+        self.exchange = Exchange(
+            self.registry,
+            self.sent_masks,
+            lambda: self.model.frozen_values,
+            seed=scenario.seed,
+            timeout=timeout,
+        )
         self.accounts = RoundAccounts(
             self.registry,
             self.exchange,
@@ -168,6 +176,13 @@ class PruningStrategy(Strategy):
             seed=scenario.seed,
             masks_for=self.masks_for,
         )
+
+    def _cost_of_the_whole(self) -> ModelCost:
+        """Return what the model costs where all of it is trained, on the client."""
+        module = self.federation.module
+        if not frozen_names(module):
+            return self.cost
+        return ModelCost.of(thawed(copy.deepcopy(module)), self.federation.task)
 
     def make_mean(self) -> Aggregator:
         """Return what averages replies where no stock Flower strategy does it; of the class ``mean``.
@@ -489,7 +504,9 @@ class PruningStrategy(Strategy):
         numbers = self.selection.select(server_round, config, self.sample, self.state)
         if numbers:  # A stock strategy would wait for nodes.
             nodes = [self.clients[number].node_id for number in numbers]
-            config = ConfigRecord({**self.aggregator.begin(server_round, self.state, nodes), **config})
+            config = ConfigRecord(
+                {**self.aggregator.begin(server_round, self.model.travelling_state, nodes), **config}
+            )
         content = self.state_contents(server_round, config, arrays)
         for number in numbers:
             yield self.exchange.message(number, content(number), MessageType.TRAIN, server_round)
@@ -532,7 +549,7 @@ class PruningStrategy(Strategy):
         metrics = totals.record(self.task.metrics)
         if metrics is None:
             return None, None
-        self.state = self.aggregator.finish()
+        self.model.take(self.aggregator.finish())
         if self.move is None:
             # An aggregator that knows no masks may move a pruned weight: it is put back to 0.
             self.model.apply_masks()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import NotFiniteError, WireError
 from fedprune.sparsity.execution import Slice, SparseConv2d, gradient_slices
+from fedprune.sparsity.frozen import training_mode
 from fedprune.sparsity.loss import Loss, cross_entropy
 from fedprune.sparsity.masks import Masks
 
@@ -96,7 +97,7 @@ def _measured(module: nn.Module, name: str) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     needed = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     mode = module.training
-    module.train().requires_grad_(False)
+    training_mode(module).requires_grad_(False)
     module.get_parameter(name).requires_grad_()
     try:
         yield

@@ -1,9 +1,9 @@
 """Which parameters of which types of layers may be pruned: one table, and why the others stay dense.
 
-A parameter is prunable where all that acts on it does: masks, the wire format, growth, and the counts of
-FLOPs and memory. That is so for matrices and kernels that enter a product themselves. How a layer is then
-executed, sparse or dense, is for `fedprune.sparsity.execution`; what a scenario keeps dense besides is for
-`fedprune.sparsity.pruning`.
+A parameter that is trained is prunable where all that acts on it does: masks, the wire format, growth, and
+the counts of FLOPs and memory. That is so for matrices and kernels that enter a product themselves. How a
+layer is then executed, sparse or dense, is for `fedprune.sparsity.execution`; what a scenario keeps dense
+besides is for `fedprune.sparsity.pruning`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 #: What is said of biases and the parameters of normalisation layers, which are too many to name.
 SMALL = "biases and normalisation"
+#: What is said of weights that would be prunable but are not trained.
+FROZEN = "frozen"
 
 
 _COMPUTED = "a weight is computed from it"
@@ -97,6 +99,8 @@ def weights(module: nn.Module) -> list[Weight]:
     for layer in module.modules():
         for own, parameter in layer.named_parameters(recurse=False):
             key, why = id(parameter), _why_dense(layer, own)
+            if why is None and not parameter.requires_grad:
+                why = FROZEN
             if key in found and (found[key].why_dense is None or why is not None):
                 continue
             found.pop(key, None)

@@ -17,6 +17,7 @@ from fedprune.data.dataset import DataInfo, Examples
 from fedprune.data.known import numbered
 from fedprune.errors import FedpruneError, PluginError, UserError
 from fedprune.scenario import Scenario
+from fedprune.sparsity.frozen import freeze, frozen_by
 from fedprune.tasks.base import OwnLoss, Task
 from fedprune.tasks.classification import Classification
 from fedprune.tasks.losses import focal, huber, mae
@@ -43,8 +44,16 @@ TASKS: Mapping[str, type[Task]] = {
 
 
 def build_model(scenario: Scenario, task: Task) -> nn.Module:
-    """Return the scenario's model with its initial weights, for a task; see `fedprune.models.build`."""
-    return models.build(
+    """Return the scenario's model with its initial weights, for a task; see `fedprune.models.build`.
+
+    What the scenario freezes is frozen.
+
+    Raises
+    ------
+    UserError
+        Where it freezes what the model does not have, or everything.
+    """
+    module = models.build(
         scenario.model.name,
         task.info.input_shape,
         task.outputs,
@@ -53,6 +62,10 @@ def build_model(scenario: Scenario, task: Task) -> nn.Module:
         known=task.known(),
         directory=scenario.directory,
     )
+    spec = scenario.model
+    if spec.frozen or spec.trainable is not None:
+        freeze(module, frozen_by(module, spec.frozen, spec.trainable))
+    return module
 
 
 def check_model(scenario: Scenario, task: Task, module: nn.Module) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from fedprune.costs.step import forward_loss, leaves_no_trace
 from fedprune.scenario import TrainingSpec
 from fedprune.sparsity.execution import Rule, always, held_masks, index_masks, pays, sparse_copy
 from fedprune.sparsity.execution.convert import Indices
+from fedprune.sparsity.frozen import frozen_names, thawed
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Task
 from fedprune.wire import Codec, Layout, StateCodec, get_state, set_state
@@ -40,11 +41,14 @@ class LocalModel:
         Between values, flat under ``masks``, and the module's state.
     masks : Masks
         What is kept.
+    frozen : Mapping[str, Tensor]
+        The rest of the module's state, which stays as it is.
     """
 
     module: nn.Module
     codec: Codec
     masks: Masks
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def held(self) -> Masks:
@@ -53,11 +57,12 @@ class LocalModel:
 
     def load(self, values: Tensor) -> None:
         """Put flat values into the module."""
-        set_state(self.module, self.codec.unflatten(values))
+        set_state(self.module, {**self.frozen, **self.codec.unflatten(values)})
 
     def values(self) -> Tensor:
         """Return the flat values that are in the module."""
-        return self.codec.flatten(get_state(self.module))
+        state = get_state(self.module)
+        return self.codec.flatten({name: state[name] for name in state if name not in self.frozen})
 
     def kept(self, name: str) -> Tensor:
         """Return the kept weights of a tensor that has a mask, (kept,) in row-major order, on the CPU."""
@@ -108,7 +113,8 @@ def sparse_model(skeleton: nn.Module, masks: Masks, rule: Rule, task: Task) -> L
 def _executed(skeleton: nn.Module, masks: Masks, indices: Indices) -> LocalModel:
     """Return the model with the indexed layers sparse, its values zeros."""
     module = with_memory(sparse_copy(skeleton, indices))
-    return LocalModel(module, StateCodec(Layout.of(module), held_masks(masks, indices)), masks)
+    layout = Layout.of(module).without(frozen_names(module))
+    return LocalModel(module, StateCodec(layout, held_masks(masks, indices)), masks)
 
 
 def _fault(module: nn.Module, task: Task) -> str | None:
@@ -149,7 +155,8 @@ def why_not_sparse(outline: nn.Module, dense: nn.Module, task: Task) -> str | No
     }
     inputs = task.info.inputs.random(2, generator)
     try:
-        sparse = _executed(outline, masks, indices)
+        # What of the model is frozen does not matter here.
+        sparse = _executed(thawed(copy.deepcopy(outline)), masks, indices)
         sparse.load(codec.flatten(state))
         set_state(dense, codec.unflatten(codec.flatten(state)))
         with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedprune.data import parts
 from fedprune.scenario import OptimizerSpec
+from fedprune.sparsity.frozen import training_mode
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.training import hold
 from fedprune.tasks import Task
@@ -66,7 +67,7 @@ def train(
         Most examples that go through the model at once: a larger batch goes in parts, whose gradients are
         added up. But for batch norm, which sees a part alone, a step is the same up to rounding.
     """
-    module.train()
+    training_mode(module)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     device = parameters[0].device
     optimizer = make_optimizer(parameters, spec, lr)

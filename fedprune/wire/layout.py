@@ -7,7 +7,7 @@ This module reads and writes states; how they travel is for `fedprune.wire.value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,21 @@ class Layout:
             shapes={name: entry.shape for name, entry in entries.items()},
             dtypes={name: entry.dtype for name, entry in entries.items()},
         )
+
+    def only(self, names: Container[str]) -> Layout:
+        """Return the layout of those entries alone, in the same order."""
+        return Layout(
+            shapes={name: shape for name, shape in self.shapes.items() if name in names},
+            dtypes={name: dtype for name, dtype in self.dtypes.items() if name in names},
+        )
+
+    def without(self, names: Container[str]) -> Layout:
+        """Return the layout of all other entries, in the same order."""
+        return self.only([name for name in self.shapes if name not in names])
+
+    def select(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the entries of this layout out of a larger state."""
+        return {name: state[name] for name in self.shapes}
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Raise a ``WireError`` unless the state has exactly these names and shapes."""
