@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedprune import data as datasets
 from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
+from fedprune.engine.divergence import Divergence
 from fedprune.engine.flower_grid import FlowerGrid
 from fedprune.engine.simulation import BestModel, finished, make_strategy, opened, remember, score_locally
 from fedprune.errors import UserError
@@ -62,7 +63,8 @@ def main(grid: Grid, context: Context) -> None:
         if dense := stays_dense(strategy.module, strategy.options):
             shown.note(dense)
         told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
-        heard += [folder, shown, told, BestModel(folder, strategy), remember(folder, strategy)]
+        heard += [folder, shown, told, Divergence(scenario, strategy.task)]
+        heard += [BestModel(folder, strategy), remember(folder, strategy)]
         with finished(folder, strategy):
             told.wait(heard)
             folder.started()

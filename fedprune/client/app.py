@@ -13,6 +13,7 @@ from fedprune.client.node_config import client_number
 from fedprune.client.site import Site
 from fedprune.errors import (
     DivergedError,
+    NotFiniteError,
     TaskRefusedError,
 )
 from fedprune.protocol.faults import CODES
@@ -48,7 +49,7 @@ class FederatedClientApp(ClientApp):
             self._measure(content)
             _check_finite(content)
             add_checksum(content)
-        except TaskRefusedError as error:
+        except (TaskRefusedError, NotFiniteError) as error:  # The latter of what it trained.
             return Message(Error(CODES[error.fault], str(error)), reply_to=message)
         except (Exception, SystemExit) as error:
             first = (str(error).strip().splitlines() or [""])[0]

@@ -22,6 +22,7 @@ from fedprune.data import FederatedData
 from fedprune.determinism import deterministic
 from fedprune.engine import checkpoints
 from fedprune.engine.checkpoints import Checkpoint
+from fedprune.engine.divergence import Divergence
 from fedprune.engine.ending import Halted
 from fedprune.engine.hosts import Host, OnRay
 from fedprune.errors import FedpruneError, UserError
@@ -137,6 +138,7 @@ def run(
             if checkpoint is not None:
                 grid.states = from_columns(checkpoint.content["clients"])
             told.wait(heard)
+            heard.append(Divergence(plan, strategy.task))
             heard += [told, BestModel(folder, strategy), remember(folder, strategy, lambda: grid.states)]
             evaluation.grid = grid
             folder.started()

@@ -116,10 +116,10 @@ def format_number(value: float) -> str:
 
     Examples
     --------
-    >>> format_number(23.4567), format_number(0.00012345), format_number(12345.6)
-    ('23.46', '0.0001234', '12346')
+    >>> format_number(23.4567), format_number(0.00012345), format_number(12345.6), format_number(8.0011e29)
+    ('23.46', '0.0001234', '12346', '8.001e+29')
     """
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def words(metric: str) -> str:
