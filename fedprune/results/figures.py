@@ -136,20 +136,23 @@ def metric_figure(
 
 
 def draw_confusion(
-    matrix: Sequence[Sequence[int]], names: Sequence[str], directory: Path, *, title: str
+    rows: Sequence[Mapping[str, int]], names: Sequence[str], directory: Path, *, title: str
 ) -> None:
     """Write ``confusion_matrix`` into the folder, as PNG and as PDF; see `confusion_figure`."""
-    figure = confusion_figure(matrix, names, title)
+    figure = confusion_figure(rows, names, title)
     figure.savefig(directory / "confusion_matrix.png", dpi=_DPI)
     figure.savefig(directory / "confusion_matrix.pdf", metadata={"CreationDate": None})
 
 
-def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str) -> RunFigure:
+def confusion_figure(rows: Sequence[Mapping[str, int]], names: Sequence[str], title: str) -> RunFigure:
     """Draw how each class was taken: of its examples, a row, the share taken for each class.
 
-    Counts stand in the cells where there are few classes.
+    Counts stand in the cells where there are few classes. Rows are those of ``metrics.json``.
     """
-    counts = np.array(matrix, dtype=float)
+    counts = np.zeros((len(names), len(names)))
+    for true, row in enumerate(rows):
+        for taken, often in row.items():
+            counts[true, int(taken)] = often
     there = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, there, out=np.zeros_like(counts), where=there > 0)
     side = min(12.0, max(4.8, 1.6 + 0.5 * len(names)))

@@ -247,10 +247,13 @@ class ConfusionMatrix(Metric):
         """Return the matrix, (K * K,): a row a true class, a column a predicted one."""
         return torch.bincount(truth * self.classes + predictions.argmax(dim=1), minlength=self.classes**2)
 
-    def details(self, statistics: Statistics) -> list[list[int]]:
-        """Return the matrix."""
-        rows: list[list[int]] = statistics.reshape(self.classes, self.classes).astype(int).tolist()
-        return rows
+    def details(self, statistics: Statistics) -> list[dict[str, int]]:
+        """Return for each true class how often it was taken for which, by class number, but for never.
+
+        Of a thousand classes most pairs never occur.
+        """
+        rows = statistics.reshape(self.classes, self.classes)
+        return [{str(taken): int(row[taken]) for taken in np.flatnonzero(row)} for row in rows]
 
     def value(self, statistics: Statistics) -> float:
         """Return NaN: it has no one value."""

@@ -126,7 +126,7 @@ def test_what_metrics_say_by_class_is_kept_and_drawn(tmp_path):
     )
     made = run(resolve(asked), out=tmp_path / "run", progress=False, host=InProcess())
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    matrix = np.array(found["confusion_matrix"])
+    matrix = np.array([[row.get(str(taken), 0) for taken in range(3)] for row in found["confusion_matrix"]])
     assert found["class_names"] == ["a", "b", "c"]
     assert matrix.sum() == TEST
     assert made.summary["final_accuracy"] == pytest.approx(np.trace(matrix) / TEST)
