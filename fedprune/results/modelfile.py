@@ -1,23 +1,17 @@
 """The final model as one safetensors file, near the entropy of what it holds, and back again.
 
-A model without pruned tensors is stored tensor by tensor under their names, for any tool to read.
-In a pruned one names and shapes would take more room than weights, so everything is packed: the
-kept values of all tensors, in ``state_dict`` order and row-major, are one array for each dtype
-(``float32``, ...), and the masks of the pruned tensors, coded as on the wire, are the bytes of
-``masks``. The file's metadata says how to build the module again, so that reading it needs nothing
-but the file and the device install.
+How the tensors are stored is for `fedprune.wire.packed`. The file's metadata says how to build the module
+again, so that reading it needs nothing but the file and the device install.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
@@ -29,12 +23,8 @@ from fedprune.models import build
 from fedprune.results.records import write_atomically
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Task
-from fedprune.wire.bits import Reader, decode_vectors, encode_vectors
 from fedprune.wire.layout import Layout
-
-# Files of the first format are written for models that are not pruned, and read whatever they hold.
-_NAMED, _PACKED = "fedprune-model-1", "fedprune-model-2"
-
+from fedprune.wire.packed import NAMED, PACKED, document_of, pack, unpack
 
 #: What files of earlier versions do not say: it is what its default says.
 _LATER = ("inputs", "task")
@@ -134,19 +124,11 @@ def save_model(
     module = _build(info)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     document: dict[str, Any] = asdict(info)
-    if masks:
-        layout = Layout.of(module)
-        layout.check(tensors)
-        tensors = _pack(tensors, masks, layout)
-        names = list(layout.shapes)
-        document |= {"pruned": sorted(map(names.index, masks)), "layout": _digest(layout)}
-    else:
-        # Copies: safetensors refuses views of one storage.
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        document |= {"pruned": {}}
+    tensors, said = pack(tensors, masks, Layout.of(module))
+    document |= said
     text = json.dumps(document, separators=(",", ":"))
     # One key: safetensors writes several in an order that differs from run to run.
-    write_atomically(path, safetensors_bytes(tensors, metadata={_PACKED if masks else _NAMED: text}))
+    write_atomically(path, safetensors_bytes(tensors, metadata={PACKED if masks else NAMED: text}))
     return {name: parameter.numel() for name, parameter in module.named_parameters()}
 
 
@@ -193,13 +175,7 @@ def read_model(path: str | Path, *, directory: str | Path | None = None) -> Stor
     info, document, tensors = _read(path, weights=True)
     module = _build(info, Path(directory) if directory is not None else None)
     try:
-        if "layout" in document:
-            layout = Layout.of(module)
-            if document["layout"] != _digest(layout):
-                raise ValueError("other names, shapes or dtypes of tensors")
-            state, masks = _unpack(tensors, document["pruned"], layout)
-        else:
-            state, masks = _from_named(tensors, document["pruned"])
+        state, masks = unpack(tensors, document, lambda: Layout.of(module))
         absent = set(module.load_state_dict(state, strict=False).missing_keys)
     except (ValueError, KeyError, IndexError, TypeError, RuntimeError, WireError) as error:
         raise UserError(f"{path}: damaged, or made with another version of its model: {error}") from None
@@ -243,11 +219,10 @@ def _read(path: Path, *, weights: bool) -> tuple[ModelInfo, dict[str, Any], dict
             tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a model file, or damaged: {error}") from None
-    text = metadata.get(_PACKED) or metadata.get(_NAMED)
-    if text is None:
-        raise UserError(f"{path}: not a model that fedprune wrote (no {_PACKED!r} in its metadata)")
     try:
-        document = json.loads(text)
+        document = document_of(metadata)
+        if document is None:
+            raise UserError(f"{path}: not a model that fedprune wrote (no {PACKED!r} in its metadata)")
         return _info_from(document), document, tensors
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged description of its model: {error}") from None
@@ -260,85 +235,3 @@ def _info_from(document: Mapping[str, Any]) -> ModelInfo:
     for name in ("input_shape", "class_names", "mean", "std"):
         known[name] = tuple(known[name])
     return ModelInfo(**known)
-
-
-def _digest(layout: Layout) -> str:
-    """Return eight hexadecimal digits by which a model is known to have the tensors it had."""
-    text = repr([(name, tuple(shape), layout.dtypes[name]) for name, shape in layout.shapes.items()])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _pack(state: Mapping[str, Tensor], masks: Masks, layout: Layout) -> dict[str, Tensor]:
-    """Return the kept values of all tensors of a dtype as one, and the code of the masks."""
-    values: dict[str, list[Tensor]] = {}
-    for name, dtype in layout.dtypes.items():
-        kept = state[name][masks[name].cpu()] if name in masks else state[name].reshape(-1)
-        values.setdefault(_name_of(dtype), []).append(kept.to(dtype))
-    code = encode_vectors([masks[name].cpu().reshape(-1).numpy() for name in layout.shapes if name in masks])
-    return {name: torch.cat(parts) for name, parts in values.items()} | {
-        "masks": torch.frombuffer(bytearray(code), dtype=torch.uint8)
-    }
-
-
-def _unpack(
-    tensors: Mapping[str, Tensor], pruned: Sequence[int], layout: Layout
-) -> tuple[dict[str, Tensor], Masks]:
-    """Undo `_pack`; raise one of the errors that `read_model` explains where the parts do not fit."""
-    names = list(layout.shapes)
-    shapes = {names[place]: layout.shapes[names[place]] for place in pruned}
-    reader = Reader(tensors["masks"].numpy().tobytes())
-    vectors = decode_vectors(reader, [shape.numel() for shape in shapes.values()])
-    reader.end()
-    masks = Masks(
-        {
-            name: torch.from_numpy(bits).reshape(shapes[name])
-            for name, bits in zip(shapes, vectors, strict=True)
-        }
-    )
-    state: dict[str, Tensor] = {}
-    for dtype in dict.fromkeys(layout.dtypes.values()):
-        members = [name for name, its in layout.dtypes.items() if its == dtype]
-        sizes = [masks.kept.get(name, layout.shapes[name].numel()) for name in members]
-        values = tensors[_name_of(dtype)]
-        if values.dtype != dtype or values.shape != (sum(sizes),):
-            raise ValueError(f"{values.numel()} values of {values.dtype}, expected {sum(sizes)} of {dtype}")
-        for name, kept in zip(members, values.split_with_sizes(sizes), strict=True):
-            if name in masks:
-                state[name] = torch.zeros(layout.shapes[name], dtype=dtype)
-                state[name][masks[name]] = kept
-            else:
-                state[name] = kept.reshape(layout.shapes[name])
-    return {name: state[name] for name in names}, masks
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _from_named(
-    tensors: Mapping[str, Tensor], pruned: Mapping[str, Sequence[int]]
-) -> tuple[dict[str, Tensor], Masks]:
-    """Return the state and masks of a file of the first format.
-
-    There a pruned tensor ``w`` is ``w::values`` and either ``w::bitmap`` (one bit a weight, the
-    first in the highest bit) or ``w::positions`` (ascending).
-    """
-    state = {name: tensor for name, tensor in tensors.items() if "::" not in name}
-    masks = {}
-    for name, shape in pruned.items():
-        size = int(np.prod(shape))
-        if f"{name}::bitmap" in tensors:
-            bits = np.unpackbits(tensors[f"{name}::bitmap"].numpy())
-            if not size <= bits.size < size + 8:
-                raise ValueError(f"{name!r} has a bitmap of {bits.size} bits for {size} weights")
-            mask = torch.from_numpy(bits[:size].astype(bool))
-        else:
-            mask = torch.zeros(size, dtype=torch.bool)
-            mask[torch.from_numpy(tensors[f"{name}::positions"].numpy().astype(np.int64))] = True
-        values = tensors[f"{name}::values"]
-        if values.shape != (int(mask.sum()),):
-            raise ValueError(f"{name!r} has {values.numel()} values for {int(mask.sum())} kept weights")
-        flat = torch.zeros(size, dtype=values.dtype)
-        flat[mask] = values
-        state[name], masks[name] = flat.reshape(*shape), mask.reshape(*shape)
-    return state, Masks(masks)
