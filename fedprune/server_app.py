@@ -20,7 +20,15 @@ from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
 from fedprune.engine.divergence import Divergence
 from fedprune.engine.flower_grid import FlowerGrid
-from fedprune.engine.simulation import BestModel, finished, make_strategy, opened, remember, score_locally
+from fedprune.engine.simulation import (
+    BestModel,
+    finished,
+    goes_on,
+    make_strategy,
+    opened,
+    remember,
+    score_locally,
+)
 from fedprune.errors import UserError
 from fedprune.loggers.channels import logged
 from fedprune.protocol.run_config import scenario_of
@@ -40,13 +48,15 @@ def main(grid: Grid, context: Context) -> None:
     plan = scenario_of(config)
     out = Path(str(config.get("out", "") or f"runs/{plan.name}"))
     warn_of_changes(out, plan.directory)
-    scenario = resolve(plan)
+    resume = bool(config.get("resume", False))
+    resumes = goes_on(out, resume)
+    scenario = resolve(plan, resumes=resumes)
     if scenario.faults.any:
         raise UserError("faults are injected by `fedprune run` alone: leave out 'faults' here")
     make_deterministic(scenario.engine.instructions)
     data = datasets.load(scenario)
     heard: list[Listener] = []
-    strategy = make_strategy(scenario, data, score_locally(scenario, data), heard)
+    strategy = make_strategy(scenario, data, score_locally(scenario, data), heard, resumes=resumes)
     _be_patient(strategy.roll_call, scenario, config)
     with ExitStack() as stack:
         folder, checkpoint = opened(
@@ -54,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
             strategy,
             out,
             overwrite=bool(config.get("overwrite", False)),
-            resume=bool(config.get("resume", False)),
+            resume=resume,
         )
         folder.began = began
         if checkpoint is not None:

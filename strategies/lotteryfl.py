@@ -55,6 +55,8 @@ class LotteryFL(PersonalisedStrategy):
             )
         if options.pretrain_epochs > 0:
             yield "pretrain_epochs", "clients rewind to the initial weights, not to pretrained ones: set 0"
+        if scenario.model.weights is not None:
+            yield "name", "clients rewind to the weights that the seed draws: leave model.weights out"
 
     def __init__(self, federation: Federation, options: Options, **given: Any) -> None:
         super().__init__(federation, options, **given)

@@ -15,6 +15,7 @@ from fedprune import registry, tasks
 from fedprune.costs.devices import DeviceProfile, client_profiles
 from fedprune.costs.flops import ModelCost
 from fedprune.data import LocalData
+from fedprune.errors import UserError
 from fedprune.protocol.supermasks import FrozenNetwork, Supermasks
 from fedprune.scenario import Scenario
 from fedprune.sparsity.frozen import frozen_names
@@ -85,7 +86,15 @@ class Site:
 
     @cached_property
     def initial(self) -> dict[str, Tensor]:
-        """The state of the model with its initial weights, which follow from the scenario's seed."""
+        """The state of the model with its initial weights, which follow from the scenario's seed.
+
+        Raises
+        ------
+        UserError
+            Where the server has them from a file, which a device does not read.
+        """
+        if self.scenario.model.weights is not None:
+            raise UserError("initial weights are those of model.weights, which the server alone reads")
         return get_state(self._build())
 
     def _build(self) -> nn.Module:

@@ -32,6 +32,7 @@ from fedprune.results.plugin_copies import warn_of_changes
 from fedprune.results.progress import Progress
 from fedprune.results.run import Run, load_run
 from fedprune.scenario import Scenario, load_scenario
+from fedprune.server import weights
 from fedprune.server.check import check_columns, resolve, stays_dense
 from fedprune.server.columns import from_columns, to_columns
 from fedprune.server.federation import Federation, announce
@@ -113,7 +114,8 @@ def run(
     plan = plan.override(**(dict(overrides or {}) if isinstance(scenario, Scenario) else {}), **changes)
     directory = Path(out) if out is not None else Path("runs") / plan.name
     warn_of_changes(directory, plan.directory)
-    plan = resolve(plan)
+    resumes = goes_on(directory, resume)
+    plan = resolve(plan, resumes=resumes)
     heard = list(listeners)
     with ExitStack() as stack:
         stack.enter_context(deterministic(plan.engine.instructions))
@@ -123,7 +125,7 @@ def run(
         announce(heard, f"reading {plan.data.name}")
         data = host.load(plan)
         evaluation = SpreadEvaluation(plan, data)
-        strategy = make_strategy(plan, data, evaluation, heard, host.pretrained)
+        strategy = make_strategy(plan, data, evaluation, heard, host.pretrained, resumes=resumes)
         folder, checkpoint = opened(stack, strategy, directory, overwrite=overwrite, resume=resume)
         if progress and (dense := stays_dense(strategy.module, strategy.options)):
             shown.note(dense)
@@ -182,6 +184,11 @@ def resume(
         overrides=overrides,
         began=began,
     )
+
+
+def goes_on(directory: Path, resume: bool) -> bool:
+    """Say whether a run goes on from a checkpoint in its folder: its model does not begin anew."""
+    return resume and bool(checkpoints.listed(directory))
 
 
 def opened(
@@ -253,10 +260,13 @@ def make_strategy(
     evaluate: Evaluate,
     listeners: Sequence[Listener],
     pretrained: Path | None = None,
+    *,
+    resumes: bool = False,
 ) -> PruningStrategy:
     """Build the scenario's model and strategy; what cannot be built is refused before anything runs.
 
-    ``pretrained`` is a folder that keeps models after pretraining.
+    ``pretrained`` is a folder that keeps models after pretraining. Where the run ``resumes``, its values are
+    those of a checkpoint, and ``model.weights`` is not read: the file may be gone.
 
     Raises
     ------
@@ -269,6 +279,8 @@ def make_strategy(
         tasks.check_examples(task, examples, f"data set {scenario.data.name!r}: {split}")
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
+    if not resumes:
+        weights.begin(scenario, module)
     federation = Federation(
         scenario=scenario,
         task=task,

@@ -18,7 +18,7 @@ from fedprune.models.attention import Block, glorot, require_heads
 from fedprune.models.layers import require_side, sequence
 
 
-class Embedding(nn.Module):
+class PatchEmbedding(nn.Module):
     """Pictures as tokens: the class token, prompts, and a vector for each patch with its position's added.
 
     Parameters
@@ -183,7 +183,7 @@ def _built(
         raise UserError(f"{model}: epsilon is {epsilon}, expected a small number above 0, such as 1e-6")
     blocks = {str(number): Block(size, heads, epsilon=epsilon) for number in range(layers)}
     parts = {
-        "embedding": Embedding(input_shape, patch, size, prompts),
+        "embedding": PatchEmbedding(input_shape, patch, size, prompts),
         "blocks": sequence(blocks),
         "norm": nn.LayerNorm(size, eps=epsilon),
         "pool": ClassToken(),

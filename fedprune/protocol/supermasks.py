@@ -96,6 +96,8 @@ class LearningOptions(Learning):
             yield "keep", "weights are frozen by supermasks: leave model.frozen and model.trainable out"
         if getattr(self, "pretrain_epochs", 0) > 0:
             yield "pretrain_epochs", "weights stay as the seed draws them: set 0"
+        if scenario.model.weights is not None:
+            yield "name", "weights stay as the seed draws them: leave model.weights out"
         if scenario.wire.values != "float32":
             yield "vote_bits", "weights travel as bits, and the rest as float32: set wire.values: float32"
         if scenario.clients.training.proximal_mu > 0:

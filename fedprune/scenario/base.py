@@ -88,7 +88,7 @@ class PluginSpec(Spec):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The plug-in's own options: every key but ``name``."""
+        """The plug-in's own options: every key that is no field of the spec, as ``name`` is."""
         return dict(self.model_extra or {})
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from fedprune.scenario.base import PluginName, PluginSpec, defaults_left_out
+from fedprune.scenario.base import PluginName, PluginSpec, absolute_path, defaults_left_out
 
 
 class ModelSpec(PluginSpec):
@@ -16,6 +17,14 @@ class ModelSpec(PluginSpec):
         description="The model: a built-in one such as cnn or resnet18, or 'package.module:Name' or "
         "'file.py:Name'; the other keys are its options.",
         examples=["cnn", "resnet18"],
+    )
+    weights: Annotated[Path, AfterValidator(absolute_path)] | None = Field(
+        default=None,
+        strict=False,
+        description="A safetensors file of the values that the model begins with, in place of those drawn by "
+        "the seed: a model of fedprune's, or a checkpoint; read on the server alone. Relative to the "
+        "scenario's folder, or else to the working directory.",
+        examples=["vit.safetensors"],
     )
     frozen: tuple[str, ...] = Field(
         default=(),
@@ -37,5 +46,5 @@ class ModelSpec(PluginSpec):
     @model_serializer(mode="wrap")
     def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A scenario that names none of these is what it was before there were any: the same digest.
-        absent = defaults_left_out(self, ("frozen", "trainable"))
+        absent = defaults_left_out(self, ("weights", "frozen", "trainable"))
         return {key: value for key, value in handler(self).items() if key not in absent}

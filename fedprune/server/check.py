@@ -23,11 +23,13 @@ from fedprune.data import SourceOptions, sources
 from fedprune.data.inputs import Tokens
 from fedprune.errors import PluginError, ScenarioError, UserError
 from fedprune.models.options import checked, wanted
+from fedprune.models.weights import read_tensors
 from fedprune.plugin_files import names_in
 from fedprune.protocol.supermasks import LearningOptions
 from fedprune.scenario import Scenario
 from fedprune.scenario.validation import explain
 from fedprune.scenario.yaml_file import KeyPath
+from fedprune.server import weights
 from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
@@ -38,26 +40,29 @@ _Mistake = tuple[KeyPath, str]
 _FROM = ": correct it (a relative path starts from the scenario's folder, or from the working directory)"
 
 
-def check(scenario: Scenario) -> None:
+def check(scenario: Scenario, *, resumes: bool = False) -> None:
     """Refuse a scenario that names something which does not exist or takes no such options.
+
+    Where a run resumes from a checkpoint, the file of ``model.weights`` may be gone.
 
     Raises
     ------
     ScenarioError
         One line for each mistake, with the file and line where known, the key, and what would be right.
     """
-    mistakes = [mistake for look in _LOOKS for mistake in look(scenario)]
+    looks = _LOOKS if resumes else (_weights, *_LOOKS)
+    mistakes = [mistake for look in looks for mistake in look(scenario)]
     if mistakes:
         raise ScenarioError("\n".join(scenario.complaint(*mistake) for mistake in mistakes))
 
 
-def resolve(scenario: Scenario) -> Scenario:
+def resolve(scenario: Scenario, *, resumes: bool = False) -> Scenario:
     """Return the scenario with what its strategy says written out, once `check` has passed it.
 
     That is the options' defaults and the clients' training algorithm; the path of every "file.py:Name" in it
     is absolute. So a device needs the scenario alone, not the strategy, to know what it runs.
     """
-    check(scenario)
+    check(scenario, resumes=resumes)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     known: dict[str, object] = {"clients.algorithm": algorithm(scenario, strategy)}
     if issubclass(strategy, PruningStrategy):
@@ -79,7 +84,8 @@ def check_model(scenario: Scenario) -> str:
     Raises
     ------
     UserError
-        As `fedprune.models.check` does, and where nothing is left to prune.
+        As `fedprune.models.check` does, where ``model.weights`` are not of the model, and where nothing is
+        left to prune.
     """
     info = data.declared(scenario.data)
     if info is None:
@@ -88,6 +94,7 @@ def check_model(scenario: Scenario) -> str:
     check_columns(task)
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
+    weights.begin(scenario, module)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         return ""
@@ -182,6 +189,18 @@ def _model(scenario: Scenario) -> Iterator[_Mistake]:
         yield ("model", *wrong[:1]), str(error)
         return
     yield from _files("model", {**options, **taken})
+
+
+def _weights(scenario: Scenario) -> Iterator[_Mistake]:
+    path = scenario.model.weights
+    if path is not None and not path.is_file():
+        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*")))
+        yield ("model", "weights"), f"{path} is no file{near or _FROM}"
+    elif path is not None:
+        try:
+            read_tensors(path, values=False)
+        except UserError as error:
+            yield ("model", "weights"), str(error)
 
 
 def _data(scenario: Scenario) -> Iterator[_Mistake]:

@@ -33,7 +33,7 @@ from fedprune.studies.spec import SearchSpec, StudySpec, VariantSpec
 from fedprune.wording import known_here, one_line
 
 #: Scenario keys that hold paths; those of a study start from its own folder.
-PATHS = (("data", "path"), ("clients", "profiles"), ("clients", "trace"))
+PATHS = (("data", "path"), ("model", "weights"), ("clients", "profiles"), ("clients", "trace"))
 #: Keys of a study, besides its runs, that hold keys of the scenario.
 _HOLD_KEYS = ("set", "grid")
 #: Parts of a scenario that results do not depend on.

@@ -33,10 +33,15 @@ def document_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        Where it is no JSON.
+        Where it is no JSON object.
     """
     text = metadata.get(PACKED) or metadata.get(NAMED)
-    return None if text is None else dict(json.loads(text))
+    if text is None:
+        return None
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise ValueError(f"{type(document).__name__} in place of an object")
+    return document
 
 
 def pack(
