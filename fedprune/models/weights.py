@@ -112,9 +112,12 @@ def _at_the_size(module: VisionTransformer, found: dict[str, tuple[str, Tensor]]
     """Interpolate the positions of a file to the grid of a model; return that it was done."""
     embedding = module.get_submodule("embedding")
     assert isinstance(embedding, PatchEmbedding)
-    called, positions = found.get(POSITIONS, ("", embedding.positions))
+    called, positions = found.get(POSITIONS, (POSITIONS, embedding.positions))
     wanted = embedding.positions.shape
-    if positions.dim() != 3 or positions.shape[1] == wanted[1]:
+    rows, columns = embedding.grid
+    # As many patches in other proportions: of a checkpoint of others, as timm has it, they form a square.
+    proportions = rows == columns or called == POSITIONS
+    if positions.dim() != 3 or (positions.shape[1] == wanted[1] and proportions):
         return []
     at_size = resampled(positions, embedding.grid)
     if at_size is None:
@@ -123,8 +126,8 @@ def _at_the_size(module: VisionTransformer, found: dict[str, tuple[str, Tensor]]
             f"model {tuple(wanted)}: positions cannot be interpolated"
         )
     found[POSITIONS] = called, at_size
-    side, grid = isqrt(positions.shape[1] - 1), "x".join(map(str, embedding.grid))
-    return [f"positions are interpolated from {side}x{side} patches to {grid}"]
+    side = isqrt(positions.shape[1] - 1)
+    return [f"positions are interpolated from {side}x{side} patches to {rows}x{columns}"]
 
 
 def _left_as_drawn(

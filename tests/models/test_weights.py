@@ -140,6 +140,18 @@ def test_a_model_for_larger_pictures_has_the_interpolated_positions() -> None:
     assert torch.equal(model.state_dict()["embedding.positions"], resampled(tensors["pos_embed"], (6, 6)))
 
 
+def test_as_many_patches_in_other_proportions_are_interpolated_unless_the_names_are_its_own() -> None:
+    def wide() -> nn.Module:
+        return build("vit", (3, 8, 32), 5, seed=0, options=OPTIONS)
+
+    model, tensors = wide(), timm_checkpoint()
+    assert begin_with(model, tensors) == ["positions are interpolated from 4x4 patches to 2x8"]
+    assert torch.equal(model.state_dict()["embedding.positions"], resampled(tensors["pos_embed"], (2, 8)))
+    again = wide()
+    assert begin_with(again, model.state_dict()) == []
+    assert torch.equal(again.embedding.positions, model.embedding.positions)
+
+
 def test_what_is_the_same_everywhere_stays_so_at_any_size() -> None:
     positions = torch.full((1, 10, 4), 0.7)
     found = resampled(positions, (2, 6))
