@@ -14,12 +14,14 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from cryptography.x509.verification import PolicyBuilder, Store
+from safetensors.torch import save_file
 
 from fedprune import deployment
 from fedprune.cli import main
 from fedprune.client.node_config import client_number, data_place, device_profile
 from fedprune.deployment.credentials import make_certificates
 from fedprune.errors import UserError
+from fedprune.models import MODELS
 from fedprune.scenario import Scenario, load_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +85,17 @@ def test_the_scenario_says_what_a_device_cannot_see(folder):
     assert scenario.data.input_shape == (1, 8, 8)
     assert scenario.data.classes is not None
     assert scenario.override(data__input_shape=None).rounds == 3
+
+
+def test_initial_weights_stay_on_the_server_where_they_are(tmp_path):
+    weights = tmp_path / "begin.safetensors"
+    save_file(MODELS["cnn"]((1, 8, 8), 10).state_dict(), weights)
+    plan = {**PLAN, "model": {"name": "cnn", "weights": weights.name}}
+    deployment.init(tmp_path / "edge", Scenario.from_mapping(plan, tmp_path))
+    assert not list((tmp_path / "edge").rglob("*.safetensors"))
+    weights.unlink()  # As on a device.
+    scenario = load_scenario(tmp_path / "edge" / "app" / "scenario.yaml")
+    assert scenario.model.weights == weights
 
 
 @pytest.mark.parametrize("host", ["fed.example.org", "192.168.1.7", "2001:db8::7", "localhost"])

@@ -195,7 +195,7 @@ def test_methods_whose_clients_draw_the_initial_weights_refuse_others(
     save_file({}, path.parent / "begin.safetensors")
     with pytest.raises(ScenarioError, match=r"strategy.name: .* leave model.weights out$"):
         check(scenario)
-    site = Site(scenario, datasets.load(scenario).client(0))
+    site = Site(scenario, datasets.load(scenario))
     with pytest.raises(UserError, match="which the server alone reads"):
         _ = site.initial
 
@@ -214,6 +214,7 @@ class StopsAfter:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_resumes_though_the_file_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "begin.safetensors"
     stored(path, plan(model=VIT), 1.0)

@@ -11,6 +11,7 @@ from inprocess import federate, plan
 from torch import nn
 
 from fedprune import models
+from fedprune.client.site import Site
 from fedprune.costs.flops import ModelCost
 from fedprune.scenario import OptimizerSpec
 from fedprune.sparsity.layers import weights
@@ -229,6 +230,20 @@ def test_the_layers_that_keep_names_are_found_under_every_name_of_a_shared_weigh
     module = built("tied words")
     for pattern in ("last", "decoder", "decoder.weight", "encoder", "enc*"):
         assert set(prunable(module, keep=[pattern])) == MODELS["tied words"][2] - {"encoder.weight"}
+
+
+def test_a_vision_transformer_executed_sparse_agrees_and_attention_is_sparse_in_it() -> None:
+    vit = {"name": "vit", "patch": 2, "size": 16, "layers": 2, "heads": 2, "prompts": 2}
+    dense, sparse = (
+        federate(plan(model=vit, strategy=STRATEGIES["static"], rounds=1, clients__training__execution=way))
+        for way in ("dense", "sparse")
+    )
+    site = Site(sparse.scenario, sparse.data)
+    local = site.sparse(sparse.strategy.masks)
+    assert local is not None
+    assert not local.held  # Every masked layer has a kernel.
+    for key, tensor in dense.strategy.state.items():
+        torch.testing.assert_close(sparse.strategy.state[key], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
