@@ -10,6 +10,7 @@ from math import isfinite
 
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data.inputs import Pixels
+from fedprune.data.standard import Standardised
 from fedprune.errors import Fault
 from fedprune.scenario import Scenario
 from fedprune.tasks import Task
@@ -57,6 +58,7 @@ class Divergence:
             found.append("clients.training.optimizer {name: adam, lr: 0.001}")
         if self._task.answers == "numbers":
             found.append("numbers to predict that are divided by their standard deviation")
-        if not isinstance(self._task.info.inputs, Pixels) and self._task.info.inputs.dtype.is_floating_point:
+        inputs = self._task.info.inputs
+        if inputs.dtype.is_floating_point and not isinstance(inputs, Pixels | Standardised):
             found.append("inputs that are standardised")
         return found
