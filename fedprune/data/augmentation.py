@@ -1,8 +1,9 @@
-"""Random changes of training inputs, by name: crops, flips, erased rectangles, noise, masked spectrograms.
+"""Random changes of training inputs, by name: crops, flips, erased rectangles, noise, masks, mixup.
 
 An augmentation is a function of inputs, (B, ...), a generator and options to inputs of the same shape; a
 user's own is found like a built-in one. It sees inputs as they are stored or, marked by `on_model_inputs`, as
-a model takes them. Not for what differs from client to client and stays: see ``client_shift``.
+a model takes them; marked by `on_batches`, it changes targets, too. Not for what differs from client
+to client and stays: see ``client_shift``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,7 +23,7 @@ from fedprune import registry
 from fedprune.errors import DataError, PluginError
 from fedprune.scenario.data import AugmentSpec
 
-Change = Callable[..., Tensor]
+Change = Callable[..., Any]
 _F = TypeVar("_F", bound=Change)
 
 
@@ -29,6 +31,15 @@ def on_model_inputs(function: _F) -> _F:
     """Mark an augmentation as one of inputs as a model takes them, floats, and not as they are stored."""
     function.on_model_inputs = True  # type: ignore[attr-defined]
     return function
+
+
+def on_batches(function: _F) -> _F:
+    """Mark an augmentation that also takes and returns targets: (x, y, generator) to (x, y).
+
+    Inputs are as a model takes them, and targets as a task's ``soft`` makes them: floats, of classes (B, K).
+    """
+    function.on_batches = True  # type: ignore[attr-defined]
+    return on_model_inputs(function)
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,20 @@ class Augmentation:
         """Whether it changes inputs as a model takes them."""
         return bool(getattr(self.function, "on_model_inputs", False))
 
+    @property
+    def on_batches(self) -> bool:
+        """Whether it changes targets, too."""
+        return bool(getattr(self.function, "on_batches", False))
+
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Return changed inputs, (B, ...)."""
-        return self.function(inputs, generator, **self.options)
+        made: Tensor = self.function(inputs, generator, **self.options)
+        return made
+
+    def mixed(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return changed inputs and targets, where it changes both."""
+        made: tuple[Tensor, Tensor] = self.function(x, y, generator, **self.options)
+        return made
 
 
 def augmentations(
@@ -94,6 +116,8 @@ def check(changes: Iterable[Augmentation], stored: Tensor, tensor: Callable[[Ten
         Where one fails on the inputs, or makes another shape of them.
     """
     for change in changes:
+        if change.on_batches:
+            continue  # What targets become is for the task to say, which checks it.
         given = tensor(stored) if change.on_model_inputs else stored
         try:
             made = change(given.clone(), torch.Generator().manual_seed(0))
@@ -215,6 +239,31 @@ def spec_augment(
     return torch.where(masked.unsqueeze(1), means, spectrograms)
 
 
+@on_batches
+def mixup(x: Tensor, y: Tensor, generator: torch.Generator, alpha: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Return a batch of which each example is mixed with another, and its target (Zhang et al., ICLR 2018).
+
+    The share of the other, one for a batch as in the authors' code, is drawn from Beta(alpha, alpha).
+
+    Parameters
+    ----------
+    x
+        What the model takes, floats (B, ...).
+    y
+        Targets, floats (B, ...).
+    generator
+        Draws pairs and share.
+    alpha
+        Above 0; the larger, the more of both.
+    """
+    if not x.is_floating_point():
+        raise DataError(f"mixup is for measured values, and inputs are {x.dtype}: leave it out")
+    seed = int(torch.randint(2**62, (), generator=generator))  # PyTorch's beta takes no generator.
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    other = torch.randperm(len(x), generator=generator)
+    return torch.lerp(x, x[other], share), torch.lerp(y, y[other], share)
+
+
 def _images(inputs: Tensor, name: str) -> torch.Size:
     """Return the shape of images; refuse other inputs."""
     if inputs.ndim != 4:
@@ -234,4 +283,5 @@ AUGMENTATIONS: dict[str, Change] = {
     "random_erasing": random_erasing,
     "jitter": jitter,
     "spec_augment": spec_augment,
+    "mixup": mixup,
 }

@@ -24,6 +24,9 @@ class Batching(Protocol):
     def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x, y): what the model takes, and what its outputs are compared with."""
 
+    def soft(self, targets: Tensor) -> Tensor:
+        """Return targets of a batch as floats that can be mixed with another's."""
+
 
 def batches(
     examples: Examples,
@@ -47,7 +50,7 @@ def batches(
         Source of every random number drawn, on the CPU.
     augment
         Random changes, applied in this order to stored inputs or, those that are marked so, to what the model
-        takes; they need a generator.
+        takes, maybe with its targets; they need a generator.
 
     Raises
     ------
@@ -72,7 +75,10 @@ def batches(
         for change in augment:
             if change.on_model_inputs:
                 assert generator is not None
-                x = change(x, generator)
+                if change.on_batches:
+                    x, y = change.mixed(x, task.soft(y), generator)
+                else:
+                    x = change(x, generator)
         yield x, y
 
 

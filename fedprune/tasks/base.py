@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fedprune.data.dataset import DataInfo, Examples
+from fedprune.errors import UserError
 from fedprune.tasks.metrics import Metric
 
 #: How the losses of examples become one number.
@@ -98,6 +99,18 @@ class Task(ABC):
     def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x, y) of what is stored: what the model takes, and what its outputs are compared with."""
         return self.info.inputs.tensor(inputs), targets
+
+    def soft(self, targets: Tensor) -> Tensor:
+        """Return a batch's targets as floats, such that a mean of some is a target, too, to ``losses``.
+
+        Raises
+        ------
+        UserError
+            Where they are no numbers, as by default all but floats are not.
+        """
+        if not targets.is_floating_point():
+            raise UserError(f"the targets of task {self.name!r} cannot be mixed: leave mixup out")
+        return targets
 
     def compared(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return (predictions, truth), which metrics compare; by default outputs and targets."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedprune import models, registry
+from fedprune.data.augmentation import augmentations
 from fedprune.data.batches import batches
 from fedprune.data.dataset import DataInfo, Examples
 from fedprune.data.known import numbered
@@ -108,6 +109,38 @@ def check_examples(task: Task, examples: Examples, where: str) -> None:
             f"{where}: {len(few)} examples become inputs of shape {found}, {x.dtype}, and its {inputs.kind} "
             f"are declared as shape {wanted}, {inputs.dtype}: correct one of them"
         )
+
+
+def check_mixing(scenario: Scenario, task: Task, examples: Examples) -> None:
+    """Refuse augmentations of inputs and targets together where task or loss can't take what they make.
+
+    Raises
+    ------
+    UserError
+        For the first that fails.
+    """
+    mixing = [
+        change for change in augmentations(scenario.data.augment, scenario.directory) if change.on_batches
+    ]
+    if not mixing:
+        return
+    few = np.arange(min(4, len(examples)))
+    x, y = next(iter(batches(examples, few, task, len(few))))
+    for change in mixing:
+        try:
+            mixed, targets = change.mixed(x, task.soft(y), torch.Generator().manual_seed(0))
+            loss = task.loss(torch.zeros(task.output_shape(len(few))), targets, mixed)
+        except FedpruneError:
+            raise
+        except Exception as error:  # Augmentation, task and loss may be a user's own.
+            raise UserError(
+                f"data.augment: {change.name} does not go with task {task.name!r}: {one_line(error)}"
+            ) from error
+        if mixed.shape != x.shape or not bool(torch.isfinite(loss)):
+            raise UserError(
+                f"data.augment: {change.name} made inputs of shape {tuple(mixed.shape)} of those of "
+                f"{tuple(x.shape)}, with a loss of {float(loss):g}: expected the same shape, and a number"
+            )
 
 
 def _check_losses(task: Task) -> None:

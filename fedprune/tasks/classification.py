@@ -19,7 +19,10 @@ from fedprune.tasks.metrics import Accuracy, Metric
 
 
 class Classification(Task):
-    """One class for each example: cross entropy of logits (B, K) and labels, int64 (B,)."""
+    """One class for each example: cross entropy of logits (B, K) and labels, int64 (B,).
+
+    Where examples are mixed, targets are each class's share, float (B, K).
+    """
 
     class Options(Task.Options):
         """How labels count."""
@@ -60,9 +63,24 @@ class Classification(Task):
             )
         return super().batch(inputs, targets)
 
+    def soft(self, targets: Tensor) -> Tensor:
+        """Return each class's share, 0 or 1 where nothing is mixed yet, float32 (B, K)."""
+        if targets.is_floating_point():
+            return targets
+        return functional.one_hot(targets, self.outputs).float()
+
     def losses(self, outputs: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
-        """Return each example's cross entropy in nats, times the weight of its class."""
+        """Return each example's cross entropy in nats, times the weight of its class.
+
+        Of shares of classes that is the mean by them of what each class's loss would be.
+        """
         smoothing = self.options.label_smoothing
+        if self.weights is not None and targets.is_floating_point():
+            shares = targets * self.weights.to(targets)
+            weights = shares.sum(dim=1)
+            shares = shares / weights.clamp(min=torch.finfo(shares.dtype).tiny)[:, None]
+            each = functional.cross_entropy(outputs, shares, reduction="none", label_smoothing=smoothing)
+            return each * weights
         losses = functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
         return losses if self.weights is None else losses * self.weights.to(losses)[targets]
 

@@ -11,7 +11,7 @@ import torch
 
 from fedprune import registry
 from fedprune.data import AUGMENTATIONS, DataInfo, Examples, augmentations, batches, load
-from fedprune.data.augmentation import jitter, random_erasing, spec_augment
+from fedprune.data.augmentation import jitter, mixup, random_erasing, spec_augment
 from fedprune.data.client_shift import CLIENT_SHIFTS, ClientShift, ShiftedRows
 from fedprune.data.inputs import Pixels
 from fedprune.errors import DataError, ScenarioError
@@ -69,7 +69,7 @@ def test_spec_augment_masks_whole_bands_and_frames() -> None:
         spec_augment(torch.zeros((2, 3, 8, 8)), generator())
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "mixup"])
 def test_augmentations_are_decided_by_the_generator_and_leave_inputs_alone(name: str) -> None:
     given = torch.randn((6, 1, 16, 16), generator=generator(9))
     kept = given.clone()
@@ -219,3 +219,32 @@ def test_they_are_kinds_of_plugins() -> None:
     assert set(registry.names("augmentation")) == set(AUGMENTATIONS)
     assert all(line.endswith(".") for line in registry.available("augmentation").values())
     assert set(registry.names("client_shift")) == set(CLIENT_SHIFTS)
+
+
+def test_mixup_mixes_inputs_and_targets_by_one_share() -> None:
+    x, y = torch.eye(6)[:, None], torch.eye(6)
+    mixed, targets = mixup(x, y, generator(1), alpha=1.0)
+    torch.testing.assert_close(mixed[:, 0], targets)  # Inputs that are their targets stay so.
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(6))
+    torch.testing.assert_close(targets.sum(dim=0), torch.ones(6))  # Each is another's partner once.
+    own = targets.diagonal()
+    assert len({round(float(share), 5) for share in own if share < 1}) == 1
+    shares = [float(mixup(x, y, generator(n), alpha=0.2)[1].max(dim=1).values.min()) for n in range(300)]
+    beta = np.random.default_rng(0).beta(0.2, 0.2, 100_000)
+    assert np.mean(shares) == pytest.approx(np.maximum(beta, 1 - beta).mean(), abs=0.03)
+
+
+def test_a_batch_is_mixed_after_other_changes_and_alike_for_a_seed() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 8, 8)).astype(np.uint8)
+    task = Classification(DataInfo("t", Pixels((1, 8, 8)), ("a", "b", "c")))
+    examples = Examples(pixels, np.arange(8) % 3)
+    changes = augmentations(["flip", "mixup"])
+    (one,), (other,) = (list(batches(examples, np.arange(8), task, 8, generator(5), changes)) for _ in "ab")
+    assert torch.equal(one[0], other[0])
+    assert one[1].shape == (8, 3)
+    torch.testing.assert_close(one[1].sum(dim=1), torch.ones(8))
+
+
+def test_tokens_cannot_be_mixed() -> None:
+    with pytest.raises(DataError, match="mixup is for measured values"):
+        mixup(torch.zeros((2, 3), dtype=torch.int64), torch.zeros(2, 1), generator())

@@ -439,6 +439,42 @@ def test_a_loss_of_numbers_is_refused_for_classes(classes):
         check_model(asked, task, nn.Linear(4, classes))
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"class_weights": (1.0, 2.0, 0.5)}])
+def test_a_mixed_target_has_the_mean_of_its_classes_losses(options):
+    """Zhang et al. 2018, section 2: the loss is linear in the target, also with weights and smoothing."""
+    task = Classification(INFO, Classification.Options(**options))
+    outputs, shares = drawn(5, 3), drawn(5, 3).softmax(dim=1)
+    by_class = [task.losses(outputs, torch.full((5,), k), outputs) for k in range(3)]
+    expected = sum(shares[:, k] * by_class[k] for k in range(3))
+    torch.testing.assert_close(task.losses(outputs, shares, outputs), expected)
+    torch.testing.assert_close(task.loss(outputs, shares, outputs), expected.mean())
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    hard = task.losses(outputs, labels, outputs)
+    torch.testing.assert_close(task.losses(outputs, task.soft(labels), outputs), hard)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_mixup_goes_with_a_task_or_is_refused_in_a_sentence(task):
+    asked = scenario(task, "static", data__augment=["mixup"], rounds=1)
+    if task in ("classification", "multilabel", "regression"):
+        made = federate(asked)
+        assert made.rounds[-1].clients_failed == 0
+        return
+    with pytest.raises(UserError, match="cannot be mixed"):
+        federate(asked)
+
+
+def by_number(outputs, targets):
+    return functional.nll_loss(outputs.log_softmax(dim=1), targets, reduction="none")
+
+
+def test_a_loss_that_takes_no_shares_is_refused_with_mixup():
+    task = {"name": "classification", "loss": f"{Path(__file__)}:by_number"}
+    with pytest.raises(UserError, match="mixup does not go with task 'classification'"):
+        federate(scenario("classification", "fedavg", task=task, data__augment=["mixup"]))
+    federate(scenario("classification", "fedavg", task={**task, "loss": "focal"}, data__augment=["mixup"]))
+
+
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"class_weights": "balanced"}])
 def test_another_loss_knows_nothing_of_weights_and_smoothing(options):
     task = {"name": "classification", "loss": "focal", **options}
