@@ -37,6 +37,40 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
+class ChosenRows:
+    """Some rows of others, read when they are asked for.
+
+    Attributes
+    ----------
+    rows
+        The others.
+    places
+        int64 (n,): which of them.
+    """
+
+    rows: Rows
+    places: Indices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ...)."""
+        return (len(self.places), *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a value."""
+        return self.rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, chosen: Indices) -> NDArray[Any]:
+        """Return the rows at ``chosen``, of these."""
+        made: NDArray[Any] = self.rows[self.places[chosen]]
+        return made
+
+
+@dataclass(frozen=True)
 class Examples:
     """Examples, as they are stored: row n of ``inputs`` belongs to row n of ``targets``.
 
@@ -55,6 +89,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def at(self, places: Indices, targets: NDArray[Any]) -> Examples:
+        """Return the examples at ``places``, with other targets; what is read lazily stays so."""
+        rows = self.inputs
+        return Examples(rows[places] if isinstance(rows, np.ndarray) else ChosenRows(rows, places), targets)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -99,6 +99,8 @@ def open_shares(scenario: Scenario) -> LocalData:
     tables = open_tables(_request(scenario), scenario.directory)
     if tables is None:
         return load(scenario)
+    if _names_others(scenario.data, tables.class_names):
+        tables = _tables_of_classes(scenario, tables)
     expected = declared(scenario.data)
     if expected is None:
         shape, bits = tables.shape()
@@ -183,8 +185,9 @@ def describe(scenario: Scenario) -> DataInfo:
         return info
     few = scenario.data.model_copy(update={"train_examples": 1, "test_examples": 1})
     source = _found(scenario.model_copy(update={"data": few}))
-    if not source.class_names and _task_name(scenario, source) == "classification":
-        source = _found(scenario)  # Few examples do not tell which classes there are.
+    unknown = not source.class_names and _task_name(scenario, source) == "classification"
+    if unknown or _names_others(scenario.data, source.class_names):
+        return info_of(scenario, read(scenario))  # Few examples do not tell which classes there are.
     return info_of(scenario, _checked(scenario, source))
 
 
@@ -259,12 +262,75 @@ def read_key(scenario: Scenario) -> Hashable:
     whole = spec.train_examples is None and spec.test_examples is None
     built_in = spec.name in SOURCES or find(spec.name, request.path, scenario.directory) is hugging_face
     task = None if scenario.task is None else scenario.task.name  # By which labels are read.
-    return (replace(request, seed=0) if whole and built_in else (request, scenario.directory)), task
+    key = replace(request, seed=0) if whole and built_in else (request, scenario.directory)
+    return key, task, spec.classes
 
 
 def read(scenario: Scenario) -> Source:
-    """Read a scenario's data set, undivided; raises as `load`."""
-    return _checked(scenario, _found(scenario))
+    """Read a scenario's data set, undivided, of its classes alone; raises as `load`."""
+    source = _checked(scenario, _found(scenario))
+    return _of_classes(scenario, source) if _names_others(scenario.data, source.class_names) else source
+
+
+def _names_others(spec: DataSpec, names: tuple[str, ...]) -> bool:
+    """Say whether a scenario names other classes than those of its data set, or these in another order."""
+    return _named(spec) not in ((), names)
+
+
+def _named(spec: DataSpec) -> tuple[str, ...]:
+    """Return the classes that a scenario names; () where it names none."""
+    return spec.classes if isinstance(spec.classes, tuple) else ()
+
+
+def _of_classes(scenario: Scenario, source: Source) -> Source:
+    """Return the examples of the classes that a scenario names, and of these as many as it asks for."""
+    if _chosen_from_all(scenario) != scenario:
+        source = _checked(scenario, _found(_chosen_from_all(scenario)))
+    train, train_labels = _kept(scenario, source.class_names, source.train.targets, "train")
+    test, test_labels = _kept(scenario, source.class_names, source.test.targets, "test")
+    return replace(
+        source,
+        train=source.train.at(train, train_labels),
+        test=source.test.at(test, test_labels),
+        class_names=_named(scenario.data),
+        clients=None if source.clients is None else source.clients[train],
+    )
+
+
+def _tables_of_classes(scenario: Scenario, tables: Tables) -> Tables:
+    """Return tables with the training images that `_of_classes` keeps, and the test images as they are."""
+    opened = open_tables(_request(_chosen_from_all(scenario)), scenario.directory)
+    assert opened is not None
+    places, labels = _kept(scenario, opened.class_names, opened.train_labels, "train")
+    return replace(
+        opened,
+        train=opened.train.select(places),
+        train_labels=labels,
+        class_names=_named(scenario.data),
+        clients=None if opened.clients is None else opened.clients[places],
+    )
+
+
+def _chosen_from_all(scenario: Scenario) -> Scenario:
+    """Return a scenario that takes all examples."""
+    whole = scenario.data.model_copy(update={"train_examples": None, "test_examples": None})
+    return scenario.model_copy(update={"data": whole})
+
+
+def _kept(
+    scenario: Scenario, names: tuple[str, ...], targets: NDArray[Any], split: Literal["train", "test"]
+) -> tuple[Indices, Indices]:
+    """Return which examples are of a scenario's classes, as many as it asks for, and their new numbers."""
+    spec, where = scenario.data, f"data set {scenario.data.name!r}"
+    if not names or targets.ndim != 1:
+        raise DataError(f"data.classes names classes, and the targets of {where} are none: leave it out")
+    numbers = labels.renumbered(_named(spec), names, where)[targets]
+    of_classes = np.flatnonzero(numbers >= 0)
+    if not len(of_classes):
+        raise DataError(f"data.classes: {where} has no {split} examples of {', '.join(_named(spec))}")
+    wanted = spec.train_examples if split == "train" else spec.test_examples
+    places = partition.choose(of_classes, wanted, scenario.seed, split)
+    return places, numbers[places]
 
 
 def at_hand(scenario: Scenario) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedprune.data.known import numbered
 from fedprune.errors import DataError
+from fedprune.wording import did_you_mean
 
 
 def flat(labels: Any, where: str) -> NDArray[Any]:
@@ -158,6 +159,37 @@ def numbers(labels: NDArray[Any], names: Sequence[str], where: str) -> NDArray[n
     known = [number_of.get(str(value), -1) for value in found.tolist()]
     if -1 in known:
         unknown = found.tolist()[known.index(-1)]
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise DataError(f"{where}: label {unknown!r} is none of the classes, {shown}")
+        raise DataError(f"{where}: label {unknown!r} is none of the classes, {_some(names)}")
     return np.array(known, dtype=np.int64)[places]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def renumbered(wanted: Sequence[str], names: Sequence[str], where: str) -> NDArray[np.int64]:
+    """Return the number of each class among those that are wanted, int64 (len(names),); -1 of the others.
+
+    Parameters
+    ----------
+    wanted
+        Names of classes, in the order of their new numbers.
+    names
+        Those of all classes, by number.
+    where
+        Whose classes they are, for messages.
+
+    Raises
+    ------
+    DataError
+        Where a wanted name is none of them.
+    """
+    number_of = np.full(len(names), -1, dtype=np.int64)
+    for number, name in enumerate(wanted):
+        if name not in names:
+            raise DataError(
+                f"data.classes: {where} has no class {name!r}{did_you_mean(name, names)} (its classes: "
+                f"{_some(names)})"
+            )
+        number_of[names.index(name)] = number
+    return number_of

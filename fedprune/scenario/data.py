@@ -157,8 +157,9 @@ class DataSpec(Spec):
     )
     classes: Annotated[Classes | None, BeforeValidator(_number_or_names)] = Field(
         default=None,
-        description="Number of classes, or their names in the order of their numbers, for devices with data "
-        "of their own; known for built-in data sets.",
+        description="Number of classes, or their names in the order of their numbers. Examples of classes "
+        "that are not named are left out. Needed for devices with data of their own; known for built-in data "
+        "sets.",
         examples=[10, ["cat", "dog"]],
     )
     resize: tuple[ChannelsOrSide, ChannelsOrSide] | None = Field(
