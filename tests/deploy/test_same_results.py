@@ -6,9 +6,11 @@ import time
 
 from deployment import CountingProxy
 from inprocess import same_state
+from safetensors.torch import save_file
 
 from fedprune.engine.hosts import InProcess
 from fedprune.engine.simulation import run as simulate
+from fedprune.models import build
 from fedprune.wire import get_state
 
 #: Strategy, units of the model's hidden layer, and rounds: two where the second sends something else. Each
@@ -44,7 +46,11 @@ def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
     idle = idle_rates(proxies)
     deployed, crossed = {}, {}
     for name, (strategy, hidden, rounds) in STRATEGIES.items():
-        plan["model"]["hidden"] = hidden
+        plan["model"] = {"name": "cnn", "width": 1.0, "hidden": hidden}
+        if name == "static":  # It begins with weights from a file, on the server.
+            weights = build("cnn", (1, 8, 8), 10, seed=7, options={"hidden": hidden}).state_dict()
+            save_file(weights, deployment.directory / "app" / "begin.safetensors")
+            plan["model"]["weights"] = str(deployment.directory / "app" / "begin.safetensors")
         changes = {"name": name, "strategy": strategy, "rounds": rounds}
         path = deployment.write_scenario({**plan, **changes}, f"{name}.yaml")
         before, began = [proxy.total for proxy in proxies], time.monotonic()
