@@ -281,7 +281,7 @@ def make_strategy(
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
     if not resumes:
-        weights.begin(scenario, module)
+        weights.begin(scenario, module, task.info.class_names)
     federation = Federation(
         scenario=scenario,
         task=task,

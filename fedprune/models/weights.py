@@ -51,13 +51,22 @@ def read_tensors(path: Path, *, values: bool = True) -> tuple[dict[str, Tensor],
         ) from None
 
 
-def begin_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+def begin_with(module: nn.Module, tensors: Mapping[str, Tensor], *, same_classes: bool = True) -> list[str]:
     """Put the tensors of a file into a model; return what is not taken over as it is, in words.
 
     The classifier is the last convolution or linear layer, as modules are listed. It stays as drawn where the
-    file has none or, with all else alike, one of another number of outputs. So do prompts where the file has
-    none. Positions of a `vit` are interpolated to its grid of patches. Counters (``num_batches_tracked``) may
-    be absent. Values become those of the model's dtype.
+    file has none, one for other classes or, with all else alike, one of another number of outputs. So do
+    prompts where the file has none. Positions of a `vit` are interpolated to its grid of patches. Counters
+    (``num_batches_tracked``) may be absent. Values become those of the model's dtype.
+
+    Parameters
+    ----------
+    module
+        The model.
+    tensors
+        By name.
+    same_classes
+        Whether the outputs of the file's model, if there are as many, stand for what the model's do.
 
     Raises
     ------
@@ -71,7 +80,7 @@ def begin_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     if not found.keys() & own.keys():
         raise UserError(f"holds {_some(tensors)}, of which the model, with {_some(own)}, has none")
     notes = _at_the_size(module, found) if isinstance(module, VisionTransformer) else []
-    drawn = _left_as_drawn(module, own, found)
+    drawn = _left_as_drawn(module, own, found, same_classes)
     left = {name for names in drawn for name in names}
     taken = {name: each for name, each in found.items() if name not in left}
     for name, (called, tensor) in taken.items():  # Another width says more than a name too few.
@@ -131,7 +140,10 @@ def _at_the_size(module: VisionTransformer, found: dict[str, tuple[str, Tensor]]
 
 
 def _left_as_drawn(
-    module: nn.Module, own: Mapping[str, Tensor], found: Mapping[str, tuple[str, Tensor]]
+    module: nn.Module,
+    own: Mapping[str, Tensor],
+    found: Mapping[str, tuple[str, Tensor]],
+    same_classes: bool,
 ) -> dict[tuple[str, ...], str]:
     """Return names of tensors that keep their values, and why."""
     drawn: dict[tuple[str, ...], str] = {}
@@ -144,6 +156,8 @@ def _left_as_drawn(
         outputs = len(own[classifier[0]])
         if _other_outputs(there[1], own[classifier[0]]):
             drawn[classifier] = f"the file has {len(there[1])} outputs, the model {outputs}"
+        elif not same_classes and there[1].shape == own[classifier[0]].shape:
+            drawn[classifier] = "the file's is for other classes"
     return drawn
 
 

@@ -94,7 +94,7 @@ def check_model(scenario: Scenario) -> str:
     check_columns(task)
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)
-    weights.begin(scenario, module)
+    weights.begin(scenario, module, task.info.class_names)
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         return ""

@@ -7,7 +7,7 @@ They are read on the server alone: devices get values from it. What fits a model
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ from fedprune.wire.packed import document_of, unpack
 _logger = logging.getLogger(__name__)
 
 
-def begin(scenario: Scenario, module: nn.Module) -> None:
+def begin(scenario: Scenario, module: nn.Module, class_names: Sequence[str]) -> None:
     """Put the values of ``model.weights`` into a scenario's model; nothing where it names no file.
 
-    What of the file is not taken over as it is, is said in one line of the log.
+    A classifier for other classes than these, by number, is left as drawn; () where outputs are none. What of
+    the file is not taken over as it is, is said in one line of the log.
 
     Raises
     ------
@@ -39,9 +40,11 @@ def begin(scenario: Scenario, module: nn.Module) -> None:
     try:
         tensors, metadata = read_tensors(path)
         document = _document(metadata)
+        same_classes = True
         if document is not None:
             tensors = _unpacked(scenario, tensors, document)
-        notes = begin_with(module, tensors)
+            same_classes = list(document.get("class_names", ())) in ([], list(class_names))
+        notes = begin_with(module, tensors, same_classes=same_classes)
     except UserError as error:
         said = str(error)
         message = said if said.startswith(str(path)) else f"{path}: {said}"

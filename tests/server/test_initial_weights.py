@@ -85,6 +85,21 @@ def test_a_packed_model_of_other_classes_picture_size_and_prompts_fits_as_any_ot
             assert torch.equal(value, state[name])
 
 
+def test_a_classifier_for_as_many_other_classes_stays_as_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.safetensors"
+    letters = DataInfo("letters", Numbers((1, 8, 8)), class_names=tuple("abcdefghij"))
+    state = stored(path, plan(model=VIT), 1.0, letters)
+    made = assemble(plan(model={**VIT, "weights": str(path)})).strategy.state
+    assert caplog.messages == [
+        f"{path}: as drawn: head.weight and head.bias (the file's is for other classes)"
+    ]
+    drawn = assemble(plan(model=VIT)).strategy.state
+    for name, value in made.items():
+        assert torch.equal(value, (drawn if name.startswith("head.") else state)[name])
+
+
 def test_the_code_that_a_file_names_is_not_run(tmp_path: Path) -> None:
     shutil.copy(NETWORKS, tmp_path / "nets.py")
     path = tmp_path / "model.safetensors"
