@@ -211,6 +211,39 @@ def audio(request: Request) -> Source:
     )
 
 
+def own_sounds(path: Path, inputs: Waveforms, names: Sequence[str], options: FileOptions) -> list[Examples]:
+    """Return a device's own sounds, for training and, if it has some apart, for testing.
+
+    Parameters
+    ----------
+    path
+        A folder with a folder a class, in itself or in ``train`` and ``test``.
+    inputs
+        What the model takes.
+    names
+        The classes.
+    options
+        Those of the scenario's data set.
+
+    Raises
+    ------
+    DataError
+        Where there are none, or some of another class.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder: {_EXPECTED}")
+    splits = _from_folder(path)
+    if not options.classes and (unknown := {clip.label for clips in splits for clip in clips} - set(names)):
+        raise DataError(
+            f"{path} has sounds of {min(unknown)!r}, which is none of the classes, {', '.join(names)}"
+        )
+    kept = [[clip for clip in clips if _label(clip.label, names, options) is not None] for clips in splits]
+    return [
+        Examples(sounds, np.array([_label(clip.label, names, options) for clip in clips], dtype=np.int64))
+        for sounds, clips in zip(_decoded(kept, inputs.samples, inputs.rate, True), kept, strict=True)
+    ]
+
+
 def _class_names(clips: Iterable[_Clip], options: FileOptions) -> tuple[str, ...]:
     there = sorted({clip.label for clip in clips})
     if not options.classes:

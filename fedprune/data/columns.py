@@ -40,9 +40,11 @@ def read(request: Request, hub: str | None = None) -> tuple[Any, Any | None]:
     DataError
         Where there is nothing to read, or it can't be read.
     """
-    path = request.path
-    if path is None:
-        return _from_hub(request, hub)
+    return _from_hub(request, hub) if request.path is None else at(request.path)
+
+
+def at(path: Path) -> tuple[Any, Any | None]:
+    """Return the tables that a path holds, as `read` does."""
     if path.is_file():
         return _file(path), None
     train, test = (_files(path, split) for split in ("train", "test"))
@@ -221,8 +223,9 @@ def labels(
     found = [number_of.get(str(value), -1) for value in values]
     if -1 in found:
         row = found.index(-1)
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise DataError(
-            f"column {name!r}: row {row} of the test part has the label {values[row]!r}, which the training "
-            "part has not: leave such rows out"
+            f"column {name!r}: row {row} has the label {values[row]!r}, which is none of the classes "
+            f"to train on, {shown}: leave such rows out"
         )
     return np.array(found, dtype=np.int64), tuple(names)

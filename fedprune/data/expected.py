@@ -69,9 +69,9 @@ class Expected:
         spec = scenario.data
         if spec.name in SOURCES.keys() - IMAGES.keys():
             raise DataError(
-                f"data set {spec.name!r} has no images with a label each, and a device can have no others "
-                "of its own: leave `data` out of the device's configuration, and it takes its part of "
-                f"{spec.name!r}"
+                f"data set {spec.name!r} has no images, and the scenario does not describe what it has "
+                "(data.inputs, which `fedprune deploy init` writes); without `data` in its configuration, "
+                f"the device takes its part of {spec.name!r}"
             )
         info = declared(spec)
         if info is None:

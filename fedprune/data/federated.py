@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedprune import registry, seeds
-from fedprune.data import augmentation, labels, partition
+from fedprune.data import augmentation, described, labels, partition
 from fedprune.data.batches import signed
 from fedprune.data.client_shift import ClientShift
 from fedprune.data.dataset import (
@@ -63,7 +63,9 @@ def load(scenario: Scenario, source: Source | None = None) -> FederatedData:
     info = _with_counts(info, source.train.targets)
     _warn_of_one_class(info, _task_name(scenario, source))
     server, train, test = _divide(scenario, source.train.targets, source.clients)
-    if isinstance(info.inputs, Standardised):
+    if scenario.data.inputs is not None:
+        info = replace(info, inputs=described.info_of(scenario.data).inputs)  # As devices standardise.
+    elif isinstance(info.inputs, Standardised):
         info = replace(info, inputs=pooled(info.inputs, source.train.inputs, train))
     check_changes(scenario, info, source.train.inputs)
     return FederatedData(info, source.train, source.test, server, train, test, shift_of(scenario))
@@ -143,16 +145,18 @@ class _OpenShares:
 
 
 def declared(spec: DataSpec) -> DataInfo | None:
-    """Return what images and classes a scenario's model takes, as far as it follows without reading any.
+    """Return what inputs and classes a scenario's model takes, as far as it follows without reading any.
 
-    From ``data.input_shape`` and ``data.classes`` or, for a built-in data set, from what is known of it.
-    None where a part is missing.
+    From ``data.inputs`` or, of images, ``data.input_shape``, and ``data.classes``; for a built-in data set,
+    from what is known of it. None where a part is missing.
 
     Raises
     ------
     DataError
         Where mean and standard deviation are given for another number of channels.
     """
+    if spec.inputs is not None:
+        return described.info_of(spec)
     known = KNOWN.get(spec.name)
     shape, names, mean, std = spec.input_shape, spec.classes, None, None
     if isinstance(names, int):
@@ -515,6 +519,13 @@ def _check_declared(spec: DataSpec, info: DataInfo) -> None:
         found = info.class_names if isinstance(spec.classes, tuple) else info.classes
         raise _disagrees(spec, "classes", spec.classes, found)
     expected = declared(spec)
+    if spec.inputs is not None and expected is not None:
+        if not described.same_but_for_standardisation(expected.inputs, info.inputs):
+            raise DataError(
+                f"data.inputs is not what data set {spec.name!r} has: leave it out, and `fedprune deploy "
+                "init` writes it"
+            )
+        return
     if expected is None or not isinstance(info.inputs, Pixels):
         return
     there = _described(info)

@@ -1,24 +1,34 @@
 """A device's own data: what its owner names, read for the one client that the device is.
 
-An image folder, a ``.parquet`` or ``.npz`` file, or a function of the owner's. Not for the data set that the
-scenario names: see ``federated``. A device has a process for each message, so this is read once a message.
+Images: a folder, a ``.parquet`` or ``.npz`` file, or a function of the owner's. Sounds, recordings, rows of
+tables and texts, where the scenario describes them (``data.inputs``). Not for the data set that the scenario
+names: see ``federated``. A device has a process for each message, so this is read once a message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedprune import registry, seeds
 from fedprune.data import image_files, npz, partition
+from fedprune.data.audio import FileOptions, Waveforms, own_sounds
 from fedprune.data.dataset import ClientData, DataInfo, Examples, Shares
 from fedprune.data.expected import Expected
+from fedprune.data.federated import declared
+from fedprune.data.inputs import Pixels
+from fedprune.data.series import SeriesOptions, Windows, own_windows
+from fedprune.data.source import SourceOptions
+from fedprune.data.tabular import Columns, own_rows
+from fedprune.data.text import Characters, TextOptions, own_texts
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
+
+_Options = TypeVar("_Options", bound=SourceOptions)
 
 _EXPECTED = (
     "expected a folder with a folder of .png or .jpg files for each class, a .parquet or .npz file, or a "
@@ -62,15 +72,50 @@ def load_own(where: str, scenario: Scenario, number: int) -> OwnData:
     PluginError
         Where there is no such function.
     """
-    expected = Expected.of(scenario)
+    info = declared(scenario.data)
     try:
-        train, test = _read(where, expected)
+        if info is None or isinstance(info.inputs, Pixels):
+            expected = Expected.of(scenario)
+            info = expected.info
+            train, test = _read(where, expected)
+        else:
+            train, test = _read_described(where, scenario, info)
     except OSError as error:
         raise DataError(
             f"{where} can't be read ({error}): it must be there, and readable for the user of the SuperNode"
         ) from error
-    seed = seeds.derive(scenario.seed, "own data", number)
-    return OwnData(expected.info, number, _with_test(train, test, expected.test_fraction, seed))
+    seed, fraction = seeds.derive(scenario.seed, "own data", number), scenario.data.client_test_fraction
+    return OwnData(info, number, _with_test(train, test if fraction else None, fraction, seed))
+
+
+def _read_described(where: str, scenario: Scenario, info: DataInfo) -> tuple[Examples, Examples | None]:
+    """Return what is no images, for training and, where there is some apart, for testing."""
+    path, inputs, names = Path(where).expanduser().absolute(), info.inputs, info.class_names
+    given, label = scenario.data.options, scenario.data.options.get("label") or scenario.data.label_column
+    if not path.exists():
+        raise DataError(f"{path} does not exist: a device's own {inputs.kind} are files")
+    if isinstance(inputs, Waveforms):
+        made = own_sounds(path, inputs, names, _taken(FileOptions, given))
+    elif isinstance(inputs, Windows):
+        made = own_windows(path, inputs, names, _taken(SeriesOptions, given), label or "label")
+    elif isinstance(inputs, Columns):
+        made = own_rows(path, inputs, names, given.get("target", "target"))
+    else:
+        assert isinstance(inputs, Characters)
+        made = own_texts(
+            path, inputs, names, _taken(TextOptions, {**given, "label": label if names else None})
+        )
+    least = max(scenario.data.partition.min_examples, 1)
+    if not made or len(made[0]) < least:
+        raise DataError(
+            f"{path} has {len(made[0]) if made else 0} examples, and a client needs {least}: add some"
+        )
+    return made[0], made[1] if len(made) > 1 and len(made[1]) else None
+
+
+def _taken(kind: type[_Options], given: Mapping[str, Any]) -> _Options:
+    """Return those of a data set's options that its kind of data has; a generator's own have others, too."""
+    return kind.model_validate({key: value for key, value in given.items() if key in kind.model_fields})
 
 
 def _read(where: str, expected: Expected) -> tuple[Examples, Examples | None]:

@@ -136,6 +136,40 @@ def series(request: Request) -> Source:
     return _source(request, *parts, class_names, tuple(channels))
 
 
+def own_windows(
+    path: Path, inputs: Windows, names: Sequence[str], options: SeriesOptions, label: str
+) -> list[Examples]:
+    """Return windows of a device's own recordings, for training and, if it has some apart, for testing.
+
+    Parameters
+    ----------
+    path
+        A table with the channels' columns, CSV or parquet, or a folder with ``train`` and, maybe, ``test``.
+    inputs
+        What the model takes.
+    names
+        The classes.
+    options
+        Those of the scenario's data set.
+    label
+        The column with the class of each reading.
+
+    Raises
+    ------
+    DataError
+        Where it can't be read, lacks a column, or has a label of no class.
+    """
+    options = options.model_copy(update={"window": inputs.shape[1]})
+    reader = _Reader(inputs.channels, label, None, options)
+    made = []
+    for table in columns.at(path):
+        if table is not None:
+            columns.check(table, [*inputs.channels, label], f"a column of {path}")
+            cut, _ = reader.windows(table, names=names)
+            made.append(Examples(cut.inputs, cut.labels))
+    return made
+
+
 @dataclass(frozen=True)
 class _Cut:
     """Windows: their readings, labels and clients, and whether they are the last part of a recording."""

@@ -169,6 +169,38 @@ def diabetes(request: Request) -> Source:
     return _source(request, [stored], [target.astype(np.float32)], inputs, ())
 
 
+def own_rows(path: Path, inputs: Columns, names: Sequence[str], target: str) -> list[Examples]:
+    """Return a device's own rows, for training and, if it has some apart, for testing.
+
+    Parameters
+    ----------
+    path
+        A table with these columns, CSV or parquet, or a folder with ``train`` and, maybe, ``test``.
+    inputs
+        What the model takes.
+    names
+        The classes; () where numbers are predicted.
+    target
+        The column to predict.
+
+    Raises
+    ------
+    DataError
+        Where it can't be read, lacks a column, or has a target of no class.
+    """
+    made = []
+    for table in columns.at(path):
+        if table is not None:
+            columns.check(
+                table,
+                [target, *inputs.numeric, *(name for name, _ in inputs.categories)],
+                f"a column of {path}",
+            )
+            targets = columns.labels(table, target, names)[0] if names else _numbers(table, target)
+            made.append(Examples(_stored(table, inputs.numeric, inputs.categories), targets))
+    return made
+
+
 _OF_NUCLEI = (
     "radius",
     "texture",
@@ -244,16 +276,17 @@ def _targets(tables_: Sequence[Any], options: TabularOptions) -> tuple[list[NDAr
         fractions = columns.is_number(tables_[0], target) and not columns.is_whole(tables_[0], target)
         predict = "number" if fractions else "class"
     if predict == "number":
-        found = [columns.numbers(table, target).astype(np.float32) for table in tables_]
-        for values in found:
-            if not np.isfinite(values).all():
-                raise DataError(
-                    f"column {target!r}: {np.sum(~np.isfinite(values))} rows have no number to predict: "
-                    "leave them out"
-                )
-        return list(found), ()
+        return [_numbers(table, target) for table in tables_], ()
     first, names = columns.labels(tables_[0], target)
     return [first, *(columns.labels(table, target, names)[0] for table in tables_[1:])], names
+
+
+def _numbers(table: Any, target: str) -> NDArray[np.float32]:
+    """Return the numbers to predict, (N,)."""
+    values = columns.numbers(table, target).astype(np.float32)
+    if missing := int(np.sum(~np.isfinite(values))):
+        raise DataError(f"column {target!r}: {missing} rows have no number to predict: leave them out")
+    return values
 
 
 def _source(

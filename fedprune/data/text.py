@@ -193,6 +193,46 @@ def text(request: Request) -> Source:
     return _source(request, train, test, options, classify=label is not None)
 
 
+def own_texts(path: Path, inputs: Characters, names: Sequence[str], options: TextOptions) -> list[Examples]:
+    """Return a device's own texts, for training and, if it has some apart, for testing.
+
+    Parameters
+    ----------
+    path
+        What `text` reads.
+    inputs
+        What the model takes.
+    names
+        The classes; () where the next character is predicted.
+    options
+        Those of the scenario's data set; ``label`` is the column with the classes.
+
+    Raises
+    ------
+    DataError
+        Where it can't be read, lacks a column, or has a label of no class.
+    """
+    tokenizer, (length,) = CharacterTokenizer(inputs.characters), inputs.shape
+    made = []
+    for documents in _read(Request("own", path), options):
+        if documents is None:
+            continue
+        if names:
+            number_of = {name: number for number, name in enumerate(names)}
+            if unknown := [document.label for document in documents if document.label not in number_of]:
+                raise DataError(
+                    f"{path}: a text has the label {unknown[0]!r}, none of the classes {', '.join(names)}"
+                )
+            targets = np.array([number_of[document.label or ""] for document in documents], dtype=np.int64)
+            rows = [tokenizer.encode(document.text)[:length] for document in documents]
+            made.append(Examples(_filled(rows, length), targets))
+        else:
+            streams = _streams(documents, tokenizer).values()
+            rows = [row for stream in streams for row in _windows(stream, length)]
+            made.append(Examples(_filled(rows, length + 1), np.zeros(len(rows), dtype=np.int64)))
+    return made
+
+
 def docstrings(request: Request) -> Source:
     """Docstrings of Python's standard library, 30 modules, which are the clients: predict the next character.
 

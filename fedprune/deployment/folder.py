@@ -17,6 +17,7 @@ from typing import Any
 
 from fedprune import __version__
 from fedprune import data as datasets
+from fedprune.data.described import described
 from fedprune.data.inputs import Pixels
 from fedprune.deployment.credentials import make_certificates, make_key_pair
 from fedprune.errors import UserError
@@ -149,14 +150,18 @@ def _described(scenario: Scenario) -> Scenario:
     """Return the scenario with what a device must know of data that it does not have itself."""
     info = datasets.describe(scenario)
     data: dict[str, object] = {}
-    if isinstance(info.inputs, Pixels):  # Of other inputs a device can't have data of its own.
+    if isinstance(info.inputs, Pixels):
         data |= {
             "input_shape": list(info.input_shape),
             "classes": list(info.class_names),
             "mean": list(info.inputs.mean),
             "std": list(info.inputs.std),
         }
-
+    else:
+        whole = datasets.load(scenario).info  # What it is standardised by follows from all examples.
+        data |= {"inputs": described(whole)}
+        if whole.class_names:
+            data["classes"] = list(whole.class_names)
     if scenario.data.path is not None:
         path = scenario.directory / scenario.data.path
         data["path"] = str(path.resolve())

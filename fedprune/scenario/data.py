@@ -162,6 +162,11 @@ class DataSpec(Spec):
         "sets.",
         examples=[10, ["cat", "dog"]],
     )
+    inputs: dict[str, Any] | None = Field(
+        default=None,
+        description="What a model takes where that is no image, for devices with data of their own: kind, "
+        "shape, task and settings. `fedprune deploy init` writes it.",
+    )
     resize: tuple[ChannelsOrSide, ChannelsOrSide] | None = Field(
         default=None,
         strict=False,
@@ -217,7 +222,7 @@ class DataSpec(Spec):
     @model_serializer(mode="wrap")
     def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # What came later changes no older scenario's digest.
-        later = ("resize", "fit", "channels", "bits", "lazy", "client_shift")
+        later = ("inputs", "resize", "fit", "channels", "bits", "lazy", "client_shift")
         default = defaults_left_out(self, later)
         return {key: value for key, value in handler(self).items() if key not in default}
 

@@ -88,7 +88,9 @@ def test_a_row_without_a_target_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_label_that_no_training_row_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 0 of the test part has the label 'z'"):
+    with pytest.raises(
+        DataError, match="row 0 has the label 'z', which is none of the classes to train on, a, b, c"
+    ):
         source(tables(tmp_path, test=TABLE.replace("true,a", "true,z", 1)), target="id")
 
 
@@ -171,8 +173,8 @@ def test_a_federation_standardises_by_what_its_clients_train_on(scenario: Callab
     assert (shown.std(0, correction=0) - 1).abs().max() < 1e-4
 
 
-def test_rows_are_no_data_of_a_devices_own(scenario: Callable[..., Scenario], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a device can have no others of its own"):
+def test_rows_of_a_devices_own_must_be_described(scenario: Callable[..., Scenario], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not describe what it has"):
         data.load_own(str(tmp_path), scenario({"name": "breast_cancer"}), 0)
 
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from cryptography.x509.verification import PolicyBuilder, Store
 from safetensors.torch import save_file
 
+from fedprune import data as datasets
 from fedprune import deployment
 from fedprune.cli import main
 from fedprune.client.node_config import client_number, data_place, device_profile
@@ -257,9 +258,13 @@ def test_what_a_node_config_cannot_say(config, expected):
         client_number(config), data_place(config), device_profile(config, scenario)
 
 
-def test_of_other_data_than_images_nothing_is_said(tmp_path):
-    """Devices take their parts of it, and can't have any of their own."""
+def test_of_other_data_than_images_all_is_said_that_a_device_must_know(tmp_path):
     plan = {**PLAN, "model": {"name": "mlp"}, "data": {"name": "breast_cancer"}}
     deployment.init(tmp_path / "rows", Scenario.from_mapping(plan))
-    data = load_scenario(tmp_path / "rows" / "app" / "scenario.yaml").data
-    assert (data.name, data.input_shape, data.classes, data.mean) == ("breast_cancer", None, None, None)
+    written = load_scenario(tmp_path / "rows" / "app" / "scenario.yaml")
+    data = written.data
+    assert (data.name, data.input_shape, data.mean) == ("breast_cancer", None, None)
+    assert data.classes == ("malignant", "benign")
+    there = datasets.load(Scenario.from_mapping(plan)).info.inputs
+    assert datasets.load(written).info.inputs == there
+    assert data.inputs["mean"] == list(there.mean)
