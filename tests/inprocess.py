@@ -54,6 +54,12 @@ PLAN: dict[str, Any] = {
     "strategy": {"name": "fedavg"},
 }
 
+#: Strategies of split training, which prune nothing, and where they cut the model of `PLAN`.
+SPLIT: dict[str, dict[str, Any]] = {
+    "sfprompt": {"body": "block1.norm", "tail": "block1.relu", "local_epochs": 1},
+    "splitfed": {"body": "block2", "tail": "hidden"},
+}
+
 Tamper = Callable[[Message, Message], Message | None]
 """Given a message and its reply, what arrives instead of the reply; None: nothing does."""
 
@@ -62,6 +68,13 @@ def plan(directory: Any = None, **changes: Any) -> Scenario:
     """Return a small federation with some values replaced; ``strategy={...}`` replaces the whole of it."""
     whole = {key: changes.pop(key) for key in ("strategy", "model") if key in changes}
     return Scenario.from_mapping({**PLAN, **whole}, directory).override(**changes)
+
+
+def density_of(strategy: str, density: float = 0.5) -> dict[str, Any]:
+    """Return options with which a strategy prunes, where it does, and runs on the model of `PLAN`."""
+    if strategy in SPLIT:
+        return SPLIT[strategy]
+    return {} if strategy == "fedavg" else {"density": density}
 
 
 def copied(content: RecordDict) -> RecordDict:

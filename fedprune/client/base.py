@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprune import __version__, seeds
 from fedprune.client.site import Site
@@ -39,10 +39,10 @@ from fedprune.protocol.scores import PERSONAL, score_entries
 from fedprune.protocol.training_step import proximal_mu, training_step
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
-from fedprune.sparsity.schedules import SCHEDULES
-from fedprune.tasks import Score
+from fedprune.tasks import Score, Task
 from fedprune.training.evaluation import score
 from fedprune.training.execution import LocalModel
+from fedprune.training.loop import learning_rate
 from fedprune.units import format_bytes
 from fedprune.wire import (
     CODEC,
@@ -126,6 +126,14 @@ class Client(ABC):
         self.batch = self.whole_batch
         #: The frozen part of the model, by name, as the message at hand has it.
         self.frozen: Mapping[str, Tensor] = {}
+
+    @classmethod
+    def local_model(cls, scenario: Scenario, task: Task, module: nn.Module) -> nn.Module:
+        """Return what of the scenario's model a client holds: by default all of it.
+
+        Server and clients both call it, with a model of their own; the result shares its tensors.
+        """
+        return module
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:
@@ -223,10 +231,20 @@ class Client(ABC):
         """
         task = self._receive(content, state)
         began = time.perf_counter()
+        step = self.begin_training(task)
+        return self.trained(task, step, self.fit(task), began, state)
+
+    def begin_training(self, task: ClientTask) -> TrainingStep:
+        """Return the training step that a message asks for; refuse one for which the device has no memory."""
         step = training_step(type(self), self.scenario, self.site.cost, task.config, task.masks)
         self.batch = self.fitting_batch(step, task.masks)
         torch.manual_seed(seeds.derive(self.scenario.seed, "train", task.round, self.number))
-        fit = self.fit(task)
+        return step
+
+    def trained(
+        self, task: ClientTask, step: TrainingStep, fit: FitResult, began: float, state: RecordDict
+    ) -> RecordDict:
+        """Return the reply to a training message: what came of it, and what it cost since it ``began``."""
         trained_under = fit.trained_under or fit.masks
         memory = step.memory_of(trained_under.kept, self.batch)
         self.refuse_over(memory.total, "what came of training")
@@ -242,8 +260,8 @@ class Client(ABC):
                 "train-seconds": time.perf_counter() - began,
             }
         )
-        if len(self.data.test):
-            metrics.update(score_entries(self.personal_score(task, fit), PERSONAL))
+        if len(self.data.test) and (personal := self.personal_score(task, fit)) is not None:
+            metrics.update(score_entries(personal, PERSONAL))
         arrays = self.reply_codec(task.config, fit.masks).encode(fit.values, seed=seed)
         if fit.masks != task.masks:
             arrays = with_own_masks(arrays, fit.masks, task.masks)
@@ -252,7 +270,7 @@ class Client(ABC):
         reply.update(fit.extra)
         return reply
 
-    def personal_score(self, task: ClientTask, fit: FitResult) -> Score:
+    def personal_score(self, task: ClientTask, fit: FitResult) -> Score | None:
         """Score the trained model, before wire rounding, on this client's held-out examples."""
         model = self.model(fit.masks, self.reply_codec(task.config, fit.masks))
         model.load(fit.values)
@@ -374,10 +392,7 @@ class Client(ABC):
 
     def learning_rate(self, server_round: int) -> float:
         """Return the learning rate of a round by the schedule over rounds."""
-        training, rounds = self.scenario.clients.training, self.scenario.rounds
-        start = training.optimizer.lr
-        progress = (server_round - 1) / rounds  # Below 1, or a schedule that ends at 0 wastes a round.
-        return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
+        return learning_rate(self.scenario, server_round)
 
     def _agree(self, version: str, sent: bytes | None, state: RecordDict) -> Masks:
         """Return the masks of a version: those just sent, or those kept; never any others."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class Site:
     profile: DeviceProfile | None = None
     #: The frozen part of the clients' model, where this process simulates clients: none keeps a copy.
     frozen_state: Mapping[str, Tensor] | None = None
+    #: What classes of clients keep in this process for all of them, by name; no result depends on it.
+    shelf: dict[str, Any] = field(default_factory=dict)
 
     def profile_of(self, number: int) -> DeviceProfile:
         """Return the device of a client."""
@@ -58,7 +60,7 @@ class Site:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The dense model; its values are those of whichever client used it last."""
+        """What clients hold of the dense model; its values are those of whichever client used it last."""
         return self._build().to(self.device)
 
     @cached_property
@@ -97,8 +99,14 @@ class Site:
             raise UserError("initial weights are those of model.weights, which the server alone reads")
         return get_state(self._build())
 
+    @cached_property
+    def whole(self) -> nn.Module:
+        """The whole dense model, of which a client may hold a part: what is evaluated."""
+        return tasks.build_model(self.scenario, self.task).to(self.device)
+
     def _build(self) -> nn.Module:
-        return tasks.build_model(self.scenario, self.task)
+        whole = tasks.build_model(self.scenario, self.task)
+        return self.client_class.local_model(self.scenario, self.task, whole)
 
     @cached_property
     def _outline(self) -> tuple[nn.Module, ModelCost]:

@@ -6,7 +6,8 @@ the machine that simulates. Real time is measured elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import floor
 
 from fedprune.costs.devices import DeviceProfile
@@ -15,6 +16,29 @@ from fedprune.costs.devices import DeviceProfile
 def task_seconds(profile: DeviceProfile, bytes_down: int, flops: int, bytes_up: int) -> float:
     """Seconds that a device needs to receive a task, compute it and send the reply, one after the other."""
     return bytes_down / profile.downlink + flops / profile.compute + bytes_up / profile.uplink
+
+
+@dataclass(frozen=True)
+class ServerPart:
+    """What the server does of a client's training, where it takes part in it.
+
+    Parameters
+    ----------
+    flops : Callable[[int], int]
+        What the server computes for how many examples, forward and backward.
+    compute : float
+        FLOP/s that it has for each client.
+    round_trip : float
+        Seconds that a message and its answer take besides their transfer and what is computed.
+    """
+
+    flops: Callable[[int], int]
+    compute: float
+    round_trip: float
+
+    def seconds(self, examples: int, trips: int) -> float:
+        """Return how long a client waits: for what the server computes, and for messages on their way."""
+        return self.flops(examples) / self.compute + trips * self.round_trip
 
 
 def done_by(

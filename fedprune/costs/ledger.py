@@ -51,6 +51,13 @@ class TaskRecord:
         Energy; null where the device's energy is unknown.
     wall_seconds
         Seconds on the server's clock from the message to its reply.
+    server_flops
+        What the server computed for the client while it trained (split training), by the cost model.
+    smashed_bytes_down, smashed_bytes_up
+        Of the bytes to and from the client, those of activations and gradients that went to and fro.
+    smashed_error
+        What rounding took from what the client sent of these, relative, in the Euclidean norm; null where
+        nothing went to and fro.
     measured_seconds
         Seconds that a real device computed; null in a simulation.
     measured_memory_bytes
@@ -79,6 +86,10 @@ class TaskRecord:
     device_seconds: float
     joules: float | None
     wall_seconds: float
+    server_flops: int = 0
+    smashed_bytes_down: int = 0
+    smashed_bytes_up: int = 0
+    smashed_error: float | None = None
     measured_seconds: float | None = None
     measured_memory_bytes: int | None = None
     status: str
@@ -189,6 +200,10 @@ class RoundRecord:
         Energy of all clients; null where that of any task is unknown.
     wall_seconds
         Seconds on the clock.
+    server_flops
+        What the server computed for clients while they trained (split training), by the cost model.
+    smashed_bytes_down, smashed_bytes_up
+        Of the bytes to and from clients, those of activations and gradients that went to and fro.
     clients_ok
         Tasks whose reply counted.
     clients_failed
@@ -220,6 +235,9 @@ class RoundRecord:
     device_seconds: float
     joules: float | None
     wall_seconds: float
+    server_flops: int = 0
+    smashed_bytes_down: int = 0
+    smashed_bytes_up: int = 0
     clients_ok: int
     clients_failed: int
     clients_surplus: int
@@ -272,6 +290,7 @@ class Tally:
         self.peak_memory_bytes = 0
         self.device_seconds = 0.0
         self.joules: float | None = 0.0
+        self.server_flops = self.smashed_bytes_down = self.smashed_bytes_up = 0
         self._phase_seconds = 0.0
 
     @classmethod
@@ -310,6 +329,9 @@ class Tally:
             device_seconds=task.device_seconds,
             joules=task.joules,
         )
+        self.server_flops += task.server_flops
+        self.smashed_bytes_down += task.smashed_bytes_down
+        self.smashed_bytes_up += task.smashed_bytes_up
 
     def end_phase(self) -> None:
         """Let the current phase's time pass."""

@@ -31,6 +31,9 @@ class SimulatedGrid(Grid):
         The node config of each node; Flower's key ``partition-id`` is added where it is missing.
     """
 
+    #: Whether a worker can do the server's part of a client's training: nothing of it is far away.
+    hosts_server_part = True
+
     def __init__(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         first = SUPERLINK_NODE_ID + 1
         self._node_configs = {

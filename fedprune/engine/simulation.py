@@ -345,11 +345,11 @@ def score_locally(scenario: Scenario, data: FederatedData) -> Evaluate:
     site = Site(scenario, data)
 
     def evaluate(state: Mapping[str, Tensor], masks: Masks) -> Score:
-        set_state(site.module, state)
+        set_state(site.whole, state)
         size = scenario.evaluation.batch_size
         return combine(
             [
-                score(site.module, data.test, chunk, site.task, batch_size=size)
+                score(site.whole, data.test, chunk, site.task, batch_size=size)
                 for chunk in chunks(len(data.test))
             ]
         )
@@ -370,5 +370,5 @@ def _score_chunk(resources: Mapping[str, Any], common: tuple[int, dict[str, Tens
         _evaluation_site[scenario.digest] = Site(scenario, data, torch.device(resources["device"]))
     site = _evaluation_site[scenario.digest]
     batch_size, state = common
-    set_state(site.module, state)
-    return score(site.module, data.test, chunk, site.task, batch_size=batch_size)
+    set_state(site.whole, state)
+    return score(site.whole, data.test, chunk, site.task, batch_size=batch_size)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from flwr.app import ConfigRecord
+from torch import nn
 
 from fedprune.costs.fit import TrainingStep
 from fedprune.costs.flops import ModelCost
@@ -13,12 +14,17 @@ from fedprune.costs.memory import Overhead, optimizer_slots
 from fedprune.protocol.messages import real
 from fedprune.scenario import Scenario
 from fedprune.sparsity.masks import Masks
+from fedprune.tasks import Task
 
 
 class TrainingAlgorithm(Protocol):
     """What a server needs to know of a client class."""
 
     executes_sparse: ClassVar[bool]
+
+    @classmethod
+    def local_model(cls, scenario: Scenario, task: Task, module: nn.Module) -> nn.Module:
+        """Return what of the scenario's model a client holds."""
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:

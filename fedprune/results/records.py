@@ -242,6 +242,10 @@ def summarise(
             for key in ("clients_surplus", "clients_excluded", "clients_offline")
         },
         "joules": total_joules(rounds),
+        **{
+            key: sum(record.get(key) or 0 for record in rounds)
+            for key in ("server_flops", "smashed_bytes_down", "smashed_bytes_up")
+        },
         "classes": class_totals(rounds),
         "faults": count_faults(rounds),
         **client_totals(clients),

@@ -29,6 +29,7 @@ from fedprune.scenario.evaluation import EvaluationSpec, WireSpec
 from fedprune.scenario.faults import FaultsSpec
 from fedprune.scenario.logging import Logger, each_once
 from fedprune.scenario.model import ModelSpec
+from fedprune.scenario.server import ServerSpec
 from fedprune.scenario.strategy import StrategySpec
 from fedprune.scenario.task import TaskSpec
 from fedprune.scenario.validation import explain, refuse
@@ -65,6 +66,9 @@ class Scenario(Spec):
         description="The federated pruning method and its options.", examples=[{"name": "fedavg"}]
     )
     wire: WireSpec = Field(default=WireSpec(), description="How messages are encoded.")
+    server: ServerSpec = Field(
+        default=ServerSpec(), description="What the server computes with where it takes part in training."
+    )
     evaluation: EvaluationSpec = Field(
         default=EvaluationSpec(), description="When and on what the global model is tested."
     )
@@ -121,9 +125,13 @@ class Scenario(Spec):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Without loggers or a task it is what it was before there were any: the same digest and files.
+        # Without these it is what it was before there were any: the same digest and files.
         written: dict[str, Any] = handler(self)
-        given = {"logging": bool(self.logging), "task": self.task is not None}
+        given = {
+            "logging": bool(self.logging),
+            "task": self.task is not None,
+            "server": self.server != ServerSpec(),
+        }
         return {key: value for key, value in written.items() if given.get(key, True)}
 
     @property

@@ -15,13 +15,14 @@ from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, MessageType, MetricRecord
 
-from fedprune.costs.clock import done_by, task_seconds
+from fedprune.costs.clock import ServerPart, done_by, task_seconds
 from fedprune.costs.devices import DeviceProfile, joules
 from fedprune.costs.ledger import Listener, Scores, Tally, TaskRecord
 from fedprune.errors import WireError
 from fedprune.protocol.faults import Fault, fault_of
 from fedprune.protocol.messages import whole
 from fedprune.protocol.scores import PERSONAL, read_score
+from fedprune.protocol.split import Conversation
 from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.dense_baseline import DenseBaseline
 from fedprune.server.exchange import Exchange
@@ -62,17 +63,25 @@ class _Task(Generic[_T]):
     seconds: float
     measured_seconds: float | None
     measured_memory_bytes: int | None
+    waiting: float = 0.0  # Of the seconds, those that the client waited for the server.
+    server_flops: int = 0
+    smashed_bytes_down: int = 0
+    smashed_bytes_up: int = 0
+    smashed_error: float | None = None
     end: float | None = None  # When the server stopped to wait for it, where it did.
 
     def until(self, end: float, profile: DeviceProfile) -> _Task[_T]:
         """Return the task as far as it had come at a time, in seconds of the phase."""
-        down, flops, up = done_by(profile, self.bytes_down, self.flops, self.bytes_up, end)
+        own = max(end - self.waiting, 0.0)
+        down, flops, up = done_by(profile, self.bytes_down, self.flops, self.bytes_up, own)
         return replace(
             self,
             bytes_down=down,
             flops=flops,
             bytes_up=up,
             mask_bytes_up=min(self.mask_bytes_up, up),
+            smashed_bytes_down=min(self.smashed_bytes_down, down),
+            smashed_bytes_up=min(self.smashed_bytes_up, up),
             seconds=min(self.seconds, end),
             end=end,
         )
@@ -125,6 +134,8 @@ class RoundAccounts:
         self._dense = dense
         self._judged_by = judged_by
         self._largest = largest_reply
+        #: What the server does of a client's training, where it takes part in it.
+        self.server: ServerPart | None = None
         self._listeners = listeners
         self.start_round()
 
@@ -229,7 +240,11 @@ class RoundAccounts:
             except WireError as error:
                 fault, reason = error.fault, f"WireError: {error}"
         flops, peak, examples = (whole(metrics, key) if key in metrics else 0 for key in _COSTS)
-        seconds = task_seconds(client.profile, sent.bytes_down, flops, bytes_up)
+        took = self._exchange.conversations.get(client.node_id, Conversation(trips=0))
+        bytes_down, bytes_up = sent.bytes_down + took.bytes_down, bytes_up + took.bytes_up
+        server = self.server
+        waiting = 0.0 if server is None else server.seconds(took.examples, took.trips)
+        seconds = waiting + task_seconds(client.profile, bytes_down, flops, bytes_up)
         if fault is None and deadline is not None and seconds > deadline:
             fault, reason = Fault.LATE, f"{seconds:.4g} s of virtual time, the deadline is {deadline:g} s"
         if fault is None:
@@ -237,7 +252,7 @@ class RoundAccounts:
                 result = (read(reply),)
             except WireError as error:
                 fault, reason, flops, peak, examples = error.fault, f"WireError: {error}", 0, 0, 0
-                seconds = task_seconds(client.profile, sent.bytes_down, flops, bytes_up)
+                seconds = waiting + task_seconds(client.profile, bytes_down, flops, bytes_up)
         task = _Task(
             reply=reply,
             result=result,
@@ -246,12 +261,17 @@ class RoundAccounts:
             reason=reason,
             examples=examples,
             scores=self._scores(sent.kind, metrics if fault is None else MetricRecord()),
-            bytes_down=sent.bytes_down,
+            bytes_down=bytes_down,
             bytes_up=bytes_up,
             mask_bytes_up=mask_up,
             flops=flops,
             peak_memory_bytes=peak,
             seconds=seconds,
+            waiting=waiting,
+            server_flops=0 if server is None else server.flops(took.examples),
+            smashed_bytes_down=took.bytes_down,
+            smashed_bytes_up=took.bytes_up,
+            smashed_error=took.error,
             **_measured(metrics),
         )
         if fault in _SILENT and deadline is not None:
@@ -309,6 +329,10 @@ class RoundAccounts:
             device_seconds=task.seconds,
             joules=joules(client.profile, task.flops, task.bytes_down + task.bytes_up),
             wall_seconds=time.perf_counter() - sent.started,
+            server_flops=task.server_flops,
+            smashed_bytes_down=task.smashed_bytes_down,
+            smashed_bytes_up=task.smashed_bytes_up,
+            smashed_error=task.smashed_error,
             measured_seconds=task.measured_seconds,
             measured_memory_bytes=task.measured_memory_bytes,
             status=task.status,

@@ -22,6 +22,7 @@ from fedprune import seeds
 from fedprune.protocol.faults import CODES, Fault
 from fedprune.protocol.frozen import RECORD, FrozenValues, version_of
 from fedprune.protocol.messages import arrays_of
+from fedprune.protocol.split import Conversation
 from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.columns import from_columns, to_columns
 from fedprune.sparsity.masks import Masks
@@ -116,6 +117,8 @@ class Exchange:
         What was sent in the current exchange, by node id.
     vanished : set[int]
         The clients that have vanished in the current round.
+    conversations : dict[int, Conversation]
+        What else went to and fro in the current exchange, by node id; whoever carries on one notes it here.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Exchange:
         self.timeout = timeout
         self.sent: dict[int, Sent] = {}
         self.vanished: set[int] = set()
+        self.conversations: dict[int, Conversation] = {}
         self._registry = registry
         self._masks_for = masks_for
         self._frozen = frozen
@@ -156,7 +160,7 @@ class Exchange:
         the timeout gets an error reply; so does, after all others, one to a device that vanishes inside
         the round.
         """
-        self.sent = {}
+        self.sent, self.conversations = {}, {}
         vanished: list[Message] = []
 
         def to_those_that_stay() -> Iterator[Message]:
@@ -187,7 +191,7 @@ class Exchange:
 
     def send_to_nodes(self, grid: Grid, messages: Iterable[Message]) -> Iterator[Message]:
         """Send messages to nodes that may not be clients yet; yield one reply for each, in their order."""
-        self.sent = {}
+        self.sent, self.conversations = {}, {}
         return (reply for _, reply in self._pairs(grid, self._noted(messages)))
 
     # What clients hold -------------------------------------------------------------------

@@ -96,7 +96,8 @@ class RoundLoop:
         strategy.model.load_into_module()  # What a hook finds there must not depend on earlier rounds.
         sent = strategy.model.encode(server_round)
         messages = strategy.configure_train(server_round, sent, self.train_config, self.grid)
-        arrays, metrics = strategy.aggregate_train(server_round, self._send(messages))
+        replies = strategy.converse(self.grid, server_round, messages)
+        arrays, metrics = strategy.aggregate_train(server_round, replies)
         trained_under = strategy.masks
         if metrics is not None:
             strategy.update_masks(server_round)
@@ -217,6 +218,9 @@ def round_record(
         peak_memory_bytes=tally.peak_memory_bytes,
         device_seconds=tally.device_seconds,
         joules=tally.joules,
+        server_flops=tally.server_flops,
+        smashed_bytes_down=tally.smashed_bytes_down,
+        smashed_bytes_up=tally.smashed_bytes_up,
     )
 
 

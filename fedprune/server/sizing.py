@@ -130,7 +130,8 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     options = _options(scenario, strategy)
     task = tasks.build(scenario, data.describe(scenario))
-    module = tasks.build_model(scenario, task)
+    algorithm = client_class(scenario, strategy)
+    module = algorithm.local_model(scenario, task, tasks.build_model(scenario, task))
     asked = options["density"] if density is None else density
     try:
         shapes = {n: tuple(module.get_parameter(n).shape) for n in prunable(module, options["keep"])}

@@ -65,7 +65,7 @@ from fedprune.server.state_messages import state_contents
 from fedprune.server.train_replies import TrainMetrics, read_train_reply
 from fedprune.sparsity.criteria import Criterion, needs_data
 from fedprune.sparsity.distributions import Distribution
-from fedprune.sparsity.frozen import frozen_names, thawed
+from fedprune.sparsity.frozen import thawed
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prunable_masks, prune
@@ -134,8 +134,12 @@ class PruningStrategy(Strategy):
         self.move: MaskRequest | None = None
         if options.density < 1:
             prunable(federation.module, options.keep)  # What it refuses is refused before anything runs.
-        self.model = GlobalModel(federation.module, scenario, self.supermasks)
-        self.cost = ModelCost.of(federation.module, federation.task)
+        algorithm = client_class(scenario, type(self))
+        #: What a client holds of the model: the model's own parts.
+        self.local = local = algorithm.local_model(scenario, federation.task, federation.module)
+        self.model = GlobalModel(federation.module, scenario, self.supermasks, Layout.of(local))
+        #: What it costs to train what a client holds of the model.
+        self.cost = ModelCost.of(local, federation.task)
         parameters = [name for name, _ in federation.module.named_parameters()]
         named = named_aggregator(scenario, options.aggregator, parameters, not_a=PruningStrategy)
         self.aggregator: Aggregator = aggregator or named or self.make_mean()
@@ -165,7 +169,6 @@ class PruningStrategy(Strategy):
             patience=timeout,
             announce=federation.announce,
         )
-        algorithm = client_class(scenario, type(self))
         self.budgets = Budgets(scenario, self.cost, algorithm, prunable_masks(self.module, options.keep))
         self.selection = ClientSelection(
             self.registry,
@@ -180,7 +183,7 @@ class PruningStrategy(Strategy):
     def _cost_of_the_whole(self) -> ModelCost:
         """Return what the model costs where all of it is trained, on the client."""
         module = self.federation.module
-        if not frozen_names(module):
+        if self.model.travelling == self.layout:
             return self.cost
         return ModelCost.of(thawed(copy.deepcopy(module)), self.federation.task)
 
@@ -446,6 +449,14 @@ class PruningStrategy(Strategy):
             settings=self.supermasks(),
             arrays=arrays,
         )
+
+    def converse(self, grid: Grid, server_round: int, messages: Iterable[Message]) -> Iterator[Message]:
+        """Send a round's training messages; yield what ends each client's training, in their order.
+
+        That is the reply to each message. A strategy whose clients ask something of the server while they
+        train carries on their conversations here.
+        """
+        return self.exchange.send(grid, messages)
 
     def ask(
         self,

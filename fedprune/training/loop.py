@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.data import parts
-from fedprune.scenario import OptimizerSpec
+from fedprune.scenario import OptimizerSpec, Scenario
 from fedprune.sparsity.frozen import training_mode
 from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.schedules import SCHEDULES
 from fedprune.sparsity.training import hold
 from fedprune.tasks import Task
 
@@ -92,6 +93,14 @@ def train(
             optimizer.step()
             seen += len(y)
     return Trained(float(total / max(seen, 1)), seen)
+
+
+def learning_rate(scenario: Scenario, server_round: int) -> float:
+    """Return the learning rate of a round, from 1, by the scenario's schedule over rounds."""
+    training = scenario.clients.training
+    start = training.optimizer.lr
+    progress = (server_round - 1) / scenario.rounds  # Below 1, or a schedule that ends at 0 wastes a round.
+    return SCHEDULES[training.schedule.name](progress, start, start * training.schedule.end_factor)
 
 
 def make_optimizer(parameters: list[nn.Parameter], spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inprocess import federate, plan
+from inprocess import density_of, federate, plan
 
 from fedprune import registry
 from fedprune.errors import PluginError, RunError, ScenarioError
@@ -376,8 +376,7 @@ OWN = {"fedpm", "hidenseek", "feddst", "fedmask", "lotteryfl"}
 
 @pytest.mark.parametrize("name", registry.names("strategy"))
 def test_every_strategy_takes_a_rule_or_refuses_it_in_a_sentence(rules, name):
-    density = {} if name == "fedavg" else {"density": 0.5}
-    strategy = {"name": name, "aggregator": "./mine.py:Median", **density}
+    strategy = {"name": name, "aggregator": "./mine.py:Median", **density_of(name)}
     scenario = plan(rules, strategy=strategy, data__client_test_fraction=0.2, rounds=20)
     if name not in OWN:
         check(scenario)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from inprocess import federate, plan
+from inprocess import density_of, federate, plan
 
 from fedprune import registry
 from fedprune.client.site import Site
@@ -57,8 +57,7 @@ def test_a_scenario_chooses_the_algorithm(folder, strategy):
 
 @pytest.mark.parametrize("name", registry.names("strategy"))
 def test_what_is_resolved_says_what_a_strategy_names(name):
-    density = {} if name == "fedavg" else {"density": 0.5}
-    scenario = plan(strategy={"name": name, **density}, data__client_test_fraction=0.2, rounds=20)
+    scenario = plan(strategy={"name": name, **density_of(name)}, data__client_test_fraction=0.2, rounds=20)
     strategy = registry.load("strategy", name)
     known = resolve(scenario)
     assert known.clients.algorithm == getattr(strategy, "client", "sparse")

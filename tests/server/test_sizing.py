@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from inprocess import federate, plan
+from inprocess import density_of, federate, plan
 
 from fedprune import data, registry
 from fedprune.costs.devices import profiles
 from fedprune.errors import UserError
+from fedprune.server.check import resolve
 from fedprune.server.sizing import Fit, clients_of, devices_of, sizing
 
 STATIC = {"name": "static", "density": 0.2, "criterion": "magnitude"}
@@ -64,9 +65,9 @@ def test_a_fit_is_of_its_device():
 
 @pytest.mark.parametrize("name", sorted(registry.names("strategy")))
 def test_every_strategy_is_sized(name):
-    density = {} if name == "fedavg" else {"density": 0.5}
-    asked = sizing(plan(strategy={"name": name, **density}))
-    assert asked.density == density.get("density", 1.0)
+    options = density_of(name)
+    asked = sizing(resolve(plan(strategy={"name": name, **options}, data__client_test_fraction=0.2)))
+    assert asked.density == options.get("density", 1.0)
     assert asked.step.memory(asked.density, 2).total < asked.step.memory(1.0, 4).total
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inprocess import federate, plan
+from inprocess import SPLIT, federate, plan
 from made_tasks import LENGTH, PADDING, TASKS, TEST, text
 from torch import nn
 from torch.nn import functional
@@ -21,6 +21,7 @@ from fedprune.data import DataInfo, Examples, Request, batches
 from fedprune.data.inputs import Numbers, Pixels, Tokens
 from fedprune.errors import UserError
 from fedprune.scenario import Scenario
+from fedprune.server.check import check, resolve
 from fedprune.tasks import TASKS as BUILT_IN
 from fedprune.tasks import Accuracy, Classification, Metric, Task, build, check_model
 from fedprune.tasks.multilabel import MultiLabel
@@ -65,7 +66,7 @@ def test_all_built_in_tasks_are_crossed():
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("strategy", registry.names("strategy"))
+@pytest.mark.parametrize("strategy", [name for name in registry.names("strategy") if name not in SPLIT])
 def test_every_strategy_learns_every_task_or_says_why_not(strategy, task):
     headline = TASKS[task][2]
     if strategy == "lotteryfl" and task in ("multilabel", "regression", "reconstruction"):
@@ -83,6 +84,31 @@ def test_every_strategy_learns_every_task_or_says_why_not(strategy, task):
         assert last.client_scores[headline] is not None
     if strategy != "fedavg":
         assert last.density < 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", SPLIT)
+def test_split_training_learns_every_task_or_says_why_not(strategy, task):
+    options = {"body": "1", "tail": "2"}
+    if strategy == "sfprompt" and task != "classification":
+        with pytest.raises(UserError, match=r"EL2N is of classes, and the task is .*: set prune: 0"):
+            check(split(task, strategy, options).override(task__name=task))
+        options["prune"] = 0.0
+    asked = split(task, strategy, options)
+    if TASKS[task][1] == "Words":
+        with pytest.raises(UserError, match=r"a Words cannot be cut: it is no nn\.Sequential of stages"):
+            federate(resolve(asked))
+        return
+    made = federate(resolve(asked))
+    assert [record.clients_failed for record in made.rounds] == [0, 0, 0]
+    assert made.rounds[-1].scores[TASKS[task][2]] is not None
+    assert math.isfinite(made.rounds[-1].loss)
+
+
+def split(task: str, strategy: str, options: dict[str, Any]) -> Scenario:
+    whole = scenario(task, "fedavg", evaluation__clients=False)
+    content = whole.model_dump(mode="json", exclude_unset=True)
+    return Scenario.from_mapping({**content, "strategy": {"name": strategy, **options}}, whole.directory)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -35,7 +35,7 @@ TRAINED_SPARSE = {
     "prunefl": {"name": "prunefl", "density": 0.1, "adjust_every": 1},
     "static": {"name": "static", "density": 0.1},
 }
-DENSE = {"fedavg", "fedmask", "fedmef", "fedpm", "hidenseek"}
+DENSE = {"fedavg", "fedmask", "fedmef", "fedpm", "hidenseek", "sfprompt", "splitfed"}
 
 
 def executed(execution, strategy, **changes):

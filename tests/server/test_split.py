@@ -1,0 +1,337 @@
+"""Split training: the same wherever the body runs, what went to and fro, and clients that vanish on the way.
+
+The grid of these tests carries every message (`inprocess.InProcessGrid`), as one of real devices does: the
+server runs the body. `InProcess` is a simulation's host: the body runs beside the client.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Error, Message
+from inprocess import assemble, federate, plan, same_state
+
+from fedprune.engine.hosts import InProcess
+from fedprune.engine.simulation import run
+from fedprune.errors import ScenarioError, UserError
+from fedprune.protocol.faults import CODES, Fault
+from fedprune.protocol.split import pack, unpack
+from fedprune.server.check import resolve
+from fedprune.server.split import SplitStrategy
+from fedprune.sparsity.masks import Masks
+from fedprune.training.split import Body
+from fedprune.wire import Layout, content_bytes, get_state
+
+VIT: dict[str, Any] = {"name": "vit", "patch": 4, "size": 16, "layers": 3, "heads": 2, "prompts": 2}
+CNN: dict[str, Any] = {"name": "cnn", "width": 0.25, "hidden": 16}
+ON_CNN = {"body": "block2", "tail": "hidden"}
+METHODS: dict[str, dict[str, Any]] = {
+    "sfprompt": {"model": VIT, "strategy": {"name": "sfprompt"}},
+    "sfprompt in int8": {"model": VIT, "strategy": {"name": "sfprompt", "smashed": "int8"}},
+    "sfprompt with adam": {
+        "model": VIT,
+        "strategy": {"name": "sfprompt"},
+        "clients__training__optimizer": {"name": "adam", "lr": 0.003},
+    },
+    "no local update, no data pruning": {
+        "model": {**VIT, "prompts": 0},
+        "strategy": {"name": "sfprompt", "local_epochs": 0, "prune": 0.0},
+    },
+    "splitfed": {"model": CNN, "strategy": {"name": "splitfed", **ON_CNN}},
+    "splitfed 2": {"model": CNN, "strategy": {"name": "splitfed", "version": 2, **ON_CNN}},
+    "splitfed in float16": {"model": CNN, "strategy": {"name": "splitfed", "smashed": "float16", **ON_CNN}},
+}
+TESTED = {"evaluation__clients": True, "data__client_test_fraction": 0.2}
+NOT_COMPARED = {"wall_seconds", "measured_seconds", "measured_memory_bytes"}
+
+
+def scenario(method: str, **changes: Any):
+    return resolve(plan(**{**METHODS[method], **changes}))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in NOT_COMPARED} for record in found]
+
+
+class Last:
+    """Keeps the last global state that a simulation makes."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def on_task(self, task: Any) -> None:
+        pass
+
+    def on_round(self, round: Any) -> None:
+        self.records.append(round)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_simulation_and_a_grid_of_devices_give_the_same(method: str, tmp_path: Path):
+    """Bits, bytes, FLOPs, virtual time: of every task and every round."""
+    asked = scenario(method)
+    simulated = run(asked, out=tmp_path / "run", host=InProcess(), progress=False, figures=False)
+    devices = federate(asked)
+    for record, line in zip(devices.tasks, lines(tmp_path / "run" / "clients.jsonl"), strict=True):
+        assert {key: record.columns()[key] for key in line} == line
+    for round_, line in zip(devices.rounds, simulated.rounds, strict=True):
+        assert round_.columns()["accuracy"] == line["accuracy"]
+        assert round_.loss == line["loss"]
+    kinds = {message.metadata.message_type for message, _ in devices.grid.exchanges}
+    assert kinds == {"query.facts", "train", "train.split_forward", "train.split_backward"}
+
+
+@pytest.mark.parametrize("method", ["sfprompt", "splitfed"])
+def test_a_client_answers_in_whatever_process(method: str):
+    """Flower starts a process for each message: nothing but the context may be kept."""
+    fresh = []
+
+    class Forgetful:
+        def __call__(self, message, context):
+            from fedprune.engine.hosts import build_client_app
+
+            app = build_client_app(made.scenario, made.data, "cpu")
+            fresh.append(message.metadata.message_type)
+            return app(message, context)
+
+    made = assemble(scenario(method, rounds=1))
+    made.grid._app = Forgetful()
+    made.strategy.start(made.grid)
+    assert len(fresh) > 8
+    assert same_state(made.strategy.state, federate(scenario(method, rounds=1)).strategy.state)
+
+
+def test_bytes_are_those_of_the_messages():
+    made = federate(scenario("sfprompt", clients__per_round=1, rounds=1))
+    task = made.tasks[-1]
+    own = [(m, r) for m, r in made.grid.exchanges if m.metadata.message_type != "query.facts"]
+    assert task.bytes_down == sum(content_bytes(message.content) for message, _ in own)
+    assert task.bytes_up == sum(content_bytes(reply.content) for _, reply in own)
+    between = [m for m, _ in own if m.metadata.message_type != "train"]
+    assert task.smashed_bytes_down == sum(content_bytes(message.content) for message in between)
+    assert task.smashed_bytes_up == sum(content_bytes(reply.content) for _, reply in own[:-1])
+    values = made.strategy.local.body_shapes[0].numel() * 4
+    examples = task.server_flops // made.strategy.accounts.server.flops(1)
+    floats = 2 * values * examples  # Activations and gradients, each way.
+    assert floats < task.smashed_bytes_up < 1.3 * floats
+    assert examples == task.examples - task.examples // 2
+
+
+def test_virtual_time_counts_the_server_and_each_trip():
+    quick = federate(scenario("splitfed", rounds=1, server={"compute": 1e30, "round_trip": 0.0}))
+    slow = federate(scenario("splitfed", rounds=1, server={"compute": 1e6, "round_trip": 0.5}))
+    for one, other in zip(quick.tasks, slow.tasks, strict=True):
+        if one.type == "train":
+            trips = 1 + 2 * -(-one.examples // 16)
+            waited = other.device_seconds - one.device_seconds
+            assert waited == pytest.approx(one.server_flops / 1e6 + trips * 0.5)
+
+
+def test_splitfed_with_one_client_is_training_the_whole_model():
+    """An independent computation: the unsplit model on the same batches, by PyTorch's SGD."""
+    made = assemble(scenario("splitfed", rounds=1, clients__count=1, clients__per_round=1))
+    whole = copy.deepcopy(made.strategy.module)
+    whole.load_state_dict(made.strategy.state, strict=False)
+    client = client_of(made)
+    optimizer = torch.optim.SGD(whole.train().parameters(), lr=0.05, momentum=0.9)
+    for step, chosen in enumerate(client.plan(1, client.data.train)):
+        x, y = client.one_batch(1, step, chosen)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(whole(x), y).backward()
+        optimizer.step()
+    made.strategy.start(made.grid)
+    for name, value in get_state(whole).items():
+        assert torch.allclose(made.strategy.state[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def client_of(made: Any, number: int = 0) -> Any:
+    from fedprune.client.site import Site
+
+    site = Site(made.scenario, made.data)
+    return site.client_class(site, number)
+
+
+def test_sfprompt_trains_prompts_and_tail_alone():
+    made = assemble(scenario("sfprompt"))
+    before = dict(made.strategy.state)
+    made.strategy.start(made.grid)
+    moved = {name for name, value in made.strategy.state.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.startswith(("blocks.2", "norm", "head"))} | {
+        "embedding.prompts"
+    }
+    sent = [m for m, _ in made.grid.exchanges if m.metadata.message_type == "train"]
+    assert all(not name.startswith("blocks.0") for name in made.strategy.model.travelling.shapes)
+    assert "frozen" in sent[0].content
+
+
+def test_el2n_keeps_the_examples_of_which_the_shortcut_is_least_sure():
+    from clients.sfprompt import el2n
+
+    logits, labels = torch.randn(9, 4), torch.arange(9) % 4
+    direct = [
+        float(np.linalg.norm(np.exp(row) / np.exp(row).sum() - np.eye(4)[label]))
+        for row, label in zip(logits.double().numpy(), labels, strict=True)
+    ]
+    assert el2n(logits, labels).tolist() == pytest.approx(direct, rel=1e-5)
+
+    made = assemble(scenario("sfprompt", strategy={"name": "sfprompt", "local_epochs": 0, "prune": 0.3}))
+    client = client_of(made)
+    state = made.strategy.state
+    client.part.load_state_dict({n: state[n] for n in Layout.of(client.part).shapes}, strict=False)
+    kept = client.prepare(None).examples
+    scores = client.scores(client.data.train)
+    left_out = ~np.isin(client.data.train, kept)
+    assert left_out.sum() == int(0.3 * len(client.data.train))
+    assert scores[left_out].max() <= scores[~left_out].min()
+
+
+def test_what_rounding_loses_is_reported():
+    exact, rounded = (
+        federate(scenario("sfprompt", rounds=1)),
+        federate(scenario("sfprompt in int8", rounds=1)),
+    )
+    assert {task.smashed_error for task in exact.tasks if task.type == "train"} == {0.0}
+    errors = [task.smashed_error for task in rounded.tasks if task.type == "train"]
+    assert all(0 < error < 0.02 for error in errors)
+    bytes_ = [sum(t.smashed_bytes_up for t in made.tasks) for made in (exact, rounded)]
+    assert 2 < bytes_[0] / bytes_[1] < 4  # Messages of so few values have an envelope as large.
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_activations_come_back_within_their_precision(precision):
+    values = torch.randn(5, 3, 4) * torch.tensor([1e-3, 1.0, 100.0, 0.0, 7.0])[:, None, None]
+    back = unpack(pack(values, precision), precision, values.shape)
+    step = {"float32": 0.0, "float16": 2**-11, "int8": 0.5 / 127}[precision]
+    bound = values.abs().amax(dim=(1, 2), keepdim=True) * step * 1.001
+    assert ((back - values).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("kind", ["train.split_backward", "train.split_forward"])
+def test_a_client_that_vanishes_between_forward_and_backward_is_freed_and_the_round_goes_on(kind):
+    alive: list[int] = []
+
+    def vanishes(message: Message, reply: Message) -> Message:
+        gc.collect()
+        alive.append(sum(isinstance(each, Body) and each._held is not None for each in gc.get_objects()))
+        if (message.metadata.message_type, message.metadata.dst_node_id) == (kind, first[0]):
+            return Message(Error(CODES[Fault.GONE], "the device is gone"), reply_to=message)
+        return reply
+
+    asked = scenario("splitfed", rounds=1, clients__per_round=4)
+    first = [2]
+    made = federate(asked, tamper=vanishes)
+    failed = [task for task in made.tasks if task.status == "failed"]
+    assert [(task.client, task.fault, task.reason) for task in failed] == [(0, "gone", "the device is gone")]
+    assert failed[0].smashed_bytes_up > 0
+    assert made.rounds[1].clients_ok == 3
+    assert max(alive) <= 4
+    assert alive[-1] == 0
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, Body) and each._held is not None]
+
+
+def test_a_server_holds_few_clients_at_once():
+    most = 0
+
+    def looks(message: Message, reply: Message) -> Message:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(isinstance(each, Body) and each._held is not None for each in gc.get_objects()))
+        return reply
+
+    strategy = {"name": "splitfed", **ON_CNN, "at_once": 2}
+    few = federate(scenario("splitfed", rounds=1, clients__per_round=4, strategy=strategy), tamper=looks)
+    assert most == 2
+    many = federate(scenario("splitfed", rounds=1, clients__per_round=4))
+    assert same_state(few.strategy.state, many.strategy.state)
+
+
+def test_a_device_that_forgot_its_round_fails_with_a_sentence():
+    def forgets(message, context):
+        if message.metadata.message_type == "train.split_backward" and message.metadata.dst_node_id == 2:
+            context.state.clear()
+
+    made = federate(scenario("splitfed", rounds=1, clients__per_round=4), before=forgets)
+    (failed,) = [task for task in made.tasks if task.status == "failed"]
+    assert "client 0 is in no round of split training" in failed.reason
+
+
+def test_a_resumed_run_is_the_same(tmp_path: Path):
+    asked = scenario("splitfed", rounds=3, engine__workers=1)
+    host = InProcess()
+    whole = run(asked, out=tmp_path / "whole", host=host, progress=False, figures=False)
+
+    class Stop(Last):
+        def on_task(self, task):
+            if task.round == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, out=tmp_path / "cut", host=host, progress=False, listeners=[Stop()])
+    run(asked, out=tmp_path / "cut", host=host, progress=False, resume=True, figures=False)
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        assert lines(tmp_path / "cut" / name) == lines(tmp_path / "whole" / name)
+    assert whole.summary["server_flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategy": {"name": "splitfed", "density": 0.5}}, "split training prunes no weights"),
+        ({"strategy": {"name": "splitfed"}, **TESTED}, "no whole model to evaluate"),
+        ({"strategy": {"name": "splitfed"}, "clients__over_budget": "nest"}, "can be error or exclude"),
+        (
+            {"strategy": {"name": "splitfed"}, "clients__training__proximal_mu": 0.1},
+            "split training has no proximal term",
+        ),
+        (
+            {"strategy": {"name": "sfprompt"}, "model": {**VIT, "frozen": ["norm"]}},
+            "leave model.frozen and model.trainable out",
+        ),
+    ],
+)
+def test_what_has_no_place_in_split_training_is_refused(changes, said):
+    with pytest.raises(ScenarioError, match=said):
+        resolve(plan(**{"model": VIT, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": CNN, "strategy": {"name": "splitfed"}}, "has no stages 'blocks.0'"),
+        ({"model": CNN, "strategy": {"name": "splitfed", **ON_CNN, "body": "blok2"}}, "no stage 'blok2'"),
+        ({"model": CNN, "strategy": {"name": "sfprompt", **ON_CNN}}, "they do not fit together"),
+        (
+            {
+                "model": VIT,
+                "strategy": {"name": "sfprompt"},
+                "clients__devices": [
+                    {"name": "tiny", "memory": "9 KiB", "compute": 1e6, "downlink": 1e6, "uplink": 1e6}
+                ],
+            },
+            "tiny",
+        ),
+    ],
+)
+def test_what_cannot_be_cut_or_held_is_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        federate(resolve(plan(**changes)))
+
+
+def test_budgets_bind_on_head_and_tail_without_the_body():
+    made, whole = federate(scenario("sfprompt", rounds=1)), federate(plan(model=VIT, rounds=1))
+    assert isinstance(made.strategy, SplitStrategy)
+    peak = max(task.peak_memory_bytes for task in made.tasks)
+    assert peak < 0.7 * max(task.peak_memory_bytes for task in whole.tasks)
+    cost = made.strategy.cost
+    assert {p.name for p in cost.parameters} == {n for n, _ in made.strategy.local.named_parameters()}
+    assert not any(parameter.name.startswith("blocks.0") for parameter in cost.parameters)
+    assert cost.training_flops(Masks(), 1) < whole.strategy.cost.training_flops(Masks(), 1)
