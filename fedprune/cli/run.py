@@ -52,12 +52,19 @@ def run(
 
 def print_summary(done: Run, console: Console) -> None:
     """Print what a run reached and what it cost, and where its folder is."""
-    from fedprune.results.measures import known_measures
+    from fedprune.results.measures import known_measures, metric_form, words
 
     relative = done.summary.get("relative")
     rows = {m.label: m.text(done.summary, relative) for m in known_measures([done.summary])}
     if faults := done.summary.get("faults"):
         rows["faults"] = ", ".join(f"{count} {kind}" for kind, count in faults.items())
+    for whose, spread in (done.summary.get("client_spread") or {}).items():
+        form = metric_form(done.summary["headline"])
+        fair = "" if spread["jain"] is None else f", Jain's index {spread['jain']:.3f}"
+        of = "personal " if whose == "personal" else ""
+        rows[f"{of}{words(done.summary['headline'])}, over clients"] = (
+            f"mean {form(spread['mean'])}, worst tenth {form(spread['worst'])}{fair}"
+        )
     print_names(done.name, rows, console)
     if relative:
         console.print("In brackets: relative to dense FedAvg under the same scenario, by the cost model.")

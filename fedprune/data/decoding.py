@@ -151,6 +151,14 @@ def is_image(encoded: bytes) -> bool:
         return False
 
 
+def why_unreadable(error: BaseException) -> str:
+    """Return why Pillow cannot read an image, in a few words that name no object of its own."""
+    text = str(error).strip().splitlines()
+    if not text or "<_io." in text[0]:
+        return "it is none of the formats that Pillow knows, or damaged"
+    return text[0]
+
+
 def check(image: Any, shape: tuple[int, int, int], bits: int, form: Form, what: str) -> None:
     """Refuse an image that does not become what a scenario expects, unless the scenario's form says how.
 

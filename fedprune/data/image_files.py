@@ -125,7 +125,9 @@ def _decode(file: str | BytesIO, expected: Expected, what: str) -> NDArray[Any]:
     except DataError:
         raise
     except Exception as error:  # whatever Pillow's readers raise, from struct.error to SyntaxError
-        raise DataError(f"{what} can't be read as an image ({error}): repair it or take it out") from error
+        raise DataError(
+            f"{what} can't be read as an image ({decoding.why_unreadable(error)}): repair it or take it out"
+        ) from error
 
 
 def read_parquet(path: Path, expected: Expected) -> tuple[Examples, None]:

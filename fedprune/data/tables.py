@@ -431,7 +431,7 @@ def _image(value: Any, what: str) -> Any:
     try:
         return Image().decode_example(found)
     except (OSError, TypeError, ValueError) as error:
-        raise DataError(f"{what} is none that can be read: {_first_line(error)}") from error
+        raise DataError(f"{what} can't be read as an image: {decoding.why_unreadable(error)}") from error
 
 
 def all_pixels(splits: Sequence[Any], column: str, form: Form) -> list[NDArray[Any]]:
@@ -484,7 +484,7 @@ def _decoded(table: Any, column: str) -> Iterator[Any]:
             yield from slice_[column]
     except (OSError, TypeError, ValueError) as error:
         raise DataError(
-            f"column {column!r} holds something that is no image: {_first_line(error)}"
+            f"column {column!r} holds something that is no image: {decoding.why_unreadable(error)}"
         ) from error
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.errors import UserError
+from fedprune.results.spread import ClientValues
 
 Record = dict[str, Any]
 
@@ -100,15 +101,19 @@ _MEASURED: dict[str, Callable[[Iterable[float]], float]] = {
 }
 
 
-def client_totals(clients: Iterable[Record]) -> Record:
+def client_totals(clients: Iterable[Record], metrics: Mapping[str, bool | None] = ACCURACY) -> Record:
     """Return what the records of tasks make of a run, in one pass.
 
     ``failures`` is how many tasks failed for each reason, the most frequent first. ``measured`` has, for
     each kind of device on which tasks were measured, their number, and what was measured beside what the
-    cost model says of the same tasks: seconds in total, memory at most.
+    cost model says of the same tasks: seconds in total, memory at most. ``client_spread`` is how the first
+    metric is spread over the clients that hold examples out.
     """
     failures, measured = Counter[str](), dict[str, Record]()
+    headline, higher = next(iter(metrics.items()))
+    values = ClientValues(headline)
     for record in clients:
+        values.add(record)
         if record.get("status") == "failed":
             failures[record.get("reason") or "no reason given"] += 1
         if record.get("measured_seconds") is None:
@@ -117,7 +122,11 @@ def client_totals(clients: Iterable[Record]) -> Record:
         of_device["tasks"] += 1
         for key, total in _MEASURED.items():
             of_device[key] = total((of_device[key], record.get(key) or 0))
-    return {"failures": dict(failures.most_common()), "measured": dict(sorted(measured.items()))}
+    return {
+        "failures": dict(failures.most_common()),
+        "measured": dict(sorted(measured.items())),
+        "client_spread": values.summary(higher_is_better=higher is not False),
+    }
 
 
 def count_faults(rounds: Iterable[Record]) -> dict[str, int]:
@@ -248,7 +257,7 @@ def summarise(
         },
         "classes": class_totals(rounds),
         "faults": count_faults(rounds),
-        **client_totals(clients),
+        **client_totals(clients, metrics),
         "relative": relative_costs(costs, dense),
     }
 
@@ -268,7 +277,7 @@ def _scores(rounds: Sequence[Record], metrics: Mapping[str, bool | None]) -> Rec
         for column in (name, f"personal_{name}"):
             values = [record[column] for record in rounds if record.get(column) is not None]
             found[f"final_{column}"] = values[-1] if values else None
-            found[f"best_{column}"] = best(values, default=None)
+            found[f"best_{column}"] = None if higher is None else best(values, default=None)
     return found
 
 

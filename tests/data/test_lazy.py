@@ -97,5 +97,5 @@ def test_a_broken_image_is_named_when_it_is_met(tmp_path: Path, scenario: Make) 
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     data = load(scenario({"name": "mine", "path": str(tmp_path / "saved"), "lazy": True}))
     assert len(data.train.inputs[np.array([6, 8])]) == 2
-    with pytest.raises(DataError, match="image 7 is none that can be read"):
+    with pytest.raises(DataError, match="image 7 can't be read as an image: it is none of the formats"):
         data.train.inputs[np.array([7])]

@@ -192,6 +192,28 @@ def test_the_best_model_is_kept_beside_the_last(task, chosen_on, tmp_path):
     assert all(torch.equal(kept.state_dict()[name], value) for name, value in last.state_dict().items())
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_summary_says_how_evenly_clients_are_served(task, tmp_path):
+    from fedprune.engine.hosts import InProcess
+    from fedprune.engine.simulation import run
+    from fedprune.server.check import resolve
+
+    plan = resolve(scenario(task, "static", evaluation__clients="all"))
+    made = run(plan, out=tmp_path / "run", progress=False, host=InProcess(), figures=False)
+    headline, rounds = TASKS[task][2], made.summary["rounds"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    last = [r[headline] for r in lines if (r["type"], r["round"]) == ("evaluate", rounds)]
+    spread = made.summary["client_spread"]["global"]
+    assert spread["clients"] == len(last) == 4
+    assert spread["mean"] == pytest.approx(np.mean(last))
+    assert spread["std"] == pytest.approx(np.std(last))
+    assert spread["worst"] == (max if task == "regression" else min)(last)  # a tenth of 4, rounded up
+    assert spread["jain"] == pytest.approx(np.sum(last) ** 2 / (4 * np.sum(np.square(last))))
+    assert made.summary["client_spread"]["personal"]["clients"] == len(
+        {r["client"] for r in lines if r["type"] == "train"}
+    )
+
+
 def test_the_best_on_clients_needs_clients_that_test():
     with pytest.raises(UserError, match=r"set evaluation\.clients"):
         scenario("regression", "static", evaluation__keep_best="clients", evaluation__clients=False)

@@ -6,13 +6,13 @@ point of the grid, over seeds) are compared seed by seed. Nothing here writes te
 """
 
 from fedprune.results.measures import is_share
+from fedprune.results.spread import spread_of
 from fedprune.studies.statistics.clients import (
     HOW_TO_MEASURE_CLIENTS,
     ClientSpread,
     GroupSpread,
     client_spreads,
     group_spreads,
-    spread_of,
 )
 from fedprune.studies.statistics.comparisons import (
     Comparison,

@@ -1,18 +1,17 @@
 """How evenly a model serves the clients: the headline metric on what each client holds out.
 
-The values are those of ``clients.jsonl``: of evaluation tasks the global model's, of training tasks that of
-the client's own model. Records of older runs have none, nor has a run whose clients hold nothing out.
+By class of device, and as estimates over seeds; of a single run: `fedprune.results.spread`. Records of older
+runs have none, nor has a run whose clients hold nothing out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from fedprune.results.folder import CLIENTS
 from fedprune.results.records import each_line
+from fedprune.results.spread import ClientValues, Spread, Whose, spread_of
 from fedprune.studies.outcomes import Metric, Outcome
 from fedprune.studies.statistics.estimates import Estimate
 from fedprune.studies.statistics.groups import Group
@@ -22,42 +21,7 @@ HOW_TO_MEASURE_CLIENTS = (
     "No values of single clients: data.client_test_fraction above 0 lets each client hold examples out, and "
     "evaluation.clients: all lets all of them test the global model on these."
 )
-#: The share of clients that are the worst.
-WORST = 0.1
-Whose = Literal["global", "personal"]
 _MODELS: tuple[Whose, ...] = ("global", "personal")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How some clients' values are spread, every client counting the same.
-
-    Attributes
-    ----------
-    clients
-        How many there are.
-    mean
-        Their mean: unlike ``client_accuracy`` it does not weight clients by examples.
-    worst
-        The mean of the worst tenth of them, rounded up to whole clients.
-    variance, std
-        Over the clients, all of them being there (``n`` below).
-    jain
-        Jain's index, in (0, 1]: 1 where all are equal, ``1/n`` where one client has all; None where all
-        are 0.
-        Source: Jain, Chiu and Hawe (1984), A quantitative measure of fairness.
-    """
-
-    clients: int
-    mean: float
-    worst: float
-    variance: float
-    jain: float | None
-
-    @property
-    def std(self) -> float:
-        """The standard deviation over the clients."""
-        return math.sqrt(self.variance)
 
 
 @dataclass(frozen=True)
@@ -80,29 +44,6 @@ class GroupSpread:
     by_device: Mapping[str, Mapping[str, Estimate]]
 
 
-def spread_of(values: Iterable[float], *, higher_is_better: bool = True) -> Spread:
-    """Return the spread of some clients' values, at least one.
-
-    Examples
-    --------
-    >>> spread = spread_of([0.9, 0.8, 0.4])
-    >>> spread.worst, round(spread.mean, 2)
-    (0.4, 0.7)
-    """
-    ordered = sorted(values, reverse=not higher_is_better)
-    n = len(ordered)
-    mean = math.fsum(ordered) / n
-    worst = ordered[: math.ceil(round(n * WORST, 9))]
-    squares = math.fsum(value**2 for value in ordered)
-    return Spread(
-        clients=n,
-        mean=mean,
-        worst=math.fsum(worst) / len(worst),
-        variance=math.fsum((value - mean) ** 2 for value in ordered) / n,
-        jain=math.fsum(ordered) ** 2 / (n * squares) if squares else None,
-    )
-
-
 def client_spreads(outcome: Outcome, metric: Metric) -> dict[Whose, ClientSpread]:
     """Return the spread over the clients of a run, from its run folder.
 
@@ -122,20 +63,10 @@ def client_spreads(outcome: Outcome, metric: Metric) -> dict[Whose, ClientSpread
     """
     if outcome.directory is None:
         return {}
-    tested: dict[int, tuple[str, float]] = {}
-    trained: dict[int, tuple[str, float]] = {}
-    last = -1
+    values = ClientValues(metric.name)
     for record in each_line(outcome.directory / CLIENTS):  # In the order of the rounds.
-        if record["status"] != "ok" or (value := record.get(metric.name)) is None:
-            continue
-        if record["type"] == "evaluate":
-            if record["round"] != last:
-                last, tested = record["round"], {}
-            tested[record["client"]] = record["device"], float(value)
-        elif record["type"] == "train":
-            trained[record["client"]] = record["device"], float(value)
-    values: dict[Whose, dict[int, tuple[str, float]]] = {"global": tested, "personal": trained}
-    return {whose: _by_device(list(found.values()), metric) for whose, found in values.items() if found}
+        values.add(record)
+    return {whose: _by_device(found, metric) for whose, found in values.found().items()}
 
 
 def group_spreads(group: Group, metric: Metric) -> dict[Whose, GroupSpread]:
