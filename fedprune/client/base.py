@@ -20,7 +20,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from fedprune import __version__, seeds
+from fedprune import __version__, seeds, tasks
 from fedprune.client.site import Site
 from fedprune.costs.fit import TrainingStep, last, micro_batch
 from fedprune.costs.memory import Overhead, forward_memory
@@ -134,6 +134,11 @@ class Client(ABC):
         Server and clients both call it, with a model of their own; the result shares its tensors.
         """
         return module
+
+    @classmethod
+    def build_model(cls, scenario: Scenario, task: Task) -> nn.Module:
+        """Return what a client holds of the scenario's model, with initial weights."""
+        return cls.local_model(scenario, task, tasks.build_model(scenario, task))
 
     @classmethod
     def overhead(cls, proximal_mu: float, options: Mapping[str, Any]) -> Overhead:

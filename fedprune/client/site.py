@@ -105,8 +105,7 @@ class Site:
         return tasks.build_model(self.scenario, self.task).to(self.device)
 
     def _build(self) -> nn.Module:
-        whole = tasks.build_model(self.scenario, self.task)
-        return self.client_class.local_model(self.scenario, self.task, whole)
+        return self.client_class.build_model(self.scenario, self.task)
 
     @cached_property
     def _outline(self) -> tuple[nn.Module, ModelCost]:

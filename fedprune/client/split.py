@@ -46,6 +46,7 @@ from fedprune.scenario import Scenario
 from fedprune.sparsity.frozen import freeze, training_mode
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Score, Task
+from fedprune.training.execution import with_memory
 from fedprune.training.loop import make_optimizer
 from fedprune.training.split import Body
 from fedprune.wire import Layout, StateCodec, content_bytes, get_state, set_state
@@ -251,6 +252,22 @@ class SplitClient(Client):
         found = ClientPart(module, cut_of(options, module), example)
         freeze(found, cls.frozen_names(options, found))
         return found
+
+    @classmethod
+    def build_model(cls, scenario: Scenario, task: Task) -> torch.nn.Module:
+        """Return head and tail, with zeros for weights: the server sends all of them.
+
+        The body never has memory, where the model's code can be built without values.
+        """
+        try:
+            with torch.device("meta"):
+                outline = cls.local_model(scenario, task, tasks.build_model(scenario, task))
+        except (RuntimeError, NotImplementedError):
+            return super().build_model(scenario, task)
+        known = Layout.of(outline).shapes
+        if any(buffer.is_floating_point() and name not in known for name, buffer in outline.named_buffers()):
+            return super().build_model(scenario, task)  # A table that no state has: only its code knows it.
+        return with_memory(outline)
 
     @property
     def part(self) -> ClientPart:

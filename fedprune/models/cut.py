@@ -117,8 +117,9 @@ class ClientPart(nn.Module):
         for name, child in part(module, (*where.head, *where.tail)).named_children():
             self.add_module(name, child)
         self._head, self._tail = where.head, where.tail
-        before = _shape(part(module, where.head), example)
-        after = _shape(part(module, where.body), torch.zeros(before))
+        device = next(module.parameters()).device
+        before = _shape(part(module, where.head), example.to(device))
+        after = _shape(part(module, where.body), torch.zeros(before, device=device))
         #: Shape of what goes into the body, and of what comes out of it, of one example.
         self.body_shapes = before[1:], after[1:]
 

@@ -13,8 +13,9 @@ from fedprune.engine.simulation import run as simulate
 from fedprune.models import build
 from fedprune.wire import get_state
 
-#: Strategy, units of the model's hidden layer, and rounds: two where the second sends something else. Each
-#: message takes a device a process that imports PyTorch.
+VIT = {"name": "vit", "patch": 2, "size": 256, "layers": 3, "heads": 4, "prompts": 4}
+#: Strategy, units of the hidden layer of a CNN or a model, and rounds: two where the second sends something
+#: else. Each message takes a device a process that imports PyTorch; split training takes two for each batch.
 STRATEGIES = {
     "fedavg": ({"name": "fedavg"}, 2048, 1),
     "static": ({"name": "static", "density": 0.2, "criterion": "snip", "distribution": "global"}, 4096, 2),
@@ -24,6 +25,7 @@ STRATEGIES = {
         2,
     ),
     "hidenseek": ({"name": "hidenseek", "density": 0.9}, 16384, 1),
+    "sfprompt": ({"name": "sfprompt", "prune": 0.3}, VIT, 1),
 }
 MEASURED = {"wall_seconds": 0, "measured_seconds": 0, "measured_memory_bytes": 0}
 
@@ -46,7 +48,9 @@ def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
     idle = idle_rates(proxies)
     deployed, crossed = {}, {}
     for name, (strategy, hidden, rounds) in STRATEGIES.items():
-        plan["model"] = {"name": "cnn", "width": 1.0, "hidden": hidden}
+        plan["model"] = (
+            hidden if isinstance(hidden, dict) else {"name": "cnn", "width": 1.0, "hidden": hidden}
+        )
         if name == "static":  # It begins with weights from a file, on the server.
             weights = build("cnn", (1, 8, 8), 10, seed=7, options={"hidden": hidden}).state_dict()
             save_file(weights, deployment.directory / "app" / "begin.safetensors")
@@ -72,9 +76,18 @@ def test_three_devices_give_what_a_simulation_gives(deployment, plan, tmp_path):
         for number, counted in enumerate(crossed[name]):
             tasks = [task for task in run.clients if task["client"] == number]
             said = sum(task["bytes_down"] + task["bytes_up"] for task in tasks)
-            messages = 2 * len(tasks)  # What is sent, and its reply.
+            trips = len(tasks) + sum(2 * batches_of(task, run) for task in tasks)
+            messages = 2 * trips  # What is sent, and its reply.
             print(f"{name} {number}: {messages} messages, {said} B said, {counted:.0f} B counted")
             assert said < counted <= 1.03 * said + 4096 * messages, name
+
+
+def batches_of(task, run):
+    """Return how many batches of a task crossed to and fro."""
+    if not task["smashed_bytes_up"]:
+        return 0
+    kept = task["examples"] - int(0.3 * task["examples"])
+    return -(-kept // run.scenario.clients.training.batch_size)
 
 
 def idle_rates(proxies: list[CountingProxy]) -> list[float]:
