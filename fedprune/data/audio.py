@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -221,7 +221,7 @@ def own_sounds(path: Path, inputs: Waveforms, names: Sequence[str], options: Fil
     inputs
         What the model takes.
     names
-        The classes.
+        The classes; () where sounds are reconstructed: then all are normal, target 0.
     options
         Those of the scenario's data set.
 
@@ -233,6 +233,9 @@ def own_sounds(path: Path, inputs: Waveforms, names: Sequence[str], options: Fil
     if not path.is_dir():
         raise DataError(f"{path} is no folder: {_EXPECTED}")
     splits = _from_folder(path)
+    if not names:
+        splits = [[replace(clip, label="normal") for clip in clips] for clips in splits]
+        names, options = ("normal",), FileOptions()
     if not options.classes and (unknown := {clip.label for clips in splits for clip in clips} - set(names)):
         raise DataError(
             f"{path} has sounds of {min(unknown)!r}, which is none of the classes, {', '.join(names)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from flwr.app import Context, RecordDict
 from inprocess import federate, plan
@@ -170,6 +171,19 @@ def test_sounds_of_ones_own_are_learnt_as_in_a_simulation(tmp_path: Path) -> Non
     (tmp_path / "device0" / "low" / "low00_nohash_0.wav").rename(tmp_path / "device0" / "middle" / "a.wav")
     with pytest.raises(DataError, match="sounds of 'middle', which is none of the classes, high, low"):
         load_own(str(tmp_path / "device0"), devices, 0)
+
+
+def test_sounds_to_reconstruct_are_all_normal(tmp_path: Path) -> None:
+    sounds(tmp_path / "own", 2)
+    rate = {"rate": RATE, "window": 128, "hop": 64, "samples": RATE // 2}
+    inputs = {"kind": "waveforms", "shape": [1, 14, 10], "task": "reconstruction", **rate}
+    asks = plan(data={"name": "synthetic_machine_sounds", "inputs": inputs}, model={"name": "autoencoder"})
+    own = load_own(str(tmp_path / "own"), asks, 0)
+    assert own.info.task == "reconstruction"
+    held = own.client(0).examples
+    assert held.inputs.shape == (4, RATE // 2)
+    assert held.targets.tolist() == [0] * 4
+    assert own.info.inputs.tensor(torch.from_numpy(held.inputs)).shape == (4, 1, 14, 10)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
