@@ -27,7 +27,7 @@ def texts_of(values: Sequence[Any], form: Callable[[Any], str]) -> list[str]:
 class Measure:
     """One measure of a run: its key in the summary, its displayed name, and how its value is written.
 
-    An ``optional`` one is of interest only where it is known.
+    An ``optional`` one is of interest only where it is known, and not 0.
     """
 
     key: str
@@ -153,7 +153,10 @@ MEASURES: tuple[Measure, ...] = (
     Measure("density_all_weights", "density, all weights", format_share, optional=True),
     Measure("bytes_up", "bytes up", format_bytes),
     Measure("bytes_down", "bytes down", format_bytes),
+    Measure("smashed_bytes_up", "smashed bytes up", format_bytes, optional=True),
+    Measure("smashed_bytes_down", "smashed bytes down", format_bytes, optional=True),
     Measure("flops", "FLOPs", format_flops),
+    Measure("server_flops", "FLOPs, server", format_flops, optional=True),
     Measure("peak_memory_bytes", "peak memory", format_bytes),
     Measure("device_seconds", "device time", format_seconds),
     Measure("joules", "energy", format_joules, optional=True),
@@ -165,7 +168,7 @@ MEASURES: tuple[Measure, ...] = (
 
 
 def known_measures(summaries: Iterable[Mapping[str, Any]]) -> tuple[Measure, ...]:
-    """Return the measures to show of some runs: an optional one where at least one of them has it."""
+    """Return the measures to show of some runs: an optional one where at least one of them has some of it."""
     summaries = list(summaries)
-    known = {key for summary in summaries for key, value in summary.items() if value is not None}
+    known = {key for summary in summaries for key, value in summary.items() if value not in (None, 0)}
     return tuple(measure for measure in measures(summaries) if not measure.optional or measure.key in known)

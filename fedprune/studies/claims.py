@@ -18,6 +18,7 @@ from fedprune.studies.rendering import Part
 from fedprune.studies.statistics import (
     COSTS,
     COSTS_UNTIL,
+    OF_SPLIT_TRAINING,
     Comparison,
     CostsUntil,
     Estimate,
@@ -36,7 +37,7 @@ from fedprune.studies.statistics import (
 )
 
 #: Costs with a column of their own; both directions together are the two columns.
-_SHOWN = tuple(cost for cost in COSTS if cost != "bytes")
+_SHOWN = (*(cost for cost in COSTS if cost != "bytes"), *OF_SPLIT_TRAINING)
 _COUNTS = ("planned", "complete", "failed", "unfinished", "diverged")
 _NEVER = "∞"
 

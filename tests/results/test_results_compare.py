@@ -93,6 +93,14 @@ def test_personal_accuracy_is_shown_where_a_run_has_it(pair, tmp_path):
             assert [row[key] for row in written] == expected
 
 
+def test_what_split_training_has_is_shown_where_a_run_is_one(pair):
+    assert not any("smashed" in label or "server" in label for label in as_rows(compare(pair)))
+    pair[0].summary.update(server_flops=10**9, smashed_bytes_up=2**20, smashed_bytes_down=2**21)
+    rows = as_rows(compare(pair))
+    assert rows["FLOPs, server"] == ["1 GFLOP", "0 FLOP"]
+    assert rows["smashed bytes down"] == ["2 MiB", "0 B"]
+
+
 def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     runs = [make_run(tmp_path / folder) for folder in ("a/tiny", "b/tiny")]
     assert compare(runs).labels == ("tiny (a/tiny)", "tiny (b/tiny)")

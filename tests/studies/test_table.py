@@ -143,6 +143,16 @@ class TestClaim:
         assert "energy" not in claim_table(group("A", [0.5])).parts[1].heads
         assert column(claim_table(group("A", [0.5], joules=2.0)).parts[1], "energy") == {"A": "2 J"}
 
+    def test_what_split_training_has_has_columns_where_a_run_is_one(self):
+        split = group(
+            "Split", SPARSE, server_flops=2 * 10**9, smashed_bytes_up=2**20, smashed_bytes_down=2**21
+        )
+        dense = group("FedAvg", DENSE, server_flops=0, smashed_bytes_up=0, smashed_bytes_down=0)
+        part = claim_table([*split, *dense], reference="FedAvg").parts[1]
+        assert column(part, "FLOPs, server") == {"Split": "2 GFLOP", "FedAvg": "-"}
+        assert column(part, "smashed bytes up") == {"Split": "1 MiB", "FedAvg": "-"}
+        assert "FLOPs, server" not in claim_table(dense).parts[1].heads
+
     def test_personal_values_have_a_column_where_they_are_known(self):
         own = {"final_personal_accuracy": 0.9, "best_personal_accuracy": 0.95}
         table = claim_table(group("A", [0.5], **own))

@@ -26,7 +26,7 @@ from fedprune.studies.statistics.comparisons import (
 from fedprune.studies.statistics.estimates import CONFIDENCE, Estimate, Interval
 from fedprune.studies.statistics.groups import Group, GroupSummary, diverged, group_outcomes, summarise_groups
 from fedprune.studies.statistics.pareto import pareto_front, pareto_fronts, undominated
-from fedprune.studies.statistics.quantities import COSTS, Quantity, quantities
+from fedprune.studies.statistics.quantities import COSTS, OF_SPLIT_TRAINING, Quantity, quantities
 from fedprune.studies.statistics.targets import COSTS_UNTIL, CostsUntil, Reach, costs_until, first_reach
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "COSTS",
     "COSTS_UNTIL",
     "HOW_TO_MEASURE_CLIENTS",
+    "OF_SPLIT_TRAINING",
     "ClientSpread",
     "Comparison",
     "CostsUntil",

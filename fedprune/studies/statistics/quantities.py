@@ -26,6 +26,8 @@ COSTS = (
     "joules",
     "wall_seconds",
 )
+#: What split training has besides, and other runs have none of.
+OF_SPLIT_TRAINING = ("smashed_bytes_up", "smashed_bytes_down", "server_flops")
 _MEASURES = {measure.key: measure for measure in MEASURES}
 
 
@@ -51,9 +53,11 @@ class Quantity:
     higher_is_better: bool | None = False
 
     def of(self, outcome: Outcome) -> float | None:
-        """Return the value of a run; None where it is unknown or not finite."""
+        """Return the value of a run; None where it is unknown or not finite, or there is no such thing."""
         summary = outcome.summary or {}
         value = _traffic(summary) if self.key == "bytes" else summary.get(self.key)
+        if self.key in OF_SPLIT_TRAINING and value == 0:
+            return None
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -73,7 +77,7 @@ def quantities(metric: Metric) -> tuple[Quantity, ...]:
         measured("density", None),
         measured("density_all_weights", None),
         TRAFFIC,
-        *(measured(key) for key in COSTS[1:]),
+        *(measured(key) for key in (*COSTS[1:], *OF_SPLIT_TRAINING)),
     )
 
 
