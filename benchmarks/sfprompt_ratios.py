@@ -21,6 +21,7 @@ a client and round, which decide over the bytes, are these reached?
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
@@ -82,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     measured, rows = [], []
     for name, size, layers, heads, _ in MODELS:
+        whole, split = (_vit(size, layers, heads, prompts, asked.classes) for prompts in (0, asked.prompts))
         for label, body, tail in _cuts(layers):
-            found = parts(name, label, size, layers, heads, body, tail, asked.prompts, asked.classes)
+            found = parts(name, label, whole, split, PICTURE, body, tail)
             measured.append(found)
             rows += [
                 row(found, examples, prune, epochs)
@@ -116,29 +118,41 @@ def _cuts(layers: int) -> list[tuple[str, str, str]]:
     ]
 
 
+def _vit(size: int, layers: int, heads: int, prompts: int, classes: int) -> nn.Module:
+    """Return a vision transformer without memory for its values."""
+    with torch.device("meta"):
+        return vit(PICTURE, classes, patch=16, size=size, layers=layers, heads=heads, prompts=prompts)
+
+
 def parts(
     model: str,
     label: str,
-    size: int,
-    layers: int,
-    heads: int,
+    whole: nn.Module,
+    split: nn.Module,
+    picture: tuple[int, int, int],
     body: str,
     tail: str,
-    prompts: int,
-    classes: int,
 ) -> Parts:
-    """Return what a vision transformer costs, whole and where it is cut.
+    """Return what a model costs, whole and where it is cut.
 
-    Without prompts the whole model is what full fine-tuning trains.
+    Parameters
+    ----------
+    model, label
+        Its name, and that of the cut.
+    whole, split
+        What full fine-tuning trains, and what is cut: the same with prompts, say. Head and body are frozen.
+    picture
+        (C, H, W).
+    body, tail
+        The stages with which these begin.
     """
-    task = classification_of(PICTURE)
-    with torch.device("meta"):
-        whole = vit(PICTURE, classes, patch=16, size=size, layers=layers, heads=heads)
-        split = vit(PICTURE, classes, patch=16, size=size, layers=layers, heads=heads, prompts=prompts)
-        client = ClientPart(split, cut(split, body, tail), torch.empty(2, *PICTURE))
+    task = classification_of(picture)
+    split = copy.deepcopy(split)
+    where = next(split.parameters()).device
+    with where:
+        client = ClientPart(split, cut(split, body, tail), torch.empty(2, *picture))
     freeze(client, [name for name in client.head_names() if name != PROMPTS])
     full, part = ModelCost.of(whole, task), ModelCost.of(client, task)
-    trained = _values(client, True)
     return Parts(
         model=model,
         cut=label,
@@ -146,7 +160,7 @@ def parts(
         client_training_flops=part.training_flops(Masks(), 1),
         client_forward_flops=part.forward_flops(Masks(), 1),
         whole_bytes=BYTES * _values(whole, True),
-        trained_bytes=BYTES * trained,
+        trained_bytes=BYTES * _values(client, True),
         frozen_head_bytes=BYTES * _values(client, False),
         smashed_bytes=BYTES * client.body_shapes[0].numel(),
     )
