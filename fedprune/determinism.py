@@ -42,7 +42,8 @@ def make_deterministic(instructions: Instructions = "portable") -> None:
     if instructions == "portable":
         use_portable_instructions()
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # That is use_deterministic_algorithms(True, warn_only=True), which also imports PyTorch's compiler.
+    torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -69,8 +70,7 @@ def deterministic(instructions: Instructions = "portable") -> Iterator[None]:
 
     The instructions stay as they are: a process chooses them once.
     """
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     make_deterministic(instructions)
@@ -78,6 +78,6 @@ def deterministic(instructions: Instructions = "portable") -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.set_deterministic_debug_mode(strict)
         torch.backends.cudnn.benchmark = benchmark
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

@@ -16,6 +16,7 @@ from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from fedprune import data as datasets
+from fedprune.compiler import leave_out
 from fedprune.costs.ledger import Listener
 from fedprune.determinism import make_deterministic
 from fedprune.engine.divergence import Divergence
@@ -38,6 +39,7 @@ from fedprune.scenario import Scenario
 from fedprune.server.check import resolve, stays_dense
 from fedprune.server.roll_call import RollCall
 
+leave_out()
 app = ServerApp()
 
 

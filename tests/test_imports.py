@@ -32,7 +32,7 @@ FLOORS = (
     {"scenario"},
     {"registry"},
     {"plugin_files"},
-    {"seeds", "determinism", "wording", "units", "errors"},
+    {"seeds", "determinism", "compiler", "wording", "units", "errors"},
 )
 
 

@@ -28,6 +28,7 @@ from fedprune.cli.study import report as report_study
 from fedprune.cli.study import run as run_study
 from fedprune.cli.study import show_table, watch
 from fedprune.cli.validate import validate
+from fedprune.compiler import leave_out
 
 app = typer.Typer(
     help="Run federated pruning from one YAML file, and know what it costs every client.",
@@ -83,4 +84,5 @@ app.add_typer(deploy, name="deploy")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, the process's own by default; return its exit status."""
+    leave_out()
     return exit_status(lambda: app(arguments, prog_name="fedprune", standalone_mode=False))

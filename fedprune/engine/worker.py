@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedprune.compiler import leave_out
 from fedprune.engine.records import (
     PackedArrays,
     content_fault,
@@ -74,6 +75,7 @@ class Worker:
         import torch  # Here: the engine runs any Flower app, but a thread count must be set first.
 
         torch.set_num_threads(1)
+        leave_out()
         self._resources: Mapping[str, Any] = dict(zip(names, resources, strict=True))
         self._app = make_app(**self._resources)
         self._run_config = run_config

@@ -91,13 +91,12 @@ def _counting() -> Iterator[None]:
     Where deterministic algorithms are asked for it compares every score with every bin, in gigabytes. Counts
     are the same in any order.
     """
-    asked = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
+    asked = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(asked, warn_only=warns)
+        torch.set_deterministic_debug_mode(asked)
 
 
 class F1(LibraryMetric):
