@@ -277,6 +277,7 @@ def make_strategy(
     check_columns(task)
     for split, examples in (("train", data.train), ("test", data.test)):
         tasks.check_examples(task, examples, f"data set {scenario.data.name!r}: {split}")
+    tasks.check_metrics(task, data.test)
     tasks.check_mixing(scenario, task, data.train)
     module = tasks.build_model(scenario, task)
     tasks.check_model(scenario, task, module)

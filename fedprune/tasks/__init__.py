@@ -1,7 +1,16 @@
 """What a federation learns: one class a task, and the metrics by which models are judged."""
 
 from fedprune.tasks.base import Reduction, Task
-from fedprune.tasks.build import LOSSES, TASKS, build, build_model, check_examples, check_mixing, check_model
+from fedprune.tasks.build import (
+    LOSSES,
+    TASKS,
+    build,
+    build_model,
+    check_examples,
+    check_metrics,
+    check_mixing,
+    check_model,
+)
 from fedprune.tasks.classification import Classification, classification_of
 from fedprune.tasks.metrics import Accuracy, Metric, Statistics, columns
 from fedprune.tasks.named import METRICS
@@ -21,6 +30,7 @@ __all__ = [
     "build",
     "build_model",
     "check_examples",
+    "check_metrics",
     "check_mixing",
     "check_model",
     "classification_of",

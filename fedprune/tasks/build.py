@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -109,6 +110,34 @@ def check_examples(task: Task, examples: Examples, where: str) -> None:
             f"{where}: {len(few)} examples become inputs of shape {found}, {x.dtype}, and its {inputs.kind} "
             f"are declared as shape {wanted}, {inputs.dtype}: correct one of them"
         )
+
+
+def check_metrics(task: Task, examples: Examples) -> None:
+    """Refuse metrics that cannot be measured on a task, by a trial on a few examples and outputs of zeros.
+
+    Raises
+    ------
+    UserError
+        For the first that fails.
+    """
+    few = np.arange(min(4, len(examples)))
+    x, y = next(iter(batches(examples, few, task, len(few))))
+    for metric in task.metrics:
+        name = f"metric {metric.name!r} of task {task.name!r}"
+        try:
+            predictions, truth = task.compared(torch.zeros(task.output_shape(len(few))), y, x)
+            sums = metric.statistics(predictions, truth)
+            if not isinstance(sums, Tensor) or sums.ndim != 1:
+                made = f"shape {tuple(sums.shape)}" if isinstance(sums, Tensor) else type(sums).__name__
+                raise UserError(f"{name}: its statistics are {made}, expected a tensor (S,)")
+            statistics = sums.double().numpy()
+            if metric.has_value:
+                float(metric.value(statistics))
+            json.dumps(metric.details(statistics))
+        except FedpruneError:
+            raise
+        except Exception as error:  # Task and metric may be a user's own.
+            raise UserError(f"{name} fails on {len(few)} examples: {one_line(error)}") from error
 
 
 def check_mixing(scenario: Scenario, task: Task, examples: Examples) -> None:

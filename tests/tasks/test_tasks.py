@@ -604,6 +604,48 @@ def test_a_metric_is_called_as_no_other_and_as_a_column_can_be(kind, said):
         build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
 
 
+class Fails(Nameless):
+    name = "fails"
+
+    def statistics(self, predictions, truth):
+        raise ValueError("oh no")
+
+
+class Listed(Fails):
+    def statistics(self, predictions, truth):
+        return [1, 2]
+
+
+class Valueless(Fails):
+    def statistics(self, predictions, truth):
+        return torch.ones(2)
+
+    def value(self, statistics):
+        return None
+
+
+class Undescribed(Valueless):
+    def value(self, statistics):
+        return 1.0
+
+    def details(self, statistics):
+        return object()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Fails", "'fails' of task 'classification' fails on 4 examples: ValueError: oh no"),
+        ("Listed", r"its statistics are list, expected a tensor \(S,\)"),
+        ("Valueless", "fails on 4 examples: TypeError"),
+        ("Undescribed", "fails on 4 examples: TypeError: Object of type object is not JSON"),
+    ],
+)
+def test_a_metric_that_cannot_be_measured_is_refused_before_a_run(kind, said):
+    with pytest.raises(UserError, match=said):
+        federate(scenario("classification", "fedavg", evaluation__metrics=[f"{Path(__file__)}:{kind}"]))
+
+
 def test_a_metric_asked_for_twice_is_measured_once():
     asked = scenario("classification", "fedavg", evaluation__metrics=["ece", "ece", "top2_accuracy"])
     task = build(asked, DataInfo("made", Numbers((4,)), ("a", "b")))
