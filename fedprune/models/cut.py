@@ -62,7 +62,8 @@ def cut(module: nn.Module, body: str | None = None, tail: str | None = None) -> 
     Raises
     ------
     UserError
-        For a stage that does not exist, a part that would be empty, or a model that cannot be cut.
+        For a stage that does not exist, a part that would be empty, weights that two parts share, or a model
+        that cannot be cut.
     """
     names = stages(module)
     if body is None or tail is None:
@@ -79,7 +80,9 @@ def cut(module: nn.Module, body: str | None = None, tail: str | None = None) -> 
             f"strategy.body is {body!r} and strategy.tail is {tail!r}: head, body and tail must have a stage "
             f"each ({_listed(names)})"
         )
-    return Cut(tuple(names[:first]), tuple(names[first:last]), tuple(names[last:]))
+    found = Cut(tuple(names[:first]), tuple(names[first:last]), tuple(names[last:]))
+    _check_nothing_shared(module, found)
+    return found
 
 
 def part(module: nn.Module, names: Sequence[str]) -> nn.Sequential:
@@ -114,12 +117,14 @@ class ClientPart(nn.Module):
 
     def __init__(self, module: nn.Module, where: Cut, example: Tensor) -> None:
         super().__init__()
-        for name, child in part(module, (*where.head, *where.tail)).named_children():
+        for name, child in part(module, (*where.head, *where.tail))._modules.items():
+            if hasattr(self, name):
+                raise UserError(f"a model with a stage named {name!r} cannot be cut: give it another name")
             self.add_module(name, child)
         self._head, self._tail = where.head, where.tail
         device = next(module.parameters()).device
-        before = _shape(part(module, where.head), example.to(device))
-        after = _shape(part(module, where.body), torch.zeros(before, device=device))
+        before = _shape("body", part(module, where.head), example.to(device))
+        after = _shape("tail", part(module, where.body), torch.zeros(before, device=device))
         #: Shape of what goes into the body, and of what comes out of it, of one example.
         self.body_shapes = before[1:], after[1:]
 
@@ -178,8 +183,14 @@ class _Gap(torch.autograd.Function):
         return gradient.new_empty(ctx.shape).zero_(), None
 
 
-def _shape(module: nn.Module, example: Tensor) -> torch.Size:
-    """Return the shape of what a module makes of an example; the module comes back unchanged."""
+def _shape(key: str, module: nn.Module, example: Tensor) -> torch.Size:
+    """Return the shape of what goes into a part, which a module makes of an example; it comes back unchanged.
+
+    Raises
+    ------
+    UserError
+        For what cannot travel: anything but one float tensor with an entry for each example.
+    """
     modes = {layer: layer.training for layer in module.modules()}
     try:
         with torch.no_grad():
@@ -187,7 +198,32 @@ def _shape(module: nn.Module, example: Tensor) -> torch.Size:
     finally:
         for layer, mode in modes.items():
             layer.training = mode
-    return cast(Tensor, found).shape
+    if not isinstance(found, Tensor):
+        made = f"a {type(found).__name__}"
+    elif not found.is_floating_point():
+        made = f"numbers of {str(found.dtype).removeprefix('torch.')}"
+    elif found.ndim < 1 or len(found) != len(example):
+        made = f"{tuple(found.shape)} of {len(example)} examples"
+    else:
+        return found.shape
+    raise UserError(
+        f"strategy.{key}: cut there, the model would have to send {made}, not a float tensor (B, ...)"
+    )
+
+
+def _check_nothing_shared(module: nn.Module, where: Cut) -> None:
+    """Refuse weights that two parts have: each would train a copy of its own."""
+    owner: dict[int, tuple[str, str]] = {}
+    for which, names in vars(where).items():
+        for stage in names:
+            layer = module.get_submodule(stage)
+            for tensor in (*layer.parameters(), *layer.buffers()):
+                other, its = owner.setdefault(id(tensor), (which, stage))
+                if other != which:
+                    raise UserError(
+                        f"the model cannot be cut there: its stages {its!r} in the {other} and {stage!r} in "
+                        f"the {which} share weights"
+                    )
 
 
 def _is_chain(module: nn.Module) -> bool:
@@ -195,7 +231,9 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _stages(module: nn.Module, prefix: str) -> Iterator[str]:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # Also a module that is there twice.
+        if child is None:
+            continue
         if _is_chain(child):
             yield from _stages(child, f"{prefix}{name}.")
         else:

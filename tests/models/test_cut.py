@@ -98,3 +98,32 @@ def test_a_model_without_blocks_or_stages_is_refused():
         cut(made("cnn", {}))
     with pytest.raises(UserError, match=r"a GRU cannot be cut: it is no nn\.Sequential"):
         stages(nn.GRU(3, 4))
+
+
+class Both(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class First(nn.Module):
+    def forward(self, both):
+        return both[0]
+
+
+@pytest.mark.parametrize(("body", "tail", "key"), [("3", "4", "body"), ("1", "3", "tail")])
+def test_a_cut_that_nothing_could_travel_through_is_refused(body, tail, key):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), Both(), First(), nn.Linear(5, 5))
+    with pytest.raises(UserError, match=rf"strategy\.{key}: cut there, the model would have to send a tuple"):
+        ClientPart(model, cut(model, body, tail), torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_weights_that_parts_share_are_refused(module):
+    """A module that is there twice, or two with the same weights."""
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = one.weight
+    model = nn.Sequential(one, nn.ReLU(), one if module else other, nn.ReLU(), nn.Linear(4, 2))
+    for body, tail in (("1", "3"), ("1", "2")):
+        with pytest.raises(UserError, match=r"its stages '0' in the head and '2' in the .* share weights"):
+            cut(model, body, tail)
+    assert cut(model, "3", "4").head == ("0", "1", "2")
