@@ -152,7 +152,8 @@ class Session:
         wanted = self.trains_head or self.client.trains_body
         outputs = outputs.to(x.device).requires_grad_(wanted)
         self._seed("tail")
-        loss = self.client.site.task.loss(self.part.run_tail(outputs), y, x)
+        # A stage may work in place, which no leaf of autograd's allows: it is given a copy.
+        loss = self.client.site.task.loss(self.part.run_tail(outputs.clone() if wanted else outputs), y, x)
         tail = self.optimizers[-1] if self.part.tail_parameters() else None
         if tail is not None:
             tail.zero_grad(set_to_none=True)

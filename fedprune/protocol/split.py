@@ -42,6 +42,7 @@ CONVERSATION = "conversation"
 Precision = Literal["float32", "float16", "int8"]
 
 _DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
+_MOST = 1e200  # Sums of squares of float32 values are below it, and so are sums of many of them.
 _LEVELS = 127  # An int8 value is a whole number from -127 to 127 of a step of its example's.
 
 
@@ -234,6 +235,22 @@ def is_final(content: RecordDict) -> bool:
 def examples_of(content: RecordDict) -> int:
     """Return of how many examples a reply's activations are."""
     return whole(metrics_of(content), "examples", least=1)
+
+
+def add_rounding(took: Conversation, content: RecordDict) -> None:
+    """Add what a reply says of its rounding to a conversation.
+
+    Raises
+    ------
+    WireError
+        Where it says that more was lost than there was.
+    """
+    metrics = metrics_of(content)
+    lost, sent = real(metrics, "lost"), real(metrics, "sent")
+    if not 0 <= lost <= sent <= _MOST:
+        raise WireError(f"'lost' is {lost:g} of 'sent' {sent:g}, expected from 0 to that")
+    took.lost += lost
+    took.sent += sent
 
 
 def step_of(content: RecordDict) -> int:

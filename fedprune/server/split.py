@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,10 +23,9 @@ from torch import Tensor
 from fedprune import seeds
 from fedprune.costs.clock import ServerPart
 from fedprune.costs.flops import ModelCost
-from fedprune.errors import WireError
+from fedprune.errors import NotFiniteError, WireError
 from fedprune.models.cut import ClientPart, part
 from fedprune.protocol.faults import CODES, Fault
-from fedprune.protocol.messages import metrics_of, real
 from fedprune.protocol.split import (
     BACKWARD,
     CONVERSATION,
@@ -34,6 +34,7 @@ from fedprune.protocol.split import (
     SMASHED,
     Conversation,
     SplitOptions,
+    add_rounding,
     cut_of,
     examples_of,
     is_final,
@@ -182,8 +183,21 @@ class _Line:
         """Return the body's values, for a worker that runs it."""
         return self._codec.encode(self._codec.flatten(self.strategy.body_state()))
 
+    def most_batches(self, number: int) -> int:
+        """Return how many batches a client has examples for in a round, at most."""
+        training = self.strategy.scenario.clients.training
+        return training.epochs * ceil(self.strategy.registry.clients[number].examples / training.batch_size)
+
     def ended(self, number: int, values: Tensor) -> None:
-        """Note the body that a client's conversation ended with."""
+        """Note the body that a client's conversation ended with.
+
+        Raises
+        ------
+        NotFiniteError
+            For one that training has spoilt: it must not get into the model.
+        """
+        if not values.isfinite().all():
+            raise NotFiniteError("training made values of the body that are not finite")
         self.strategy._bodies[number] = values
         if self.in_turn:
             self.strategy.model.take(self._codec.unflatten(values))
@@ -262,19 +276,27 @@ class _Hosted:
                 if not damaged:  # The checksum was of what has been taken out, too.
                     add_checksum(content)
                     if body is not None:
-                        line.ended(number, line.decoded(body))
+                        try:
+                            line.ended(number, line.decoded(body))
+                        except WireError as error:
+                            content.clear()
+                            reply = Message(metadata=reply.metadata, error=_error_of(error))  # type: ignore[call-overload]
             yield reply
 
 
 @dataclass
 class _Open:
-    """A conversation that goes on: what the client was sent first, its body, what it took so far."""
+    """A conversation that goes on: what the client was sent first, its body, what it took so far.
+
+    ``examples`` is how many the batch at hand has.
+    """
 
     message: Message
     number: int
     body: Body
     took: Conversation
     step: int = 0
+    examples: int = 0
 
 
 class _Remote:
@@ -330,18 +352,24 @@ class _Remote:
                     smashed[node] = reply
                     continue
                 done = running.pop(node)
-                self._line.note(done.message, done.took)
-                if self._line.strategy.trains_body:
-                    self._line.ended(done.number, self._line.flat(done.body))
-                yield Message(reply.content, reply_to=done.message)
+                last, failure = self._tried(self._ended, done, reply)
+                if last is None:
+                    yield self._failed(done, failure)
+                else:
+                    self._line.note(done.message, done.took)
+                    yield Message(last, reply_to=done.message)
 
     def _outputs(self, open_: _Open, reply: Message) -> RecordDict:
         """Return the message with the body's outputs."""
         line, took, content = self._line, open_.took, reply.content
         self._count(took, content)
-        examples = examples_of(content)
-        took.examples += examples
+        examples, largest = examples_of(content), line.strategy.scenario.clients.training.batch_size
+        if examples > largest:
+            raise WireError(f"a batch of {examples} examples, expected at most {largest}")
+        if open_.step >= (most := line.most_batches(open_.number)):
+            raise WireError(f"more batches than its examples make: {most} in a round")
         values = unpack(smashed_of(content), line.precision, (examples, *line.shapes[0]))
+        took.examples, open_.examples = took.examples + examples, examples
         outputs = open_.body.forward(values)
         return request(pack(outputs, line.precision), server_round=line.round, step=open_.step)
 
@@ -350,13 +378,19 @@ class _Remote:
         line, content = self._line, reply.content
         self._count(open_.took, content)
         onward = request(None, server_round=line.round, step=open_.step)
-        if SMASHED in content:
-            shape = (examples_of(content), *line.shapes[1])
+        if open_.body.wants_gradient:
+            shape = (open_.examples, *line.shapes[1])
             gradient = open_.body.backward(unpack(smashed_of(content), line.precision, shape))
             if gradient is not None:
                 onward[SMASHED] = pack(gradient, line.precision)
         open_.step += 1
         return onward
+
+    def _ended(self, open_: _Open, reply: Message) -> RecordDict:
+        """Note the body that a conversation ended with; return its last reply's content."""
+        if self._line.strategy.trains_body:
+            self._line.ended(open_.number, self._line.flat(open_.body))
+        return reply.content
 
     def _asked(
         self,
@@ -393,12 +427,14 @@ class _Remote:
     def _tried(
         self, make: Callable[[_Open, Message], RecordDict], open_: _Open, reply: Message
     ) -> tuple[RecordDict | None, Error]:
-        """Return a message made of a reply, or what is wrong with the reply."""
+        """Return a content made of a reply, or what is wrong with the reply."""
         try:
             verify_checksum(reply.content)
             return make(open_, reply), Error(0)
         except WireError as error:
-            return None, Error(CODES[error.fault], f"WireError: {error}")
+            return None, _error_of(error)
+        except (RuntimeError, ValueError) as error:  # The body's code: as a batch norm's of one value.
+            return None, Error(CODES[Fault.RAISED], f"in the body: {type(error).__name__}: {error}")
 
     def _failed(self, open_: _Open, error: Error) -> Message:
         """Return the reply that ends a conversation which failed."""
@@ -408,6 +444,8 @@ class _Remote:
     def _count(self, took: Conversation, content: RecordDict) -> None:
         """Count a client's reply within a batch."""
         took.bytes_up += content_bytes(content)
-        metrics = metrics_of(content)
-        took.lost += real(metrics, "lost")
-        took.sent += real(metrics, "sent")
+        add_rounding(took, content)
+
+
+def _error_of(error: WireError) -> Error:
+    return Error(CODES[error.fault], f"WireError: {error}")

@@ -67,6 +67,11 @@ class Body:
             seed=seeds.derive(scenario.seed, "split", server_round, client),
         )
 
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether ``forward`` has run, and ``backward`` is to follow."""
+        return self._held is not None
+
     def forward(self, smashed: Tensor) -> Tensor:
         """Return what the body makes of a client's activations, (B, ...)."""
         smashed = smashed.detach().requires_grad_(self._returns_gradient)
@@ -74,7 +79,8 @@ class Body:
         torch.manual_seed(seeds.derive(self._seed, "body", self._steps))
         self._steps += 1
         with torch.set_grad_enabled(backward):
-            outputs: Tensor = self.module(smashed)
+            # A stage may work in place, which no leaf of autograd's allows: it is given a copy.
+            outputs: Tensor = self.module(smashed.clone() if self._returns_gradient else smashed)
         self._held = (smashed, outputs) if backward else None
         return outputs.detach()
 

@@ -30,6 +30,7 @@ from fedprune.server.split import SplitStrategy
 from fedprune.sparsity.masks import Masks
 from fedprune.training.split import Body
 from fedprune.wire import Layout, content_bytes, get_state
+from fedprune.wire.values import to_array
 
 VIT: dict[str, Any] = {"name": "vit", "patch": 4, "size": 16, "layers": 3, "heads": 2, "prompts": 2}
 CNN: dict[str, Any] = {"name": "cnn", "width": 0.25, "hidden": 16}
@@ -374,3 +375,118 @@ def test_a_device_never_makes_the_body():
         client.part.run_head(torch.zeros(2, 1, 8, 8))
     assert Layout.of(held) == Layout.of(made.strategy.local)
     assert seen.elements == 8 * 3000  # Of the tail's first layer; the body's second has 9,000,000.
+
+
+def lies(kind: str, change: Any) -> Any:
+    """Return what changes client 0's replies to messages of a kind."""
+
+    def tamper(message: Message, reply: Message) -> Message:
+        metadata = message.metadata
+        if (metadata.message_type, metadata.dst_node_id) == (kind, 2) and "smashed" in reply.content:
+            change(reply.content)
+        return reply
+
+    return tamper
+
+
+def other_values(make: Any) -> Any:
+    def change(content: Any) -> None:
+        values = content["smashed"]["values"].numpy()
+        content["smashed"]["values"] = to_array(np.ascontiguousarray(make(values)))
+
+    return change
+
+
+def fewer_examples(content: Any) -> None:
+    other_values(lambda values: values[:3])(content)
+    content["metrics"]["examples"] = 3
+
+
+FORWARD, BACKWARD = "train.split_forward", "train.split_backward"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("train", other_values(lambda v: v[:, 1:]), "array 'values' has shape (16, 127)"),
+        ("train", other_values(lambda v: v * np.nan), "not finite as they travel"),
+        ("train", other_values(lambda v: v * 0 + 1e30), "values of the body that are not finite"),
+        ("train", lambda c: c["metrics"].update(examples=10**15), "expected at most 16"),
+        ("train", lambda c: c["metrics"].update(lost=-1.0), "'lost' is -1 of"),
+        (BACKWARD, lambda c: c["metrics"].update(lost=1e9), "'lost' is 1e+09 of"),
+        (BACKWARD, lambda c: c.pop("smashed"), "the message has no record 'smashed'"),
+        (BACKWARD, fewer_examples, "array 'values' has shape (3, 64), expected (16, 64)"),
+        (FORWARD, lambda c: c.pop("smashed"), "the message has no record 'smashed'"),
+    ],
+)
+def test_a_client_that_lies_within_a_batch_fails_alone(kind, change, said):
+    """In version 2, where what a client made of the body is there for the next one."""
+    made = federate(scenario("splitfed 2", rounds=1, clients__per_round=4), tamper=lies(kind, change))
+    (failed,) = [task for task in made.tasks if task.status == "failed"]
+    assert failed.client == 0
+    assert said in failed.reason
+    assert made.rounds[1].clients_ok == 3
+    assert all(value.isfinite().all() for value in made.strategy.state.values())
+    assert failed.server_flops < sum(task.server_flops for task in made.tasks if task.status == "ok")
+    json.dumps(failed.columns())
+
+
+def test_a_client_that_never_ends_is_left():
+    """It sends its last activations and gradients again, in the place of its last reply."""
+    last: dict[str, Any] = {}
+    asked = 0
+
+    def goes_on(message: Message, reply: Message) -> Message:
+        nonlocal asked
+        if message.metadata.dst_node_id != 2:
+            return reply
+        asked += 1
+        assert asked < 100
+        if reply.has_content() and "smashed" in reply.content:
+            last[message.metadata.message_type] = reply.content
+            return reply
+        if message.metadata.message_type not in last:
+            return reply
+        return Message(copy.deepcopy(last[message.metadata.message_type]), reply_to=message)
+
+    made = federate(scenario("splitfed", rounds=1, clients__per_round=4), tamper=goes_on)
+    (failed,) = [task for task in made.tasks if task.status == "failed"]
+    assert "more batches than its examples make" in failed.reason
+
+
+NETS = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, input_shape, outputs, inplace: bool = False):
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace), nn.BatchNorm1d(8), nn.Linear(8, 8),
+                         nn.ReLU(inplace), nn.Dropout(0.5), nn.Linear(8, outputs))
+"""
+
+
+def test_stages_may_work_in_place(tmp_path: Path):
+    """The first ones of body and tail get tensors that nothing else reads."""
+    (tmp_path / "nets.py").write_text(NETS)
+    states = []
+    for inplace in (False, True):
+        model = {"name": "./nets.py:Net", "inplace": inplace}
+        strategy = {"name": "splitfed", "body": "2", "tail": "5"}
+        states.append(federate(resolve(plan(tmp_path, model=model, strategy=strategy))).strategy.state)
+    assert same_state(*states)
+
+
+def test_a_batch_that_the_body_does_not_take_fails_its_client_alone(tmp_path: Path):
+    """A batch norm refuses to train on one value for each channel."""
+    (tmp_path / "nets.py").write_text(NETS)
+    changes = {"model": {"name": "./nets.py:Net"}, "strategy": {"name": "splitfed", "body": "2", "tail": "5"}}
+    made = assemble(resolve(plan(tmp_path, **changes, rounds=1, clients__per_round=4)))
+
+    def one(content: Any) -> None:
+        other_values(lambda values: values[:1])(content)
+        content["metrics"]["examples"] = 1
+
+    made.grid._tamper = lies("train", one)
+    made.strategy.start(made.grid)
+    (failed,) = [task for task in made.tasks if task.status == "failed"]
+    assert (failed.client, failed.fault) == (0, "raised")
+    assert "in the body: ValueError: Expected more than 1 value per channel" in failed.reason
