@@ -84,6 +84,7 @@ def test_attention_is_that_of_pytorch() -> None:
     block = CASES["transformer"].build().blocks[0].attention
     x = torch.randn(2, 5, 16)
     hidden = torch.rand(2, 1, 5) < 0.3
+    hidden[..., 0] = False  # What sees nothing at all has no mean.
     query, key, value = (
         layer(x).view(2, 5, 4, 4).transpose(1, 2) for layer in (block.query, block.key, block.value)
     )
