@@ -98,8 +98,7 @@ class FedMef(PruningStrategy):
         masks = self.pruned(options.criterion, options.distribution)
         self.set_masks(masks)
         if options.standardise:
-            pretrained = options.pretrain_epochs or self.scenario.model.weights is not None
-            standardise = centred_state if pretrained else standardised_state
+            standardise = centred_state if options.pretrain_epochs else standardised_state
             self.state = standardise(self.state, convolutions(self.module), masks)
 
     def growth(self, server_round: int) -> GrowthRequest | None:

@@ -199,8 +199,7 @@ class FedTiny(PruningStrategy):
         def read(reply: Message) -> float:
             return real(metrics_of(reply.content), "loss")
 
-        frozen = self.model.frozen_values.config()
-        config = ConfigRecord({"round": 0, "mask-version": self.masks.version, "codec": CODEC, **frozen})
+        config = ConfigRecord({"round": 0, "mask-version": self.masks.version, "codec": CODEC})
         content = RecordDict({"statistics": statistics, "config": config})
         return self.ask(grid, numbers, "query.loss", lambda number: content, read)
 
