@@ -25,7 +25,7 @@ from fedprune.engine.local_grid import LocalGrid
 from fedprune.engine.simulated_grid import SimulatedGrid
 from fedprune.scenario import Scenario
 from fedprune.server.federation import announce
-from fedprune.wire import largest_reply
+from fedprune.wire import Layout, largest_reply
 
 
 class Host(Protocol):
@@ -160,4 +160,7 @@ def build_client_app(
     tensors = None if frozen is None else {name: torch.tensor(array) for name, array in frozen.items()}
     site = Site(scenario, data, torch.device(device), frozen_state=tensors)
     app = FederatedClientApp(lambda context: site)
-    return FaultyClientApp(app, scenario, largest_reply(site.layout)) if scenario.faults.any else app
+    if not scenario.faults.any:
+        return app
+    # The server's limit is by the whole model, of which a client may hold a part.
+    return FaultyClientApp(app, scenario, largest_reply(Layout.of(site.whole)))

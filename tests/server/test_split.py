@@ -20,6 +20,7 @@ from flwr.app import Error, Message
 from inprocess import assemble, federate, plan, same_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedprune.engine.fault_injection import COUNTED_AS
 from fedprune.engine.hosts import InProcess
 from fedprune.engine.simulation import run
 from fedprune.errors import ScenarioError, UserError
@@ -349,6 +350,16 @@ def test_budgets_bind_on_head_and_tail_without_the_body():
     assert {p.name for p in cost.parameters} == {n for n, _ in made.strategy.local.named_parameters()}
     assert not any(parameter.name.startswith("blocks.0") for parameter in cost.parameters)
     assert cost.training_flops(Masks(), 1) < whole.strategy.cost.training_flops(Masks(), 1)
+
+
+@pytest.mark.parametrize("method", ["sfprompt", "splitfed 2"])
+def test_injected_faults_fail_their_tasks_alone(method, tmp_path: Path):
+    faults = ("exception", "late", "corrupt", "not_finite", "wrong_shape", "huge")
+    at = [{"round": number, "client": 0, "fault": fault} for number, fault in enumerate(faults, start=1)]
+    asked = scenario(method, rounds=len(faults), clients__per_round=4, faults__at=at)
+    run(asked, out=tmp_path / "run", host=InProcess(), progress=False, figures=False)
+    failed = [task for task in lines(tmp_path / "run" / "clients.jsonl") if task["status"] != "ok"]
+    assert [(task["client"], task["fault"]) for task in failed] == [(0, COUNTED_AS[name]) for name in faults]
 
 
 class Largest(TorchDispatchMode):
