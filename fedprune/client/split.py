@@ -326,7 +326,7 @@ class SplitClient(Client):
             return self._begin(content, state)
         sent = content.array_records[HOSTED]
         del content[HOSTED]
-        hosted: HostedBody = self.site.shelf.setdefault(HOSTED, HostedBody(self))
+        hosted = HostedBody.of(self)
         hosted.load(sent)
         server_round = whole(config_of(content), "round")
         self._body = Body.of(
@@ -502,6 +502,15 @@ class HostedBody:
         self._codec = StateCodec(layout, Masks())
         self._trained = client.trains_body
         self._loaded: ArrayRecord | None = None
+
+    @classmethod
+    def of(cls, client: SplitClient) -> HostedBody:
+        """Return the body of a client's process, which is built once."""
+        shelf = client.site.shelf
+        if HOSTED not in shelf:
+            shelf[HOSTED] = cls(client)
+        found: HostedBody = shelf[HOSTED]
+        return found
 
     def load(self, record: ArrayRecord) -> None:
         """Put the server's values into the body; those that nothing changes are put there once."""
