@@ -98,7 +98,8 @@ class FedMef(PruningStrategy):
         masks = self.pruned(options.criterion, options.distribution)
         self.set_masks(masks)
         if options.standardise:
-            standardise = centred_state if options.pretrain_epochs else standardised_state
+            pretrained = options.pretrain_epochs or self.scenario.model.weights is not None
+            standardise = centred_state if pretrained else standardised_state
             self.state = standardise(self.state, convolutions(self.module), masks)
 
     def growth(self, server_round: int) -> GrowthRequest | None:

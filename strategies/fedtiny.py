@@ -199,7 +199,8 @@ class FedTiny(PruningStrategy):
         def read(reply: Message) -> float:
             return real(metrics_of(reply.content), "loss")
 
-        config = ConfigRecord({"round": 0, "mask-version": self.masks.version, "codec": CODEC})
+        frozen = self.model.frozen_values.config()
+        config = ConfigRecord({"round": 0, "mask-version": self.masks.version, "codec": CODEC, **frozen})
         content = RecordDict({"statistics": statistics, "config": config})
         return self.ask(grid, numbers, "query.loss", lambda number: content, read)
 

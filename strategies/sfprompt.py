@@ -34,7 +34,7 @@ from fedprune.server.split import SplitStrategy
 
 
 class SFPrompt(SplitStrategy):
-    """Prompts and tail are trained: first without the body, then with it, on examples that are worth it."""
+    """SFPrompt (Cao et al. 2024): split fine-tuning of a transformer: prompts and tail are trained."""
 
     client = "sfprompt"
     trains_body = False

@@ -28,7 +28,7 @@ from fedprune.server.split import SplitStrategy
 
 
 class SplitFed(SplitStrategy):
-    """Head and tail on clients, body on the server; all of it is trained."""
+    """SplitFed (Thapa et al., AAAI 2022): head and tail on clients, body on the server; all is trained."""
 
     client = "splitfed"
 

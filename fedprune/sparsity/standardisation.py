@@ -22,9 +22,13 @@ RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 
 
 def convolutions(module: nn.Module) -> list[str]:
-    """Return the names of the weights of a model's 2-d convolutions, each once."""
+    """Return the names of the weights of a model's 2-d convolutions that are trained, each once."""
     weights = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Conv2d)}
-    return [name for name, parameter in module.named_parameters() if id(parameter) in weights]
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if id(parameter) in weights and parameter.requires_grad
+    ]
 
 
 def centred(weight: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -56,7 +60,7 @@ def standardised(weight: Tensor, mask: Tensor | None = None, gain: float = RELU_
 
 
 def centre(module: nn.Module, masks: Masks) -> None:
-    """Centre the weights of all 2-d convolutions of a module, in place."""
+    """Centre the weights of a module's 2-d convolutions that are trained, in place."""
     with torch.no_grad():
         for name in convolutions(module):
             weight = module.get_parameter(name)

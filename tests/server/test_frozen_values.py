@@ -57,6 +57,17 @@ def test_what_is_frozen_stays_and_the_rest_is_trained():
     assert {name for name in before if torch.equal(before[name], after[name])} == frozen
 
 
+@pytest.mark.parametrize("strategy", ["fedtiny", "gradual", "prunefl", "feddst", "fedmef"])
+def test_methods_that_move_masks_work_around_what_is_frozen(strategy):
+    model = {"name": "cnn", "width": 0.25, "hidden": 16, "frozen": ["block1"]}
+    made = assemble(plan(model=model, strategy={"name": strategy, "density": 0.5}, rounds=2))
+    before = layers(made, "block1.")
+    made.strategy.start(made.grid)
+    assert [task.reason for task in made.tasks if task.status != "ok"] == []
+    assert same_state(layers(made, "block1."), before)
+    assert not made.strategy.masks.keys() & before.keys()
+
+
 def test_the_clients_start_from_frozen_values_of_the_server_and_not_their_own():
     made = assemble(plan(model=BATCH_NORMED, rounds=1))
     for name, value in made.strategy.state.items():
