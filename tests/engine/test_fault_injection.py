@@ -173,9 +173,13 @@ def test_with_30_percent_of_replies_faulty_a_run_equals_one_without_them(
     tasks = scenario.rounds * scenario.clients.per_round
     assert 0.25 < total.total() / tasks < 0.4
 
-    made = []
-    build = simulation.make_strategy
-    monkeypatch.setattr(simulation, "make_strategy", lambda *given: made.append(build(*given)) or made[0])
+    made, build = [], simulation.make_strategy
+
+    def noted(*given, **options):
+        made.append(build(*given, **options))
+        return made[0]
+
+    monkeypatch.setattr(simulation, "make_strategy", noted)
     done = simulation.run(scenario, out=tmp_path / "run", progress=False, engine__workers=2)
     (strategy,) = made
     assert same_state(strategy.state, reference.strategy.state)
