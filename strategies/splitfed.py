@@ -9,6 +9,8 @@ trained with the clients in turn, in random order.
 Differences from the paper
 --------------------------
 - The last stages are the client's, too, so that labels stay there: the paper's U-shaped variant.
+- Version 2: of a client that vanishes the body keeps nothing. Of one whose reply is late, or is refused for
+  what it says of head and tail, it keeps what that client's batches made of it: the next one went on from it.
 - There is no differential privacy, and no PixelDP layer.
 
 References
