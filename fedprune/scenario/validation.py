@@ -78,7 +78,8 @@ def _explain(details: ErrorDetails, spec: type[BaseModel], listed_in: str) -> tu
     if what == "missing":
         return _missing(key, field)
     if what == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
+        # Names stand there in quotes, numbers without: "'iid', 'shard' or 'natural'", "1 or 2".
+        choices = re.findall(r"'([^']*)'", context["expected"]) or re.findall(r"\d+", context["expected"])
         return key, f"{show(given)} is none of {', '.join(choices)}{did_you_mean(str(given), choices)}"
     if what in _BOUNDS:
         return key, f"{show(given)} is out of range: must be {_range(what, context, field)}"

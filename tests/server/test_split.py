@@ -301,6 +301,7 @@ def test_a_resumed_run_is_the_same(tmp_path: Path):
     ("changes", "said"),
     [
         ({"strategy": {"name": "splitfed", "density": 0.5}}, "split training prunes no weights"),
+        ({"strategy": {"name": "splitfed", "version": 3}}, "strategy.version: 3 is none of 1, 2"),
         ({"strategy": {"name": "splitfed"}, **TESTED}, "no whole model to evaluate"),
         ({"strategy": {"name": "splitfed"}, "clients__over_budget": "nest"}, "can be error or exclude"),
         (
