@@ -9,6 +9,7 @@ import pytest
 from inprocess import PLAN
 from pydantic import BaseModel
 
+from fedprune import registry
 from fedprune.errors import ScenarioError
 from fedprune.scenario import Scenario
 from fedprune.scenario.yaml_file import write
@@ -139,7 +140,7 @@ def test_mistakes_in_runs_and_grid_are_named_where_they_stand_each_once(tmp_path
         "study.yaml:11: grid.rounds: 'two' is not a whole number",
         "study.yaml:9: runs.B.clients.training.epochs: 0 is out of range: must be at least 1",
         "study.yaml:10: runs.C.strategy.name: no strategy 'statik'; did you mean 'static'? (`fedprune list` "
-        "has all 11); or write 'package.module:Name' or './file.py:Name'",
+        f"has all {len(registry.names('strategy'))}); or write 'package.module:Name' or './file.py:Name'",
     ]
 
 
