@@ -32,7 +32,7 @@ def of_client(run, number, kind="train"):
     return {task["round"]: task for task in tasks}
 
 
-def wait_for_round(deployment, out, number, seconds=150):
+def wait_for_round(deployment, out, number, seconds=300):
     wait_until(lambda: deployment.rounds(out) >= number, seconds, f"round {number} has ended")
 
 

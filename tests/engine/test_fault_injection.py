@@ -56,7 +56,7 @@ def faulty_plan(**changes: Any) -> Scenario:
         "clients__per_round": 8,
         "data__train_examples": 300,
         "faults": SHARES,
-        "engine__task_timeout": 3.0,
+        "engine__task_timeout": 6.0,
         **changes,
     })  # fmt: skip
 
