@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune import seeds
 from fedprune.client.base import ClientTask
 from fedprune.client.split import Prepared, SplitClient
-from fedprune.data import augmentations, batches
+from fedprune.data import batches
 from fedprune.errors import UserError
 from fedprune.models.cut import ClientPart
 from fedprune.protocol.split import SelfUpdateOptions
@@ -57,7 +56,7 @@ class SFPrompt(SplitClient):
         if epochs:
             done = train(
                 self.part,
-                self.shortcut_batches(task.round, epochs),
+                self.epochs("shortcut", task.round, epochs),
                 self.site.task,
                 self.scenario.clients.training.optimizer,
                 lr=self.learning_rate(task.round),
@@ -73,21 +72,6 @@ class SFPrompt(SplitClient):
             kept = np.argsort(-scores, kind="stable")[: len(examples) - left_out]
             examples = examples[np.sort(kept)]
         return Prepared(examples, before=seen, flops=flops)
-
-    def shortcut_batches(self, server_round: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the shuffled batches of epochs without the body."""
-        seed, training = self.scenario.seed, self.scenario.clients.training
-        generator = seeds.torch_generator(seed, "shortcut", server_round, self.number)
-        augment = augmentations(self.scenario.data.augment, self.scenario.directory)
-        for _ in range(epochs):
-            yield from batches(
-                self.data.examples,
-                self.data.train,
-                self.site.task,
-                training.batch_size,
-                generator=generator,
-                augment=augment,
-            )
 
     def scores(self, examples: np.ndarray) -> np.ndarray:
         """Return the EL2N score of each example under the shortcut, float32."""

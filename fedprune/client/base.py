@@ -380,12 +380,14 @@ class Client(ABC):
         """Return how the trained state travels in the reply to a message with a config."""
         return self.codec_of(config, masks)
 
-    def epochs(self, purpose: str, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the shuffled batches of a round's local epochs."""
+    def epochs(
+        self, purpose: str, server_round: int, count: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the shuffled batches of a round's local epochs: ``clients.training.epochs``, or ``count``."""
         training = self.scenario.clients.training
         generator = seeds.torch_generator(self.scenario.seed, purpose, server_round, self.number)
         augment = augmentations(self.scenario.data.augment, self.scenario.directory)
-        for _ in range(training.epochs):
+        for _ in range(training.epochs if count is None else count):
             yield from batches(
                 self.data.examples,
                 self.data.train,
