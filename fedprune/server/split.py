@@ -139,7 +139,6 @@ class SplitStrategy(PruningStrategy):
 
     def converse(self, grid: Grid, server_round: int, messages: Iterable[Message]) -> Iterator[Message]:
         """Carry on each client's conversation; yield what ends it."""
-        self.model.load_into_module()
         line = _Line(self, server_round)
         hosts = getattr(grid, "hosts_server_part", False)
         through: Any = _Hosted(grid, line) if hosts else _Remote(grid, line)
