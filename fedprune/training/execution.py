@@ -157,14 +157,18 @@ def why_not_sparse(outline: nn.Module, dense: nn.Module, task: Task) -> str | No
     try:
         # What of the model is frozen does not matter here.
         sparse = _executed(thawed(copy.deepcopy(outline)), masks, indices)
-        sparse.load(codec.flatten(state))
-        set_state(dense, codec.unflatten(codec.flatten(state)))
-        with torch.no_grad():
-            found, expected = sparse.module.eval()(inputs), dense.eval()(inputs)
+        for sign in (1, -1):  # What a hook does to values of one sign alone is seen with one of the two.
+            values = codec.flatten(
+                {name: value * sign if name in weights else value for name, value in state.items()}
+            )
+            sparse.load(values)
+            set_state(dense, codec.unflatten(values))
+            with torch.no_grad():
+                found, expected = sparse.module.eval()(inputs), dense.eval()(inputs)
+            if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+                return "it computes something else with them"
     except Exception as error:
         return _said(error)
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
-        return "it computes something else with them"
     return None
 
 
