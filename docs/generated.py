@@ -333,6 +333,8 @@ _SIZES: Mapping[str, tuple[Inputs, int]] = {
     "resnet8": (Numbers((3, 32, 32)), 10),
     "mobilenet_v1": (Numbers((3, 96, 96)), 2),
     "mobilenet_v2": (Numbers((3, 224, 224)), 1000),
+    "efficientnet_lite0": (Numbers((3, 224, 224)), 1000),
+    "shufflenet_v2": (Numbers((3, 224, 224)), 1000),
     "ds_cnn": (Numbers((1, 49, 10)), 12),
     "cnn1d": (Numbers((9, 128)), 6),
     "gru": (Numbers((9, 128)), 6),

@@ -25,6 +25,8 @@ PICTURES = (
     "resnet8",
     "mobilenet_v1",
     "mobilenet_v2",
+    "efficientnet_lite0",
+    "shufflenet_v2",
     "ds_cnn",
 )
 

@@ -158,7 +158,7 @@ def test_two_packages_with_one_name_are_refused(package) -> None:
         (
             "model",
             "zzz",
-            r"known here: .*lenet5.*\); or write 'package\.module:Name' or '\./file\.py:Name'",
+            r"known here: .*gru.*\); or write 'package\.module:Name' or '\./file\.py:Name'",
         ),
         ("data", "cifar", "no data set 'cifar'; did you mean 'cifar10' or 'cifar100'"),
         ("modle", "cnn", "no kind of plug-in 'modle'; did you mean 'model'"),

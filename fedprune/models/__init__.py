@@ -20,11 +20,13 @@ from fedprune.errors import FedpruneError, PluginError, UserError
 from fedprune.models.autoencoder import autoencoder
 from fedprune.models.cnn import cnn, lenet5
 from fedprune.models.cnn1d import cnn1d
+from fedprune.models.efficientnet import efficientnet_lite0
 from fedprune.models.mlp import mlp
 from fedprune.models.mobilenet import ds_cnn, mobilenet_v1, mobilenet_v2
 from fedprune.models.options import checked, wanted
 from fedprune.models.recurrent import gru, lstm
 from fedprune.models.resnet import resnet8, resnet18
+from fedprune.models.shufflenet import shufflenet_v2
 from fedprune.models.transformer import transformer
 from fedprune.models.unet import unet
 from fedprune.models.vgg import vgg11
@@ -39,6 +41,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet8,
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
+    "efficientnet_lite0": efficientnet_lite0,
+    "shufflenet_v2": shufflenet_v2,
     "ds_cnn": ds_cnn,
     "cnn1d": cnn1d,
     "gru": gru,

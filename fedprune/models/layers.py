@@ -74,16 +74,17 @@ def conv_unit(
     kernel: int = 3,
     stride: int = 1,
     groups: int = 1,
-    activation: type[nn.Module] = nn.ReLU,
+    activation: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """Return a padded convolution, batch norm and an activation: ``conv``, ``norm``, ``relu``.
+    """Return a padded convolution, batch norm and, if any, an activation: ``conv``, ``norm``, ``relu``.
 
     With stride 1 it keeps the size. The convolution has no bias, since batch norm follows and has one.
     """
     conv = nn.Conv2d(
         channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
     )
-    return sequence({"conv": conv, "norm": nn.BatchNorm2d(channels_out), "relu": activation()})
+    layers: dict[str, nn.Module] = {"conv": conv, "norm": nn.BatchNorm2d(channels_out)}
+    return sequence(layers if activation is None else layers | {"relu": activation()})
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

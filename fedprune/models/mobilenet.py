@@ -6,7 +6,8 @@ as any convolution; what is executed sparse is the pointwise one, which holds ne
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -15,15 +16,26 @@ from fedprune.models.layers import Norm, conv_unit, initialise, require_side, sc
 # Howard et al. (2017, table 1): channels of each pointwise convolution, and the stride before it.
 _V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
-# Sandler et al. (CVPR 2018, table 2): expansion, channels, blocks, stride of the first.
+
+class Stage(NamedTuple):
+    """A row of a table of inverted residuals: how many with what, and the stride of the first of them."""
+
+    expansion: int
+    channels: int
+    blocks: int
+    stride: int
+    kernel: int = 3
+
+
+# Sandler et al. (CVPR 2018, table 2).
 _V2 = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 32, 3, 2),
+    Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1),
+    Stage(6, 160, 3, 2),
+    Stage(6, 320, 1, 1),
 )
 
 
@@ -57,7 +69,7 @@ def ds_cnn(
     layers: dict[str, nn.Module] = {"stem": sequence(stem)}
     for number in range(1, 5):
         layers[f"block{number}"] = _separable(channels, channels, 1)
-    return _finished(layers, channels, outputs, norm)
+    return classifier_of(layers, channels, outputs, norm)
 
 
 def mobilenet_v1(
@@ -91,7 +103,7 @@ def mobilenet_v1(
     for number, (full, stride) in enumerate(_V1, start=1):
         layers[f"block{number}"] = _separable(channels, scaled(full, width), stride)
         channels = scaled(full, width)
-    return _finished(layers, channels, outputs, norm)
+    return classifier_of(layers, channels, outputs, norm)
 
 
 def mobilenet_v2(
@@ -120,34 +132,42 @@ def mobilenet_v2(
         What follows convolutions: batch, group or layer norm, or none, and then they have a bias each.
     """
     require_side("mobilenet_v2", input_shape, 1)
+    return inverted_residuals(_V2, input_shape[0], outputs, width=width, stem_stride=stem_stride, norm=norm)
+
+
+def inverted_residuals(
+    stages: Sequence[Stage], channels_in: int, outputs: int, *, width: float, stem_stride: int, norm: Norm
+) -> nn.Sequential:
+    """Return a network of such stages, between a convolution to 32 channels and one to 1,280 (at 1.0)."""
     channels, last = scaled(32, width), scaled(1280, max(1.0, width))
-    stem = conv_unit(input_shape[0], channels, stride=stem_stride, activation=nn.ReLU6)
+    stem = conv_unit(channels_in, channels, stride=stem_stride, activation=nn.ReLU6)
     layers: dict[str, nn.Module] = {"stem": stem}
-    for number, (expansion, full, blocks, stride) in enumerate(_V2, start=1):
-        stage = []
-        for block in range(blocks):
-            stage.append(
-                InvertedResidual(channels, scaled(full, width), stride if block == 0 else 1, expansion)
-            )
-            channels = scaled(full, width)
-        layers[f"stage{number}"] = nn.Sequential(*stage)
+    for number, each in enumerate(stages, start=1):
+        blocks = []
+        for block in range(each.blocks):
+            stride, wanted = each.stride if block == 0 else 1, scaled(each.channels, width)
+            blocks.append(InvertedResidual(channels, wanted, stride, each.expansion, each.kernel))
+            channels = wanted
+        layers[f"stage{number}"] = nn.Sequential(*blocks)
     layers["last"] = conv_unit(channels, last, kernel=1, activation=nn.ReLU6)
-    return _finished(layers, last, outputs, norm)
+    return classifier_of(layers, last, outputs, norm)
 
 
 class InvertedResidual(nn.Module):
     """Expand, filter each channel, project: (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, expansion: int, kernel: int = 3
+    ) -> None:
         super().__init__()
         inner = channels_in * expansion
         self.expand = (
             conv_unit(channels_in, inner, kernel=1, activation=nn.ReLU6) if expansion > 1 else nn.Identity()
         )
-        self.depthwise = conv_unit(inner, inner, stride=stride, groups=inner, activation=nn.ReLU6)
-        self.project = sequence(
-            {"conv": nn.Conv2d(inner, channels_out, 1, bias=False), "norm": nn.BatchNorm2d(channels_out)}
+        self.depthwise = conv_unit(
+            inner, inner, kernel=kernel, stride=stride, groups=inner, activation=nn.ReLU6
         )
+        self.project = conv_unit(inner, channels_out, kernel=1, activation=None)
         self.residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,10 +186,11 @@ def _separable(channels_in: int, channels_out: int, stride: int) -> nn.Sequentia
     )
 
 
-def _finished(layers: dict[str, nn.Module], channels: int, outputs: int, norm: Norm) -> nn.Sequential:
-    head = {
+def classifier_of(layers: Mapping[str, nn.Module], channels: int, outputs: int, norm: Norm) -> nn.Sequential:
+    """Return layers with a classifier of the means of their ``channels``, and new weights."""
+    head: dict[str, nn.Module] = {
         "pool": nn.AdaptiveAvgPool2d(1),
         "flatten": nn.Flatten(),
         "head": nn.Linear(channels, outputs),
     }
-    return with_norm(initialise(sequence(layers | head)), norm)
+    return with_norm(initialise(sequence({**layers, **head})), norm)

@@ -52,7 +52,11 @@ def test_activations_are_what_autograd_saves_to_the_byte(case, batch):
     assert step_memory(cost, Masks(), batch).activations == saved_bytes(module, cost.input_shape, batch)
 
 
-@pytest.mark.parametrize("name", [name for name in PICTURES if "mobilenet" not in name])  # 1x1 at the end
+#: At their end a picture of 32 pixels is one, over which batch norm cannot train on one example.
+ONE_PIXEL = {"mobilenet_v1", "mobilenet_v2", "efficientnet_lite0", "shufflenet_v2"}
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if name not in ONE_PIXEL])
 def test_activations_of_a_single_example(name):
     module = MODELS[name]((3, 32, 32), 10, width=0.125)
     cost = ModelCost.of(module, (3, 32, 32))

@@ -5,9 +5,12 @@ import torch
 from built_in import PICTURES
 from torch import nn
 
+from fedprune.costs.flops import ModelCost
 from fedprune.errors import UserError
 from fedprune.models import MODELS, build
 from fedprune.models.layers import scaled
+from fedprune.models.shufflenet import ShuffleUnit
+from fedprune.sparsity.masks import Masks
 
 CIFAR, MNIST, DIGITS = (3, 32, 32), (1, 28, 28), (1, 8, 8)
 SMALLEST_SIDE = {
@@ -19,6 +22,8 @@ SMALLEST_SIDE = {
     "resnet8": 4,
     "mobilenet_v1": 1,
     "mobilenet_v2": 1,
+    "efficientnet_lite0": 1,
+    "shufflenet_v2": 1,
     "ds_cnn": 2,
 }
 
@@ -36,6 +41,7 @@ def parameters(model: nn.Module) -> int:
         ("lenet5", MNIST, 10, 61_706),
         ("mlp", MNIST, 10, 199_210),  # the 2NN of McMahan et al. (2017)
         ("mobilenet_v2", (3, 224, 224), 1000, 3_504_872),  # torchvision's
+        ("efficientnet_lite0", (3, 224, 224), 1000, 4_652_008),  # timm's
         # Those of MLPerf Tiny as Keras counts them, with running statistics and redundant biases, which are
         # left out here: 240 and 2,736 and 576 and 1,032 channels with batch norm, and biases of as many. Of
         # ResNet-8's shortcuts, with 96 channels, there only the biases count, and here only the norm.
@@ -50,6 +56,30 @@ def test_parameter_count_is_the_known_one(
     name: str, input_shape: tuple[int, ...], outputs: int, count: int
 ) -> None:
     assert parameters(MODELS[name](input_shape, outputs)) == count
+
+
+@pytest.mark.parametrize(
+    # Parameters: torchvision's. Multiply-accumulates of an image: the paper's, in millions (table 8).
+    ("width", "count", "millions"),
+    [(0.5, 1_366_792, 41), (1.0, 2_278_604, 146), (1.5, 3_503_624, 299), (2.0, 7_393_996, 591)],
+)
+def test_shufflenet_has_the_published_size_at_each_width_of_the_paper(
+    width: float, count: int, millions: int
+) -> None:
+    with torch.device("meta"):
+        model = MODELS["shufflenet_v2"]((3, 224, 224), 1000, width=width)
+    assert parameters(model) == count
+    products = ModelCost.of(model, (3, 224, 224)).matmul_flops(Masks(), 1).forward
+    assert products / 2e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_a_shuffle_unit_passes_half_of_the_channels_at_even_places() -> None:
+    x = torch.randn(2, 6, 4, 5)
+    unit = ShuffleUnit(6).eval()
+    with torch.no_grad():
+        y = unit(x)
+        assert torch.equal(y[:, 0::2], x[:, :3])
+        assert torch.equal(y[:, 1::2], unit.right(x[:, 3:]))
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -88,7 +118,8 @@ def test_modules_are_listed_in_the_order_in_which_they_run(name: str) -> None:
     assert [id(module) for module in run] == [id(module) for module in leaves]
 
 
-@pytest.mark.parametrize("name", PICTURES)
+# ShuffleNetV2's widths are a table, and its first convolution is the same at each.
+@pytest.mark.parametrize("name", [name for name in PICTURES if name != "shufflenet_v2"])
 def test_width_scales_hidden_layers_and_keeps_input_and_output(name: str) -> None:
     def weights(width: float) -> list[torch.Size]:
         model = MODELS[name](CIFAR, 10, width=width)
