@@ -1,5 +1,7 @@
 """One way to find a plug-in: a built-in name, an entry point, "package.module:Name" or "file.py:Name".
 
+A model may also be one of a zoo, "timm:name".
+
 A strategy, aggregator, client, model, task, data set, augmentation, client shift, criterion, layer
 distribution, schedule or logger is looked up here by its kind and name; a built-in one has no privilege but
 its short name. This module imports a plug-in when it is asked for, and knows nothing about what it does. A
@@ -39,14 +41,16 @@ class _Kind:
     """Where the plug-ins of one kind are found.
 
     ``home`` is a package with one file a plug-in where ``table`` is None, else the module whose dictionary
-    ``table`` has them by name. ``bases`` are the "module:Class" of which a plug-in must be a subclass of one;
-    where there are none, any callable will do.
+    ``table`` has them by name. ``zoos`` is a dictionary there, too: under the ZOO of a "ZOO:name" it has the
+    function that makes a plug-in of the name. ``bases`` are the "module:Class" of which a plug-in must be a
+    subclass of one; where there are none, any callable will do.
     """
 
     what: str
     group: str
     home: str
     table: str | None = None
+    zoos: str | None = None
     bases: tuple[str, ...] = ()
 
 
@@ -62,7 +66,7 @@ _KINDS = {
         bases=("fedprune.server.aggregation:Aggregator", "flwr.serverapp.strategy:Strategy"),
     ),
     "client": _Kind("client", "fedprune.clients", "fedprune.clients", bases=("fedprune.client:Client",)),
-    "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS"),
+    "model": _Kind("model", "fedprune.models", "fedprune.models", table="MODELS", zoos="ZOOS"),
     "task": _Kind("task", "fedprune.tasks", "fedprune.tasks", table="TASKS", bases=("fedprune.tasks:Task",)),
     "loss": _Kind("loss", "fedprune.losses", "fedprune.tasks", table="LOSSES"),
     "metric": _Kind("metric", "fedprune.metrics", "fedprune.tasks", table="METRICS"),
@@ -94,7 +98,7 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
         "client_shift", "criterion", "distribution", "schedule" or "logger".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
-        "package.module:Name", "package.module.Name", or "file.py:Name".
+        "package.module:Name", "package.module.Name", "file.py:Name", or of a model "timm:name".
     directory : Path, optional
         The folder that a relative "file.py" starts from; the working directory where not given.
 
@@ -212,6 +216,8 @@ def _find(spec: _Kind, name: str, directory: Path) -> Any:
     place, colon, attribute = name.rpartition(":")
     if plugin_files.is_in_file(name):
         return in_file(str(plugin_files.placed(name, directory)))
+    if colon and (zoo := _zoos(spec).get(place)) is not None:
+        return zoo(attribute)
     if colon:
         return _attribute(_module(place, f"{spec.what} {name!r}"), attribute)
     candidates = _candidates(spec, name)
@@ -248,6 +254,13 @@ def _builtin_names(spec: _Kind) -> Iterable[str]:
         table: Mapping[str, Any] = getattr(home, spec.table)
         return table.keys()
     return {module.name for module in pkgutil.iter_modules(home.__path__) if not module.name.startswith("_")}
+
+
+def _zoos(spec: _Kind) -> Mapping[str, Callable[[str], Any]]:
+    found: Mapping[str, Callable[[str], Any]] = (
+        {} if spec.zoos is None else getattr(importlib.import_module(spec.home), spec.zoos)
+    )
+    return found
 
 
 def _home_of(spec: _Kind, name: str) -> str:

@@ -31,6 +31,7 @@ from fedprune.models.transformer import transformer
 from fedprune.models.unet import unet
 from fedprune.models.vgg import vgg11
 from fedprune.models.vit import vit, vit_base, vit_small, vit_tiny
+from fedprune.models.zoo import timm_model
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
@@ -56,6 +57,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": unet,
 }
 
+ZOOS: dict[str, Callable[[str], Callable[..., nn.Module]]] = {"timm": timm_model}
+"""What a model "ZOO:name" is made by."""
+
 
 def build(
     name: str,
@@ -75,8 +79,9 @@ def build(
     Parameters
     ----------
     name
-        A key of ``MODELS``, a model of an installed plug-in, ``"package.module:Name"`` or ``"file.py:Name"``:
-        a class or a function that is called as ``factory(input_shape, outputs, **options)``.
+        A key of ``MODELS``, a model of an installed plug-in, ``"timm:name"``, ``"package.module:Name"`` or
+        ``"file.py:Name"``: a class or a function that is called as ``factory(input_shape, outputs,
+        **options)``.
     input_shape
         Of one input, such as (C, H, W).
     outputs

@@ -14,8 +14,8 @@ class ModelSpec(PluginSpec):
     """The model, what of it is trained, and the options of its factory, such as ``width``."""
 
     name: PluginName = Field(
-        description="The model: a built-in one such as cnn or resnet18, or 'package.module:Name' or "
-        "'file.py:Name'; the other keys are its options.",
+        description="The model: a built-in one such as cnn or resnet18, 'package.module:Name', "
+        "'file.py:Name', or one of timm as 'timm:name'; the other keys are its options.",
         examples=["cnn", "resnet18"],
     )
     weights: Annotated[Path, AfterValidator(absolute_path)] | None = Field(
