@@ -219,7 +219,7 @@ class Sparse(Client):
         ]
         return replace(
             fit,
-            extra=RecordDict({"growth": growth_record(found)}),
+            extra=RecordDict({"growth": growth_record(found, request.values)}),
             flops=self.gradient_flops(task.masks, list(request.counts), examples),
         )
 

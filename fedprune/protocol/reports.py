@@ -1,9 +1,9 @@
 """What a training message may ask a client to report besides, and how the report travels.
 
 Growth: the pruned weights of some layers with the largest gradients, as positions and values, eight
-bytes an entry. Layers are named by their place among the masks, which both sides hold. Importance: the
-mean squared gradient of every weight that has a mask, pruned or not, as float32: most are far below
-what float16 can hold.
+bytes an entry, or as positions alone. Layers are named by their place among the masks, which both sides
+hold. Importance: the mean squared gradient of every weight that has a mask, pruned or not, as float32: most
+are far below what float16 can hold.
 """
 
 from __future__ import annotations
@@ -27,20 +27,31 @@ Report = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class GrowthRequest:
-    """Which layers may grow how many weights, judged on how many batches."""
+    """Which layers may grow how many weights, judged on how many batches.
+
+    Without ``values`` clients report positions alone, and each entry counts as 1.
+    """
 
     counts: Mapping[str, int]
     batches: int
+    values: bool = True
 
-    def config(self, masks: Masks) -> dict[str, int | list[int]]:
+    def config(self, masks: Masks) -> dict[str, bool | int | list[int]]:
         """Return the request as config values."""
-        return {**layer_counts("growth", self.counts, masks), "growth-batches": self.batches}
+        told: dict[str, bool | int | list[int]] = {"growth-batches": self.batches}
+        told |= layer_counts("growth", self.counts, masks)
+        if not self.values:
+            told["growth-values"] = False
+        return told
 
     @classmethod
     def of(cls, config: ConfigRecord, masks: Masks) -> GrowthRequest | None:
         """Read a request from a message's config; None where there is none."""
         asked = read_layer_counts("growth", config, masks)
-        return None if asked is None else cls(asked, whole(config, "growth-batches", least=1))
+        if asked is None:
+            return None
+        values = bool(config.get("growth-values", True))
+        return cls(asked, whole(config, "growth-batches", least=1), values)
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,11 @@ def whole_numbers(config: ConfigRecord, key: str) -> list[int]:
     return [int(n) for n in values]
 
 
-def growth_record(found: Sequence[tuple[Tensor, Tensor]]) -> ArrayRecord:
+def growth_record(found: Sequence[tuple[Tensor, Tensor]], with_values: bool = True) -> ArrayRecord:
     """Return (positions, values) of each layer as they travel: uint32 and float32, layer after layer."""
     indices = np.concatenate([positions.cpu().numpy() for positions, _ in found]).astype("<u4")
+    if not with_values:
+        return ArrayRecord({"indices": to_array(indices)})
     values = np.concatenate([values.cpu().float().numpy() for _, values in found])
     return ArrayRecord({"indices": to_array(indices), "values": to_array(values)})
 
@@ -101,14 +114,16 @@ def read_growth(record: ArrayRecord | None, request: GrowthRequest, masks: Masks
     WireError
         If it is missing, or not what was asked for.
     """
-    if record is None or set(record) != {"indices", "values"}:
+    if record is None or set(record) != ({"indices", "values"} if request.values else {"indices"}):
         raise WireError("the reply has no growth report")
     expected = {
         name: min(count, masks[name].numel() - masks.kept[name]) for name, count in request.counts.items()
     }
     total = sum(expected.values())
     indices = torch.from_numpy(from_array("growth", record["indices"], "<u4", (total,)).astype(np.int64))
-    values = torch.from_numpy(from_array("growth", record["values"], "<f4", (total,)).copy())
+    values = torch.ones(total)
+    if request.values:
+        values = torch.from_numpy(from_array("growth", record["values"], "<f4", (total,)).copy())
     report, start = {}, 0
     for name, count in expected.items():
         part = indices[start : start + count], values[start : start + count]

@@ -216,6 +216,11 @@ class GrowthVotes:
         self._sum[indices] += weight * values.double()
         self._reported[indices] = True
 
+    @property
+    def total(self) -> Tensor:
+        """What clients reported, each report times its weight, added up: float64, of the layer's shape."""
+        return self._sum.reshape(self.mask.shape)
+
     def swap(self, weight: Tensor, count: int, mask: Tensor | None = None) -> Tensor:
         """Return the mask with weights grown and as many dropped; its count stays.
 

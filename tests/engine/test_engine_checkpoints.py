@@ -50,6 +50,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fedmask": {"name": "fedmask", "density": 0.3, "keep_scores": True},
     "fedmef": {"name": "fedmef", "density": 0.2, "adjust_every": 2, "stop_adjusting_at": 4},
     "fedpm": {"name": "fedpm", "reset_every": 10},
+    "fedrts": {"name": "fedrts", "density": 0.2, "adjust_every": 1},
     "fedtiny": {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1},
     "gradual": {"name": "gradual", "density": 0.2, "regrow": True},
     "hidenseek": {"name": "hidenseek", "density": 0.3, "keep_scores": True, "train_dense": True},
