@@ -26,6 +26,7 @@ from fedprune.client.base import Client, ClientTask, FitResult, UnknownMaskError
 from fedprune.costs.fit import TrainingStep
 from fedprune.costs.memory import Overhead, forward_memory
 from fedprune.data import batches, parts
+from fedprune.errors import WireError
 from fedprune.protocol.batch_norm import collect_statistics, put_statistics, statistics_record
 from fedprune.protocol.client_masks import AdjustRequest, TicketRequest
 from fedprune.protocol.messages import arrays_of, config_of, text, whole
@@ -33,7 +34,7 @@ from fedprune.protocol.reports import GrowthRequest, ImportanceRequest, growth_r
 from fedprune.protocol.training_step import proximal_mu
 from fedprune.scenario import Scenario
 from fedprune.sparsity.distributions import global_
-from fedprune.sparsity.growth import largest_gradients, mean_squared_gradient, regrow
+from fedprune.sparsity.growth import IMPORTANCE, largest_gradients, regrow
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prune_further
 from fedprune.training.evaluation import score
@@ -167,14 +168,15 @@ class Sparse(Client):
         )
 
     def importance(self, task: ClientTask, request: ImportanceRequest) -> tuple[dict[str, Tensor], int]:
-        """Return the mean squared gradient of every weight that has a mask, and the FLOPs it took.
+        """Return the importance of every weight that has a mask, and the FLOPs it took.
 
         One layer's gradient is held at a time, besides the result.
         """
         module, masks = task.model.module, task.masks
         picked = [parts(x, y, self.batch) for x, y in self.growth_batches(task.round, request.batches)]
         found = {
-            name: mean_squared_gradient(module, name, picked, self.site.task.loss).cpu() for name in masks
+            name: IMPORTANCE[request.measure](module, name, picked, self.site.task.loss).cpu()
+            for name in masks
         }
         examples = sum(len(y) for batch in picked for _, y in batch)
         return found, self.gradient_flops(masks, list(masks), examples)
@@ -190,7 +192,9 @@ class Sparse(Client):
         task = self._receive(content, state)
         began = time.perf_counter()
         torch.manual_seed(seeds.derive(self.scenario.seed, "importance", task.round, self.number))
-        request = ImportanceRequest(whole(task.config, "importance-batches", least=1))
+        request = ImportanceRequest.of(task.config)
+        if request is None:
+            raise WireError("the message does not say how to measure importance")
         step = TrainingStep(self.site.cost, overhead=Overhead(buffers=buffers(task.config, task.masks)))
         self.batch = self.fitting_batch(step, task.masks)
         found, flops = self.importance(task, request)

@@ -2,8 +2,8 @@
 
 Growth: the pruned weights of some layers with the largest gradients, as positions and values, eight
 bytes an entry, or as positions alone. Layers are named by their place among the masks, which both sides
-hold. Importance: the mean squared gradient of every weight that has a mask, pruned or not, as float32: most
-are far below what float16 can hold.
+hold. Importance: a number for every weight that has a mask, pruned or not, as float32: most are far below
+what float16 can hold.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
 from fedprune.errors import WireError
-from fedprune.protocol.messages import whole
-from fedprune.sparsity.growth import check_report
+from fedprune.protocol.messages import text, whole
+from fedprune.sparsity.growth import IMPORTANCE, check_report
 from fedprune.sparsity.masks import Masks
 from fedprune.wire.values import from_array, to_array
 
@@ -56,20 +56,24 @@ class GrowthRequest:
 
 @dataclass(frozen=True)
 class ImportanceRequest:
-    """The mean squared gradient of every weight that has a mask, on how many batches."""
+    """The importance of every weight that has a mask, by a measure of `IMPORTANCE`, on how many batches."""
 
     batches: int
+    measure: str = "squared-gradient"
 
-    def config(self) -> dict[str, bool | int]:
+    def config(self) -> dict[str, str | int]:
         """Return the request as config values."""
-        return {"importance": True, "importance-batches": self.batches}
+        return {"importance": self.measure, "importance-batches": self.batches}
 
     @classmethod
     def of(cls, config: ConfigRecord) -> ImportanceRequest | None:
         """Read a request from a message's config; None where there is none."""
-        if not config.get("importance", False):
+        if "importance" not in config:
             return None
-        return cls(whole(config, "importance-batches", least=1))
+        measure = text(config, "importance")
+        if measure not in IMPORTANCE:
+            raise WireError(f"'importance' is {measure!r}, expected one of {', '.join(IMPORTANCE)}")
+        return cls(whole(config, "importance-batches", least=1), measure)
 
 
 def layer_counts(what: str, counts: Mapping[str, int], masks: Masks) -> dict[str, list[int]]:

@@ -120,11 +120,48 @@ def mean_squared_gradient(
     A batch is given as the parts of it that go through the module at once. As PruneFL measures importance
     (Jiang et al., TNNLS 2022, section IV): of a stochastic gradient.
     """
+    return _mean_of(Tensor.square, module, name, batches, loss)
+
+
+def mean_saliency(
+    module: nn.Module,
+    name: str,
+    batches: Iterable[Iterable[tuple[Tensor, Tensor]]],
+    loss: Loss = cross_entropy,
+) -> Tensor:
+    """Return SNIP's score of one weight on each batch, |w * dL/dw|, averaged over the batches.
+
+    Lee et al., ICLR 2019, equation 6 before it is normalised. A batch is given as in `mean_squared_gradient`.
+    """
+    return _mean_of(Tensor.abs, module, name, batches, loss) * dense_weight(module, name).abs()
+
+
+#: How a client may measure the importance of its weights, by name.
+IMPORTANCE = {"squared-gradient": mean_squared_gradient, "saliency": mean_saliency}
+
+
+def _mean_of(
+    measure: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    name: str,
+    batches: Iterable[Iterable[tuple[Tensor, Tensor]]],
+    loss: Loss,
+) -> Tensor:
     total, count = layer_gradient(module, name, []), 0
     for batch in batches:
-        total += layer_gradient(module, name, batch, loss).square()
+        total += measure(layer_gradient(module, name, batch, loss))
         count += 1
     return total / max(count, 1)
+
+
+def dense_weight(module: nn.Module, name: str) -> Tensor:
+    """Return a weight, dense; what is pruned of one that is executed sparse is 0."""
+    weight = module.get_parameter(name).detach()
+    if layer := sparse_layer(module, name):
+        dense = weight.new_zeros(layer.index.shape)
+        dense.view(-1)[layer.index.positions()] = weight
+        return dense
+    return weight
 
 
 def largest_gradients(

@@ -51,6 +51,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fedmef": {"name": "fedmef", "density": 0.2, "adjust_every": 2, "stop_adjusting_at": 4},
     "fedpm": {"name": "fedpm", "reset_every": 10},
     "fedrts": {"name": "fedrts", "density": 0.2, "adjust_every": 1},
+    "salientgrads": {"name": "salientgrads", "density": 0.2},
     "fedtiny": {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1},
     "gradual": {"name": "gradual", "density": 0.2, "regrow": True},
     "hidenseek": {"name": "hidenseek", "density": 0.3, "keep_scores": True, "train_dense": True},
