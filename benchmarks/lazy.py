@@ -1,13 +1,18 @@
 """How much memory does a worker need for data that is larger? A table read lazily, under a limit of memory.
 
-    python benchmarks/lazy.py [--bytes SIZE] [--limit SIZE] [--whole]
+    python benchmarks/lazy.py [--bytes SIZE] [--limit SIZE] [--whole | --train]
 
 Makes a table of images of noise, 256 x 256 in colour and not compressed, as `datasets` saves it, in a
 temporary folder that is removed at the end. A process of its own, whose anonymous memory (heap, stacks; not
 the file's pages, which the kernel takes back) is limited by ``RLIMIT_DATA``, is sent what a worker of a
 simulation is sent under ``data.lazy: true``, and goes through every client's batches once. Printed are the
 peak of its anonymous memory, what it had before it was sent the data, and images a second. ``--whole`` tries
-the same with ``data.lazy: false``. On Linux, one PyTorch thread.
+the same with ``data.lazy: false``.
+
+``--train`` runs a simulation instead, on Ray with two workers under that limit, in which every client trains
+on all of its images once. Printed are the peaks of each worker and of the process that is the server. It
+fails where a client's task failed, or a worker had more anonymous memory. On Linux, one PyTorch thread a
+process.
 """
 
 from __future__ import annotations
@@ -23,14 +28,22 @@ import tempfile
 import threading
 import time
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# Arrow's own allocator reserves 1 GiB of addresses at its start, which RLIMIT_DATA counts, used or not.
+os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 
 import numpy as np
 
+from fedprune import run
+from fedprune.costs.ledger import RoundRecord, TaskRecord
 from fedprune.data import batches, load
+from fedprune.engine.hosts import OnRay
 from fedprune.scenario import Scenario
 from fedprune.tasks import build
 from fedprune.units import format_bytes, parse_bytes
@@ -40,6 +53,7 @@ HEADER = 54  # Bytes of a BMP file before its pixels.
 ROWS_AT_ONCE = 50
 ROWS_A_FILE = 5000
 CLIENTS = 100
+WORKERS = 2
 
 
 def make(folder: Path, rows: int) -> None:
@@ -99,17 +113,38 @@ def scenario(folder: Path, lazy: bool) -> Scenario:
                 "count": CLIENTS,
                 "training": {"batch_size": 32, "optimizer": {"name": "sgd", "lr": 0.1}},
             },
-            "strategy": {"name": "fedavg"},
+            "strategy": {"name": "static", "density": 0.2},
+            "engine": {"workers": WORKERS, "device": "cpu"},
         }
     )
 
 
-def anonymous() -> int:
-    """Return the bytes of anonymous memory of this process that are resident."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
+def memory(of: str, pid: int | None = None) -> int:
+    """Return bytes of a process: ``RssAnon``, anonymous and resident; ``VmHWM``, the most resident so far."""
+    for line in Path(f"/proc/{pid or 'self'}/status").read_text().splitlines():
+        if line.startswith(f"{of}:"):
             return int(line.split()[1]) << 10
-    raise RuntimeError("no RssAnon in /proc/self/status: this needs Linux")
+    raise RuntimeError(f"no {of} in /proc/{pid or 'self'}/status: this needs Linux")
+
+
+@contextmanager
+def peaks(pids: Sequence[int]) -> Iterator[dict[int, int]]:
+    """Yield the most anonymous memory of each process so far, looked at 20 times a second."""
+    found = {pid: memory("RssAnon", pid) for pid in pids}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            for pid in pids:
+                found[pid] = max(found[pid], memory("RssAnon", pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
 
 
 def work(folder: Path, lazy: bool, limit: int) -> dict[str, Any]:
@@ -118,18 +153,9 @@ def work(folder: Path, lazy: bool, limit: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    before = peak = anonymous()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.05):
-            peak = max(peak, anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began, images = time.perf_counter(), 0
-    try:
+    before = memory("RssAnon")
+    with peaks([os.getpid()]) as peak:
+        began, images = time.perf_counter(), 0
         plan = scenario(folder, lazy)
         data = pickle.loads((folder / "data.pickle").read_bytes()) if lazy else load(plan)
         task = build(plan, data.info)
@@ -138,10 +164,75 @@ def work(folder: Path, lazy: bool, limit: int) -> dict[str, Any]:
             generator = torch.Generator().manual_seed(number)
             for x, _ in batches(client.examples, client.train, task, 32, generator=generator):
                 images += len(x)
-    finally:
-        done.set()
-        watcher.join()
-    return {"before": before, "peak": peak, "images": images, "seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    return {"before": before, "peak": peak[os.getpid()], "images": images, "seconds": seconds}
+
+
+@dataclass(frozen=True)
+class Limited(OnRay):
+    """Ray with a limit of memory for its workers, once they have started; notes what they come to.
+
+    ``before``, ``peak`` and ``resident`` are bytes by process: anonymous memory at the start and at most, and
+    the most that was resident, with the pages of files.
+    """
+
+    limit: int = 0
+    before: dict[int, int] = field(default_factory=dict)
+    peak: dict[int, int] = field(default_factory=dict)
+    resident: dict[int, int] = field(default_factory=dict)
+
+    @contextmanager
+    def grid(self, *arguments: Any) -> Iterator[Any]:
+        """Start the workers, limit them, and watch them and this process."""
+        with super().grid(*arguments) as grid:
+            for pid in grid.worker_pids:
+                self.before[pid] = memory("RssAnon", pid)
+                resource.prlimit(pid, resource.RLIMIT_DATA, (self.limit, self.limit))
+            with peaks([*grid.worker_pids, os.getpid()]) as found:
+                yield grid
+                self.resident.update({pid: memory("VmHWM", pid) for pid in found})
+            self.peak.update(found)
+
+
+class Trained:
+    """Counts the images that clients trained on: a listener."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def on_task(self, task: TaskRecord) -> None:
+        """Count those of a client's training."""
+        if task.type == "train" and task.status == "ok":
+            self.images += task.examples
+
+    def on_round(self, round: RoundRecord) -> None:
+        """Nothing is to be done."""
+
+
+def train(folder: Path, limit: int) -> None:
+    """Run a simulation of the table's clients, and print what its processes came to."""
+    host, trained = Limited(limit=limit), Trained()
+    done = run(
+        scenario(folder, lazy=True),
+        out=folder / "run",
+        host=host,
+        listeners=[trained],
+        progress=False,
+        figures=False,
+    ).summary
+    seconds = done["wall_seconds"]
+    print(f"trained on {trained.images:,} images in {seconds:.0f} s by {done['clients_ok']} tasks of clients")
+    for number, pid in enumerate(host.before, start=1):
+        print(
+            f"worker {number}: anonymous memory {format_bytes(host.before[pid])} before, "
+            f"{format_bytes(host.peak[pid])} at most; resident {format_bytes(host.resident[pid])} at most"
+        )
+    own = os.getpid()
+    print(f"server: {format_bytes(host.peak[own])}; resident {format_bytes(host.resident[own])} at most")
+    if done["clients_failed"]:
+        raise SystemExit(f"{done['clients_failed']} tasks of clients failed: {done['failures']}")
+    if too_much := [pid for pid in host.before if host.peak[pid] > limit]:
+        raise SystemExit(f"{len(too_much)} workers had more than {format_bytes(limit)}")
 
 
 def main() -> None:
@@ -150,6 +241,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=parse_bytes, default=parse_bytes("10 GB"), help="of the table")
     parser.add_argument("--limit", type=parse_bytes, default=parse_bytes("1 GB"), help="of anonymous memory")
     parser.add_argument("--whole", action="store_true", help="try it not lazily, too")
+    parser.add_argument("--train", action="store_true", help="run a simulation, on Ray with two workers")
     parser.add_argument("--work", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--not-lazy", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -162,6 +254,9 @@ def main() -> None:
         make(folder, rows)
         size = sum(file.stat().st_size for file in (folder / "table").glob("*.arrow"))
         print(f"table: {format_bytes(size)}, {rows:,} images; limit {format_bytes(given.limit)}", flush=True)
+        if given.train:
+            train(folder, given.limit)
+            return
         sent = pickle.dumps(load(scenario(folder, lazy=True)))
         (folder / "data.pickle").write_bytes(sent)
         print(f"sent to a worker: {format_bytes(len(sent))}", flush=True)
