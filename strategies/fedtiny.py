@@ -28,14 +28,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from fedprune import seeds
 from fedprune.errors import RunError
@@ -46,7 +45,7 @@ from fedprune.scenario import Scenario
 from fedprune.server.option_checks import plugin_errors
 from fedprune.server.progressive import Adjustments
 from fedprune.server.strategy import PruningStrategy
-from fedprune.sparsity.distributions import Distribution, Shapes, rescale
+from fedprune.sparsity.distributions import Distribution, proportional
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable
@@ -216,12 +215,3 @@ class FedTiny(PruningStrategy):
         """Swap what the clients voted for; every layer keeps its number of weights."""
         if self.request is not None:
             self.set_masks(swap_masks(self.masks, self.votes, self.state, self.request.counts))
-
-
-def proportional(proportions: Mapping[str, float]) -> Distribution:
-    """Return a distribution with these proportions between the layers' densities."""
-
-    def distribution(shapes: Shapes, density: float, scores: Mapping[str, Tensor]) -> dict[str, float]:
-        return rescale(proportions, shapes, density)
-
-    return distribution

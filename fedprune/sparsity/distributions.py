@@ -113,6 +113,15 @@ def rescale(proportions: Mapping[str, float], shapes: Shapes, density: float) ->
     return dict(zip(shapes, np.clip(factor * ratios, lowest, 1).tolist(), strict=True))
 
 
+def proportional(proportions: Mapping[str, float]) -> Distribution:
+    """Return a distribution with these proportions between the layers' densities; see `rescale`."""
+
+    def distribution(shapes: Shapes, density: float, scores: Mapping[str, Tensor]) -> dict[str, float]:
+        return rescale(proportions, shapes, density)
+
+    return distribution
+
+
 def kept_counts(densities: Mapping[str, float], shapes: Shapes, density: float) -> dict[str, int]:
     """Return the number of weights that each layer keeps: `total_kept` in all, whole numbers.
 
