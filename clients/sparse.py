@@ -28,7 +28,7 @@ from fedprune.costs.memory import Overhead, forward_memory
 from fedprune.data import batches, parts
 from fedprune.errors import WireError
 from fedprune.protocol.batch_norm import collect_statistics, put_statistics, statistics_record
-from fedprune.protocol.client_masks import AdjustRequest, TicketRequest
+from fedprune.protocol.client_masks import AdjustRequest, NextMasksRequest, TicketRequest
 from fedprune.protocol.messages import arrays_of, config_of, text, whole
 from fedprune.protocol.reports import GrowthRequest, ImportanceRequest, growth_record, importance_record
 from fedprune.protocol.training_step import proximal_mu
@@ -74,6 +74,8 @@ class Sparse(Client):
             return self.with_growth(fit, task, growth)
         if importance := ImportanceRequest.of(task.config):
             return self.with_importance(fit, task, importance)
+        if next_masks := NextMasksRequest.of(task.config):
+            return self.with_next_masks(fit, task, next_masks)
         return fit
 
     def fit_in(self, task: ClientTask, model: LocalModel) -> FitResult:
@@ -122,22 +124,32 @@ class Sparse(Client):
         steps = self.epochs("batches", task.round)
         before = request.after * self.scenario.clients.training.epochs * len(self.data.train)
         first = self.train_on(task, model, up_to(steps, before))
-        picked = self.growth_parts(task.round, request.batches)
-        examples = sum(len(y) for _, y in picked)
-        swapped, kept = {}, task.masks.kept
-        for name, mask in task.masks.items():
-            count = math.floor(request.share * kept[name])
-            largest = partial(largest_gradients, model.module, name, picked, loss=self.site.task.loss)
-            swapped[name] = regrow(model.kept(name), mask, count, largest)
-        masks, values = Masks(swapped), model.values()
+        masks, flops = self.swapped(task, request.share, request.batches)
+        values = model.values()
         codec = self.site.codec(masks)
         grown = self.model(masks, codec)
         grown.load(codec.taken_over(values, self.site.codec(task.masks)))
         second = self.train_on(task, grown, steps)
-        return replace(
-            self.fitted(grown, [first, second]),
-            flops=self.gradient_flops(task.masks, list(masks), examples),
-        )
+        return replace(self.fitted(grown, [first, second]), flops=flops)
+
+    def swapped(self, task: ClientTask, share: float, count: int) -> tuple[Masks, int]:
+        """Return the task's masks after RigL's swap of a share of each layer's weights, and its FLOPs.
+
+        Gradients are judged on ``count`` batches, weights as they are in the task's model.
+        """
+        picked = self.growth_parts(task.round, count)
+        examples = sum(len(y) for _, y in picked)
+        swapped, kept = {}, task.masks.kept
+        for name, mask in task.masks.items():
+            module = task.model.module
+            largest = partial(largest_gradients, module, name, picked, loss=self.site.task.loss)
+            swapped[name] = regrow(task.model.kept(name), mask, math.floor(share * kept[name]), largest)
+        return Masks(swapped), self.gradient_flops(task.masks, list(swapped), examples)
+
+    def with_next_masks(self, fit: FitResult, task: ClientTask, request: NextMasksRequest) -> FitResult:
+        """Add the masks under which this client takes part from now on, by a swap after training."""
+        masks, flops = self.swapped(task, request.share, request.batches)
+        return replace(fit, next_masks=masks, flops=flops)
 
     def fit_ticket(self, task: ClientTask, request: TicketRequest) -> FitResult:
         """Prune and rewind where the model is accurate enough on the held-out examples; then train.
@@ -320,7 +332,7 @@ def buffers(config: ConfigRecord, masks: Masks) -> int:
     """
     if ImportanceRequest.of(config):
         return 4 * masks.total
-    if AdjustRequest.of(config):
+    if AdjustRequest.of(config) or NextMasksRequest.of(config):
         return 4 * max((mask.numel() for mask in masks.values()), default=0)
     growth = GrowthRequest.of(config, masks)
     asked = growth.counts if growth else {}

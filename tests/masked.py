@@ -71,6 +71,9 @@ def trained(made):
         if (payload := take_masks(reply.content["arrays"])) is not None:
             masks = decode_masks(payload, shapes, sent)
             known[masks.version] = masks
+        if (chosen := reply.content.config_records.get("next-masks")) is not None:
+            own = decode_masks(chosen["payload"], shapes, sent)
+            known[own.version] = own
         codec = StateCodec(layout, masks, made.scenario.wire.values)
         state = codec.unflatten(codec.decode(reply.content["arrays"]))
         weight = reply.content["metrics"]["num-examples"]

@@ -31,7 +31,7 @@ from fedprune.errors import (
     TaskRefusedError,
     WireError,
 )
-from fedprune.protocol.client_masks import with_own_masks
+from fedprune.protocol.client_masks import NEXT_MASKS, next_masks_record, with_own_masks
 from fedprune.protocol.faults import Fault
 from fedprune.protocol.frozen import RECORD, read_frozen, version_of
 from fedprune.protocol.messages import arrays_of, config_of, payload, text, whole
@@ -90,6 +90,8 @@ class FitResult:
         What the method computed besides training.
     trained_under : Masks, optional
         The masks that say what training cost, where these are not ``masks``.
+    next_masks : Masks, optional
+        The masks under which the client takes part from now on, as it was asked to choose them.
     """
 
     values: Tensor
@@ -99,6 +101,7 @@ class FitResult:
     extra: RecordDict = field(default_factory=RecordDict)
     flops: int = 0
     trained_under: Masks | None = None
+    next_masks: Masks | None = None
 
 
 class Client(ABC):
@@ -272,6 +275,9 @@ class Client(ABC):
             arrays = with_own_masks(arrays, fit.masks, task.masks)
             self._hold(fit.masks, state)
         reply = RecordDict({"arrays": arrays, "metrics": metrics})
+        if fit.next_masks is not None:
+            reply[NEXT_MASKS] = next_masks_record(fit.next_masks, task.masks)
+            self._hold(fit.next_masks, state)
         reply.update(fit.extra)
         return reply
 

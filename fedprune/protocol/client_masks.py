@@ -2,7 +2,8 @@
 
 A request travels in a message's config. The client that follows it replies values under its new
 masks, with these as a change of those it was sent; the server checks that they are what the request
-allows. Strategies decide what to ask for and what to do with the masks.
+allows. Where a request is for the *next* masks, values stay under those that were sent, and the masks
+travel in a record of their own. Strategies decide what to ask for and what to do with the masks.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedprune.errors import WireError
-from fedprune.protocol.messages import share, whole
+from fedprune.protocol.messages import config_of, payload, share, whole
 from fedprune.sparsity.distributions import kept_counts, total_kept, uniform
 from fedprune.sparsity.masks import Masks, highest
 from fedprune.wire import Layout, decode_masks, encode_masks, take_masks, with_masks
@@ -64,10 +65,38 @@ class AdjustRequest:
 
     def check(self, masks: Masks, sent: Masks) -> None:
         """Refuse masks in which a layer has another number of weights."""
-        if masks.kept != sent.kept:
-            name = next(name for name in sent if masks.kept.get(name) != sent.kept[name])
-            found = masks.kept.get(name)
-            raise WireError(f"the own mask of {name!r} keeps {found} weights, expected {sent.kept[name]}")
+        _check_counts(masks, sent)
+
+
+@dataclass(frozen=True)
+class NextMasksRequest:
+    """Swap a share of each layer's weights, as an `AdjustRequest`, but after training and for the next time.
+
+    Parameters
+    ----------
+    share : float
+        Of each layer's kept weights, in [0, 1].
+    batches : int
+        Batches on which the gradient is judged.
+    """
+
+    share: float
+    batches: int
+
+    def config(self) -> dict[str, int | float]:
+        """Return the request as config values."""
+        return {"next-share": self.share, "next-batches": self.batches}
+
+    @classmethod
+    def of(cls, config: ConfigRecord) -> NextMasksRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        if "next-share" not in config:
+            return None
+        return cls(share(config, "next-share"), whole(config, "next-batches", least=1))
+
+    def check(self, masks: Masks, sent: Masks) -> None:
+        """Refuse masks in which a layer has another number of weights."""
+        _check_counts(masks, sent)
 
 
 @dataclass(frozen=True)
@@ -183,16 +212,47 @@ def read_own_masks(
         For masks that were not asked for, are damaged, are for other tensors, or are not what the
         request allows.
     """
-    payload = take_masks(record)
-    if payload is None:
+    encoded = take_masks(record)
+    if encoded is None:
         return None
     if request is None:
         raise WireError("the reply has masks of its own, which were not asked for")
-    masks = decode_masks(payload, layout.shapes, sent)
+    return _checked(encoded, layout, sent, request)
+
+
+#: The record of a reply with the masks under which the client takes part from now on.
+NEXT_MASKS = "next-masks"
+
+
+def next_masks_record(masks: Masks, sent: Masks) -> ConfigRecord:
+    """Return the client's next masks as they travel: as a change of those it was sent."""
+    return ConfigRecord({"payload": encode_masks(masks, sent)})
+
+
+def read_next_masks(content: RecordDict, layout: Layout, sent: Masks, request: MaskRequest) -> Masks:
+    """Return the masks that a client has chosen for the next time.
+
+    Raises
+    ------
+    WireError
+        Where there are none, or they are not what the request allows; see `read_own_masks`.
+    """
+    return _checked(payload(config_of(content, NEXT_MASKS), "payload"), layout, sent, request)
+
+
+def _checked(encoded: bytes, layout: Layout, sent: Masks, request: MaskRequest) -> Masks:
+    masks = decode_masks(encoded, layout.shapes, sent)
     if list(masks) != list(sent):
         raise WireError(f"the own masks are for {sorted(masks)}, expected {sorted(sent)}")
     request.check(masks, sent)
     return masks
+
+
+def _check_counts(masks: Masks, sent: Masks) -> None:
+    if masks.kept != sent.kept:
+        name = next(name for name in sent if masks.kept.get(name) != sent.kept[name])
+        found = masks.kept.get(name)
+        raise WireError(f"the own mask of {name!r} keeps {found} weights, expected {sent.kept[name]}")
 
 
 def _check_nested(masks: Masks, sent: Masks) -> None:

@@ -32,6 +32,8 @@ TRAINED_SPARSE = {
     "fedrts": {"name": "fedrts", "density": 0.1, "adjust_every": 1},
     "salientgrads": {"name": "salientgrads", "density": 0.1},
     "flash": {"name": "flash", "density": 0.1, "sensing_epochs": 2},
+    "dispfl": {"name": "dispfl", "density": 0.1},
+    "fedspa": {"name": "fedspa", "density": 0.1, "swap_fraction": 0.0},
     "fedtiny": GROWING,
     "gradual": {"name": "gradual", "density": 0.1, "end": 2, "regrow": True},
     "lotteryfl": {"name": "lotteryfl", "density": 0.1, "accuracy_threshold": 0.0, "prune_step": 0.5},
