@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fedprune.data import decoding, labels
 from fedprune.data.decoding import Form
 from fedprune.data.known import numbered
+from fedprune.data.mapped import MappedColumn
 from fedprune.data.partition import split_without_test
 from fedprune.errors import DataError
 from fedprune.wording import did_you_mean
@@ -405,7 +406,7 @@ class LazyImages:
     def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[Any]:
         """Return the images at ``chosen``, decoded."""
         made = np.empty((len(chosen), *self.image_shape), self.dtype)
-        for place, value in enumerate(self._stored[chosen][self.column].to_pylist() if len(chosen) else ()):
+        for place, value in enumerate(self._stored.values(chosen)):
             what = f"image {chosen[place]}"
             image = _image(value, what)
             decoding.check(image, self.image_shape, self.bits, self.form, what)
@@ -413,9 +414,9 @@ class LazyImages:
         return made
 
     @cached_property
-    def _stored(self) -> Any:
-        """The column as it is stored, encoded: rows that are asked for come as tables of Arrow."""
-        return _encoded(self.table, self.column)
+    def _stored(self) -> MappedColumn:
+        """The column as it is stored, encoded."""
+        return MappedColumn(_encoded(self.table, self.column), self.column)
 
 
 def _encoded(table: Any, column: str) -> Any:

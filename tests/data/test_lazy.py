@@ -1,6 +1,7 @@
 """Images that are decoded when they are asked for: the same bits, from processes that hold little of them."""
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from fedprune.data import load, open_shares, read
 from fedprune.data.decoding import Form
+from fedprune.data.mapped import give_back
 from fedprune.errors import DataError
 from fedprune.scenario import Scenario
 
@@ -80,6 +82,7 @@ def test_a_process_is_sent_little(saved: Path, scenario: Make) -> None:
     there = pickle.loads(sent)
     rows = np.arange(5)
     np.testing.assert_array_equal(there.train.inputs[rows], data.train.inputs[rows])
+    assert len(pickle.dumps(there)) < 60 * SIDE * SIDE  # Nor what it has read since.
 
 
 def test_a_study_reads_it_lazily_too(saved: Path, scenario: Make) -> None:
@@ -99,3 +102,32 @@ def test_a_broken_image_is_named_when_it_is_met(tmp_path: Path, scenario: Make) 
     assert len(data.train.inputs[np.array([6, 8])]) == 2
     with pytest.raises(DataError, match="image 7 can't be read as an image: it is none of the formats"):
         data.train.inputs[np.array([7])]
+
+
+def resident(file: Path) -> int:
+    """Return the bytes of a mapped file that count as this process's."""
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    lines = "\n".join(each for each in mappings if str(file) in each).splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pages are not given back")
+def test_what_was_read_of_a_mapped_file_does_not_stay_resident(
+    saved: Path, scenario: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = saved.glob("*.arrow")
+    images = load(plans(scenario, saved)[0]).train.inputs
+    everything = np.arange(len(images))
+    first = images[everything]
+    assert resident(file) > 0
+    monkeypatch.setattr("fedprune.data.mapped._BYTES", 0)
+    again = images[everything]
+    assert resident(file) == 0
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(images[everything], first)
+
+
+def test_memory_that_is_no_file_s_is_not_given_back() -> None:
+    kept = np.arange(1 << 20)
+    assert give_back([kept.ctypes.data, kept.ctypes.data + kept.nbytes // 2]) == 0
+    np.testing.assert_array_equal(kept, np.arange(1 << 20))
