@@ -32,8 +32,9 @@ import fedprune.costs.memory
 import fedprune.sparsity.criteria
 import fedprune.sparsity.distributions
 import fedprune.sparsity.schedules
-from fedprune import costs, registry, sparsity, wire
+from fedprune import compression, costs, registry, sparsity, wire
 from fedprune.cli.app import app
+from fedprune.compression import COMPRESSORS
 from fedprune.costs import ledger
 from fedprune.costs.devices import profiles
 from fedprune.costs.flops import ModelCost
@@ -61,6 +62,7 @@ PACKAGES = (
     sparsity.schedules,
     execution,
     wire,
+    compression,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,6 +203,22 @@ def loggers() -> str:
     return "\n".join(parts)
 
 
+def compressors() -> str:
+    """Return the built-in compressors of updates, with their options, their differences and references."""
+    parts = []
+    for name in COMPRESSORS:
+        kind = registry.load("compressor", name)
+        module = inspect.getmodule(kind)
+        _, _, text = inspect.cleandoc(getattr(module, "__doc__", "") or "").partition("\n\n")
+        idea, *rest = re.split(r"^([A-Z][^\n]+)\n-+\n", text, flags=re.MULTILINE)
+        parts.append(f"### {name}\n\n{inspect.cleandoc(kind.__doc__ or '')} {_code(idea)}\n")
+        parts.append(_model_table(kind.Options, list(kind.Options.model_fields)))
+        parts += [
+            f"{heading}:\n\n{_code(body)}\n" for heading, body in zip(rest[::2], rest[1::2], strict=True)
+        ]
+    return "\n".join(parts)
+
+
 def sources() -> str:
     """Return the built-in sources of data that have options, with these."""
     parts = []
@@ -286,6 +304,7 @@ _MAKERS = (
     sources,
     options,
     loggers,
+    compressors,
     section,
     study,
     columns,

@@ -19,6 +19,7 @@ if (_checkout / "pyproject.toml").is_file():
 if TYPE_CHECKING:
     __version__: str
     from fedprune.client.base import Client, ClientTask, FitResult
+    from fedprune.compression import Compressor
     from fedprune.data.dataset import DataInfo, Examples
     from fedprune.data.source import Request, Source, SourceOptions
     from fedprune.engine.simulation import resume, run
@@ -41,6 +42,7 @@ _EXPORTS = {
     "Aggregator": "fedprune.server.aggregation",
     "Client": "fedprune.client.base",
     "ClientTask": "fedprune.client.base",
+    "Compressor": "fedprune.compression",
     "DataInfo": "fedprune.data.dataset",
     "FedpruneError": "fedprune.errors",
     "FitResult": "fedprune.client.base",
@@ -78,6 +80,7 @@ __all__ = [
     "Aggregator",
     "Client",
     "ClientTask",
+    "Compressor",
     "DataInfo",
     "Examples",
     "FedpruneError",

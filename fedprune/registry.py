@@ -3,9 +3,10 @@
 A model may also be one of a zoo, "timm:name".
 
 A strategy, aggregator, client, model, task, data set, augmentation, client shift, criterion, layer
-distribution, schedule or logger is looked up here by its kind and name; a built-in one has no privilege but
-its short name. This module imports a plug-in when it is asked for, and knows nothing about what it does. A
-process that needs one that another process has loaded loads it by the same kind, name and directory.
+distribution, schedule, update compressor or logger is looked up here by its kind and name; a built-in one has
+no privilege but its short name. This module imports a plug-in when it is asked for, and knows nothing about
+what it does. A process that needs one that another process has loaded loads it by the same kind, name and
+directory.
 
 A relative "file.py" starts from the folder of the file that names it: the scenario's, or that of the class
 whose attribute (`named_by`) or whose option's default (`place_defaults`) it is.
@@ -82,6 +83,13 @@ _KINDS = {
         "distribution", "fedprune.distributions", "fedprune.sparsity.distributions", table="DISTRIBUTIONS"
     ),
     "schedule": _Kind("schedule", "fedprune.schedules", "fedprune.sparsity.schedules", table="SCHEDULES"),
+    "compressor": _Kind(
+        "compressor",
+        "fedprune.compressors",
+        "fedprune.compression",
+        table="COMPRESSORS",
+        bases=("fedprune.compression:Compressor",),
+    ),
     "logger": _Kind(
         "logger", "fedprune.loggers", "fedprune.loggers", table="LOGGERS", bases=("fedprune.loggers:Logger",)
     ),
@@ -95,7 +103,7 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     ----------
     kind : str
         "strategy", "aggregator", "client", "model", "task", "loss", "metric", "data", "augmentation",
-        "client_shift", "criterion", "distribution", "schedule" or "logger".
+        "client_shift", "criterion", "distribution", "schedule", "compressor" or "logger".
     name : str
         A built-in name, an entry point in the group of the kind ("fedprune.strategies" and so on),
         "package.module:Name", "package.module.Name", "file.py:Name", or of a model "timm:name".
@@ -106,7 +114,8 @@ def load(kind: str, name: str, directory: Path | None = None) -> Any:
     -------
     Any
         The class or function: for a strategy a subclass of Flower's ``Strategy``, for a client one of
-        `fedprune.client.Client`, for a logger one of `fedprune.loggers.Logger`, for an aggregator one of
+        `fedprune.client.Client`, for a logger one of `fedprune.loggers.Logger`, for a compressor one of
+        `fedprune.compression.Compressor`, for an aggregator one of
         `fedprune.server.aggregation.Aggregator` or of Flower's ``Strategy``, else a callable.
 
     Raises

@@ -43,6 +43,7 @@ class LotteryFL(PersonalisedStrategy):
         )
 
     options: Options
+    no_updates = "a client that prunes also rewinds, which no small update stands for"
 
     @classmethod
     def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:

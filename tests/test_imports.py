@@ -25,6 +25,7 @@ FLOORS = (
     {"strategies", "clients"},
     {"server", "client"},
     {"protocol", "training"},
+    {"compression"},
     {"wire"},
     {"costs"},
     {"tasks"},

@@ -24,6 +24,7 @@ _KINDS = {
     "criteria": "criterion",
     "distributions": "distribution",
     "schedules": "schedule",
+    "compressors": "compressor",
     "loggers": "logger",
 }
 _DEVICES = "devices"
@@ -35,7 +36,8 @@ def list_names(
     """List what a scenario can name.
 
     KIND is one of strategies, aggregators, clients, models, tasks, losses, metrics, data, augmentations,
-    shifts, criteria, distributions, schedules, loggers and devices; all of them where it is left out.
+    shifts, criteria, distributions, schedules, compressors, loggers and devices; all of them where it is left
+    out.
     """
     from fedprune import registry
 

@@ -89,7 +89,8 @@ def describe(plan: Scenario) -> str:
         f"split {data.partition.scheme} over {clients.count} clients, for {plan.rounds} rounds with "
         f"{clients.per_round} clients each; a client makes {training.epochs} {passes} in batches of "
         f"{training.batch_size} with {training.optimizer.name} (lr {training.optimizer.lr:g})"
-        f"{f', on {devices}' if devices else ''}. Seed {plan.seed}; values travel as {plan.wire.values}."
+        f"{f', on {devices}' if devices else ''}. Seed {plan.seed}; values travel as {plan.wire.values}"
+        f"{f', updates compressed by {plan.wire.updates.name}' if plan.wire.updates else ''}."
         f"{_faults(plan.faults)}"
     )
 

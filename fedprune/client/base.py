@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from fedprune import __version__, seeds, tasks
 from fedprune.client.site import Site
+from fedprune.client.updates import encode_update
 from fedprune.costs.fit import TrainingStep, last, micro_batch
 from fedprune.costs.memory import Overhead, forward_memory
 from fedprune.data import ClientData, augmentations, batches
@@ -257,7 +258,6 @@ class Client(ABC):
         memory = step.memory_of(trained_under.kept, self.batch)
         self.refuse_over(memory.total, "what came of training")
         flops = self.site.cost.training_flops(trained_under, fit.examples_seen) + fit.flops
-        seed = seeds.derive(self.scenario.seed, "wire", task.round, self.number)
         metrics = MetricRecord(
             {
                 "num-examples": len(self.data.train),
@@ -270,7 +270,7 @@ class Client(ABC):
         )
         if len(self.data.test) and (personal := self.personal_score(task, fit)) is not None:
             metrics.update(score_entries(personal, PERSONAL))
-        arrays = self.reply_codec(task.config, fit.masks).encode(fit.values, seed=seed)
+        arrays = self._encoded(task, fit, state)
         if fit.masks != task.masks:
             arrays = with_own_masks(arrays, fit.masks, task.masks)
             self._hold(fit.masks, state)
@@ -280,6 +280,13 @@ class Client(ABC):
             self._hold(fit.next_masks, state)
         reply.update(fit.extra)
         return reply
+
+    def _encoded(self, task: ClientTask, fit: FitResult, state: RecordDict) -> ArrayRecord:
+        """Return what came of training as it travels: as an update where the scenario has them compressed."""
+        if (updates := self.site.updates) is not None:
+            return encode_update(updates, self.site, self.number, task, fit, state)
+        seed = seeds.derive(self.scenario.seed, "wire", task.round, self.number)
+        return self.reply_codec(task.config, fit.masks).encode(fit.values, seed=seed)
 
     def personal_score(self, task: ClientTask, fit: FitResult) -> Score | None:
         """Score the trained model, before wire rounding, on this client's held-out examples."""

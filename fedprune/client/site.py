@@ -17,6 +17,7 @@ from fedprune.costs.flops import ModelCost
 from fedprune.data import LocalData
 from fedprune.errors import UserError
 from fedprune.protocol.supermasks import FrozenNetwork, Supermasks
+from fedprune.protocol.updates import Updates
 from fedprune.scenario import Scenario
 from fedprune.sparsity.frozen import frozen_names
 from fedprune.sparsity.masks import Masks
@@ -173,6 +174,11 @@ class Site:
             return StateCodec(self.travelling, masks, self.scenario.wire.values)
 
         return make
+
+    @cached_property
+    def updates(self) -> Updates | None:
+        """How clients send updates in place of trained values; None where they send the latter."""
+        return Updates.of(self.scenario, {name for name, _ in self._outline[0].named_parameters()})
 
     @cached_property
     def frozen(self) -> Callable[[Masks, Supermasks], FrozenNetwork]:

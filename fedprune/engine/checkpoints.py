@@ -40,7 +40,7 @@ from fedprune.scenario import Scenario
 from fedprune.wording import show
 
 #: Another format is refused; count it up with every change of what a checkpoint holds.
-FORMAT = 3
+FORMAT = 4
 KEPT = 2
 
 _MANIFEST, _TENSORS, _SUMS = "manifest.json", "tensors.safetensors", "SHA256SUMS"

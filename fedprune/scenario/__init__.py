@@ -11,7 +11,7 @@ from fedprune.scenario.clients import ClientsSpec
 from fedprune.scenario.data import ChannelsOrSide, Classes, DataSpec, PartitionSpec
 from fedprune.scenario.devices import DeviceShare
 from fedprune.scenario.engine import EngineSpec
-from fedprune.scenario.evaluation import EvaluationSpec, WireSpec
+from fedprune.scenario.evaluation import EvaluationSpec
 from fedprune.scenario.faults import FaultAt, FaultName, FaultsSpec, Share
 from fedprune.scenario.logging import LoggerSpec
 from fedprune.scenario.model import ModelSpec
@@ -19,6 +19,7 @@ from fedprune.scenario.scenario import Scenario, load_scenario
 from fedprune.scenario.schema import json_schema
 from fedprune.scenario.strategy import StrategySpec
 from fedprune.scenario.training import OptimizerSpec, ScheduleSpec, TrainingSpec
+from fedprune.scenario.wire import UpdatesSpec, WireSpec
 
 __all__ = [
     "ChannelsOrSide",
@@ -42,6 +43,7 @@ __all__ = [
     "Share",
     "StrategySpec",
     "TrainingSpec",
+    "UpdatesSpec",
     "WireSpec",
     "json_schema",
     "load_scenario",

@@ -1,4 +1,4 @@
-"""The sections ``evaluation`` and ``wire``."""
+"""The section ``evaluation``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedprune.scenario.base import PluginName, Spec
-
-
-class WireSpec(Spec):
-    """How messages are encoded."""
-
-    values: Literal["float32", "float16", "bfloat16", "int8"] = Field(
-        default="float32", description="Number format in which weights travel."
-    )
 
 
 class EvaluationSpec(Spec):

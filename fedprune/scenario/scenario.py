@@ -25,7 +25,7 @@ from fedprune.scenario.base import Spec
 from fedprune.scenario.clients import ClientsSpec
 from fedprune.scenario.data import DataSpec
 from fedprune.scenario.engine import EngineSpec
-from fedprune.scenario.evaluation import EvaluationSpec, WireSpec
+from fedprune.scenario.evaluation import EvaluationSpec
 from fedprune.scenario.faults import FaultsSpec
 from fedprune.scenario.logging import Logger, each_once
 from fedprune.scenario.model import ModelSpec
@@ -33,6 +33,7 @@ from fedprune.scenario.server import ServerSpec
 from fedprune.scenario.strategy import StrategySpec
 from fedprune.scenario.task import TaskSpec
 from fedprune.scenario.validation import explain, refuse
+from fedprune.scenario.wire import WireSpec
 from fedprune.scenario.yaml_file import KeyPath, Origin
 
 

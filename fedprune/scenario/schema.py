@@ -11,10 +11,17 @@ from fedprune.scenario.scenario import Scenario
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a scenario file for completion in an editor.
 
-    The names of the strategies, models, data sets, loggers and clients that are installed are its examples.
+    The names of the strategies, models, data sets, loggers, compressors and clients that are installed are
+    its examples.
     """
     schema = Scenario.model_json_schema()
-    kinds = {"StrategySpec": "strategy", "ModelSpec": "model", "DataSpec": "data", "LoggerSpec": "logger"}
+    kinds = {
+        "StrategySpec": "strategy",
+        "ModelSpec": "model",
+        "DataSpec": "data",
+        "LoggerSpec": "logger",
+        "UpdatesSpec": "compressor",
+    }
     for spec, kind in kinds.items():
         schema["$defs"][spec]["properties"]["name"]["examples"] = registry.names(kind)
     schema["$defs"]["ClientsSpec"]["properties"]["algorithm"]["examples"] = registry.names("client")

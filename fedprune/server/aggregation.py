@@ -70,6 +70,9 @@ class TrainReply:
         What the strategy's ``read`` made of what else it asked for.
     personal : Score, optional
         How well the trained model does on what the client holds out; None where it holds out nothing.
+    update : Tensor, optional
+        Where updates are compressed, the one that arrived, laid out as ``values``: these are what the client
+        was sent plus it. It is 0 where values travel whole, as batch-norm statistics do.
     """
 
     client: int
@@ -81,6 +84,7 @@ class TrainReply:
     message: Message
     report: Any = None
     personal: Score | None = None
+    update: Tensor | None = None
 
     @property
     def metrics(self) -> Mapping[str, Any]:

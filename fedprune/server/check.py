@@ -268,10 +268,26 @@ def _loggers(scenario: Scenario) -> Iterator[_Mistake]:
                 yield (*key, *option), message
 
 
+def _updates(scenario: Scenario) -> Iterator[_Mistake]:
+    """Find a compressor that does not exist, or does not take its options."""
+    if (spec := scenario.wire.updates) is None:
+        return
+    try:
+        kind = registry.load("compressor", spec.name, scenario.directory)
+    except PluginError as error:
+        yield ("wire", "updates", "name"), str(error)
+        return
+    try:
+        kind(kind.Options.model_validate(spec.options))
+    except ValidationError as error:
+        for option, message in explain(error, kind.Options):
+            yield ("wire", "updates", *option), message
+
+
 def _installed(module: str) -> bool:
     """Say whether a module can be imported; a mere folder of its name, such as ``./wandb``, is none."""
     found = find_spec(module)
     return found is not None and found.origin is not None
 
 
-_LOOKS = (_model, _data, _changes, _devices, _strategy, _loggers)
+_LOOKS = (_model, _data, _changes, _devices, _strategy, _updates, _loggers)

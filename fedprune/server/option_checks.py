@@ -11,6 +11,7 @@ from fedprune.protocol.supermasks import LearningOptions
 from fedprune.scenario import Scenario
 from fedprune.server.aggregation import Aggregator, OverlapMean, WeightedMean
 from fedprune.server.aggregator_choice import named_aggregator
+from fedprune.server.updates import update_errors
 from fedprune.sparsity.criteria import needs_data
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def option_errors(
     if options.aggregator is not None and own:
         yield "aggregator", f"{strategy.__name__} has an aggregation of its own, which no other can replace"
     yield from _nesting_errors(scenario, options, rule, strategy)
+    yield from update_errors(scenario, strategy, options)
 
 
 def _nesting_errors(

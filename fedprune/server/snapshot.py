@@ -26,6 +26,7 @@ def snapshot(strategy: PruningStrategy) -> dict[str, Any]:
         "nested": strategy.budgets.state_dict(),
         "dense": strategy.dense.tally.totals(),
         "aggregator": strategy.aggregator.state_dict(),
+        "updates": {} if strategy.updates is None else strategy.updates.state_dict(),
         "method": strategy.state_dict(),
     }
 
@@ -39,4 +40,6 @@ def restore(strategy: PruningStrategy, snapshot: Mapping[str, Any]) -> None:
     strategy.model.restore(snapshot["state"], Masks(snapshot["masks"]))
     strategy.dense.restore(Tally.of(snapshot["dense"]))
     strategy.aggregator.load_state_dict(snapshot["aggregator"])
+    if strategy.updates is not None:
+        strategy.updates.load_state_dict(snapshot["updates"])
     strategy.load_state_dict(snapshot["method"])

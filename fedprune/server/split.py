@@ -59,6 +59,7 @@ class SplitStrategy(PruningStrategy):
     A subclass names a `SplitClient` subclass, and says what is trained; see there.
     """
 
+    no_updates = "a client exchanges what its part of the model computes, batch by batch"
     #: Whether the server trains the body.
     trains_body: ClassVar[bool] = True
     #: Whether one client after the other trains the same body, or each a copy; the copies are averaged.

@@ -57,12 +57,14 @@ from fedprune.server.dense_baseline import DenseBaseline
 from fedprune.server.exchange import Exchange
 from fedprune.server.federation import Federation
 from fedprune.server.global_model import GlobalModel
+from fedprune.server.majority_vote import MajorityVote
 from fedprune.server.option_checks import option_errors
 from fedprune.server.pretraining import pretrain
 from fedprune.server.roll_call import RollCall
 from fedprune.server.round_loop import RoundLoop
 from fedprune.server.state_messages import state_contents
 from fedprune.server.train_replies import TrainMetrics, read_train_reply
+from fedprune.server.updates import ClientUpdates
 from fedprune.sparsity.criteria import Criterion, needs_data
 from fedprune.sparsity.distributions import Distribution
 from fedprune.sparsity.frozen import thawed
@@ -93,6 +95,9 @@ class PruningStrategy(Strategy):
     #: The training algorithm of this strategy's clients: a name in `fedprune list clients`, or
     #: "./file.py:Class" beside this strategy's file; ``clients.algorithm`` in a scenario chooses another.
     client: ClassVar[str] = "sparse"
+
+    #: Why clients have no updates that could be compressed (``wire.updates``); "" where they have.
+    no_updates: ClassVar[str] = ""
 
     #: How replies are averaged where no stock Flower strategy does it.
     mean: ClassVar[type[Aggregator]] = WeightedMean
@@ -142,6 +147,8 @@ class PruningStrategy(Strategy):
         self.cost = ModelCost.of(local, federation.task)
         parameters = [name for name, _ in federation.module.named_parameters()]
         named = named_aggregator(scenario, options.aggregator, parameters, not_a=PruningStrategy)
+        #: Reads the clients' updates, where these are compressed.
+        self.updates = ClientUpdates.of(scenario, self.model)
         self.aggregator: Aggregator = aggregator or named or self.make_mean()
         self.dense = DenseBaseline(scenario, self.layout, self._cost_of_the_whole())
         self.registry = ClientRegistry(partial(fewest_examples, self.cost))
@@ -190,8 +197,12 @@ class PruningStrategy(Strategy):
     def make_mean(self) -> Aggregator:
         """Return what averages replies where no stock Flower strategy does it; of the class ``mean``.
 
-        Where clients may train nested masks, each weight is averaged over those that held it.
+        Where clients may train nested masks, each weight is averaged over those that held it. Where their
+        updates are votes, as with signSGD, these are counted.
         """
+        votes = self.updates is not None and self.updates.compressor.majority
+        if votes and self.mean in (WeightedMean, OverlapMean):
+            return MajorityVote([name for name, _ in self.federation.module.named_parameters()])
         nests = self.scenario.clients.over_budget == "nest" and self.mean is WeightedMean
         return OverlapMean() if nests else self.mean()
 
@@ -520,7 +531,8 @@ class PruningStrategy(Strategy):
             )
         content = self.state_contents(server_round, config, arrays)
         for number in numbers:
-            yield self.exchange.message(number, content(number), MessageType.TRAIN, server_round)
+            own = content(number) if self.updates is None else self.updates.addressed(content(number), number)
+            yield self.exchange.message(number, own, MessageType.TRAIN, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -542,6 +554,7 @@ class PruningStrategy(Strategy):
                 move=self.move,
                 judged_by=self.task.metrics,
                 report=lambda: self.read(server_round, reply),
+                updates=self.updates,
             )
 
         totals = TrainMetrics()
@@ -551,6 +564,8 @@ class PruningStrategy(Strategy):
             server_round, replies, read, deadline=clients.deadline, wanted=wanted
         ):
             self.aggregator.add(reply)
+            if self.updates is not None:
+                self.updates.note(server_round, reply)
             if self.move is not None:
                 self.exchange.note_held(reply.client, reply.codec.masks)
             for name, (indices, values) in reply.growth.items():

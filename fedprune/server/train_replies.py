@@ -14,6 +14,7 @@ from fedprune.protocol.reports import GrowthRequest, Report, read_growth
 from fedprune.protocol.scores import PERSONAL, read_score
 from fedprune.server.aggregation import TrainReply
 from fedprune.server.global_model import GlobalModel
+from fedprune.server.updates import ClientUpdates
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Metric, Score, combine
 
@@ -28,6 +29,7 @@ def read_train_reply(
     move: MaskRequest | None,
     judged_by: Sequence[Metric],
     report: Any,
+    updates: ClientUpdates | None = None,
 ) -> TrainReply:
     """Return what a reply to a training message says.
 
@@ -49,6 +51,8 @@ def read_train_reply(
         By what models are judged.
     report : Callable[[], Any]
         Reads what else the strategy asked for.
+    updates : ClientUpdates, optional
+        Reads the client's update, where it has sent one in place of its trained state.
 
     Raises
     ------
@@ -59,17 +63,23 @@ def read_train_reply(
     candidates: Report = {}
     if growth is not None:
         candidates = read_growth(reply.content.array_records.get("growth"), growth, sent)
-    codec = model.reply_codec(read_own_masks(arrays, model.layout, sent, move) or sent)
+    codec, update = model.reply_codec(read_own_masks(arrays, model.layout, sent, move) or sent), None
+    if updates is None:
+        values = codec.decode(arrays)
+    else:
+        server_round = int(reply.metadata.group_id)
+        values, update = updates.read(arrays, number, server_round, sent=sent, codec=codec)
     return TrainReply(
         client=number,
         weight=whole(metrics, "num-examples", least=1),
         loss=real(metrics, "loss"),
-        values=codec.decode(arrays),
+        values=values,
         codec=codec,
         growth=candidates,
         message=reply,
         report=report(),
         personal=read_score(metrics, judged_by, PERSONAL),
+        update=update,
     )
 
 

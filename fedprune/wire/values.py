@@ -130,6 +130,11 @@ class StateCodec:
         """Bytes of a value on the wire."""
         return np.dtype(_WIRE_DTYPES[self._values]).itemsize
 
+    @property
+    def layout(self) -> Layout:
+        """The model's entries."""
+        return self._layout
+
     def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
         """Return the kept values of a state, float32 of shape (size,), in new memory.
 
