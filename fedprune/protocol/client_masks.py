@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fedprune.errors import WireError
 from fedprune.protocol.messages import config_of, payload, share, whole
-from fedprune.sparsity.distributions import kept_counts, total_kept, uniform
-from fedprune.sparsity.masks import Masks, highest
+from fedprune.sparsity.distributions import global_, kept_counts, total_kept, uniform
+from fedprune.sparsity.masks import Masks, highest, keep_highest
 from fedprune.wire import Layout, decode_masks, encode_masks, take_masks, with_masks
 
 
@@ -142,6 +142,52 @@ class TicketRequest:
         _check_nested(masks, sent)
         shapes = {name: mask.shape for name, mask in sent.items()}
         found, expected = sum(masks.kept.values()), total_kept(shapes, self.next_density(sent))
+        if found != expected:
+            raise WireError(f"the own masks keep {found} weights, expected {expected}")
+
+
+@dataclass(frozen=True)
+class ComplementRequest:
+    """Train all weights and reply those that were pruned, in place of those that were kept."""
+
+    def config(self) -> dict[str, int | float]:
+        """Return the request as config values."""
+        return {"complement": True}
+
+    @classmethod
+    def of(cls, config: ConfigRecord) -> ComplementRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        return cls() if config.get("complement", False) else None
+
+    def check(self, masks: Masks, sent: Masks) -> None:
+        """Refuse masks that are not the complement."""
+        for name, mask in sent.items():
+            if not torch.equal(masks[name], ~mask):
+                raise WireError(f"the own mask of {name!r} is not the complement of the one that was sent")
+
+
+@dataclass(frozen=True)
+class PruneAnewRequest:
+    """Prune dense weights by magnitude over the whole model, to as many weights in all as were sent."""
+
+    def config(self) -> dict[str, int | float]:
+        """Return the request as config values."""
+        return {"prune-anew": True}
+
+    @classmethod
+    def of(cls, config: ConfigRecord) -> PruneAnewRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        return cls() if config.get("prune-anew", False) else None
+
+    def masks(self, weights: Mapping[str, Tensor], sent: Masks) -> Masks:
+        """Return masks that keep the largest weights, at least one of each layer."""
+        scores = {name: weights[name].abs() for name in sent}
+        shapes = {name: mask.shape for name, mask in sent.items()}
+        return keep_highest(scores, kept_counts(global_(shapes, sent.density, scores), shapes, sent.density))
+
+    def check(self, masks: Masks, sent: Masks) -> None:
+        """Refuse masks that keep another number of weights in all."""
+        found, expected = sum(masks.kept.values()), sum(sent.kept.values())
         if found != expected:
             raise WireError(f"the own masks keep {found} weights, expected {expected}")
 

@@ -1,9 +1,9 @@
 """Aggregation rules: how the clients' trained states become the next global state.
 
 ``WeightedMean`` adds replies up as they arrive and keeps nothing of them; ``OverlapMean`` does so for
-clients with masks of their own. ``FlowerAggregator``
-hands decoded dense arrays to a stock Flower strategy, whatever it is, and takes back what that
-strategy makes of them.
+clients with masks of their own, ``ZeroFilledMean`` where a weight that one of them pruned counts as 0.
+``FlowerAggregator`` hands decoded dense arrays to a stock Flower strategy, whatever it is, and takes back
+what that strategy makes of them.
 
 ``strategy.aggregator`` in a scenario names a rule: one of `AGGREGATORS`, a stock Flower strategy by its
 dotted name, or a custom rule as "file.py:Class". That one is a subclass of `Aggregator`, or of
@@ -231,6 +231,26 @@ class OverlapMean(Aggregator):
                 held.dtype
             )
             for (name, total), held in zip(self._sums.items(), self._state.values(), strict=True)
+        }
+
+
+class ZeroFilledMean(OverlapMean):
+    """The mean of each weight over all clients, weighted by examples; one that pruned it counts as 0."""
+
+    def begin(self, server_round: int, state: State, messages: list[int]) -> Mapping[str, Any]:
+        """Forget the last round."""
+        self._weight = 0
+        return super().begin(server_round, state, messages)
+
+    def add(self, reply: TrainReply) -> None:
+        """Add one reply."""
+        super().add(reply)
+        self._weight += reply.weight
+
+    def finish(self) -> State:
+        """Return the means."""
+        return {
+            name: (total / self._weight).to(self._state[name].dtype) for name, total in self._sums.items()
         }
 
 

@@ -33,6 +33,13 @@ def plugin_errors(scenario: Scenario, option: str, kind: str, name: str) -> Iter
         )
 
 
+def dense_copy_errors(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong for a strategy whose clients train a dense copy: nested masks do not go with it."""
+    if scenario.clients.over_budget == "nest":
+        over = "set clients.over_budget to exclude or shrink_batch"
+        yield "name", f"clients train all weights of a model, not a nested part: {over}"
+
+
 def option_errors(
     scenario: Scenario,
     options: PruningStrategy.Options,

@@ -55,6 +55,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "flash": {"name": "flash", "density": 0.2, "sensing_epochs": 2},
     "dispfl": {"name": "dispfl", "density": 0.2},
     "fedspa": {"name": "fedspa", "density": 0.2},
+    "feddip": {"name": "feddip", "density": 0.2, "reconfigure_every": 2},
+    "complement": {"name": "complement", "density": 0.2},
     "fedtiny": {"name": "fedtiny", "density": 0.2, "candidates": 2, "adjust_every": 1},
     "gradual": {"name": "gradual", "density": 0.2, "regrow": True},
     "hidenseek": {"name": "hidenseek", "density": 0.3, "keep_scores": True, "train_dense": True},

@@ -371,7 +371,17 @@ def test_a_metric_that_no_reply_has_ends_the_run_with_those_there_are(rules, nam
         federate(scenario)
 
 
-OWN = {"dispfl", "feddst", "fedmask", "fedpm", "fedspa", "hidenseek", "lotteryfl"}
+OWN = {
+    "complement",
+    "dispfl",
+    "feddip",
+    "feddst",
+    "fedmask",
+    "fedpm",
+    "fedspa",
+    "hidenseek",
+    "lotteryfl",
+}
 
 
 @pytest.mark.parametrize("name", registry.names("strategy"))

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedpm": {"reset_every": 2},
     "fedrts": {"adjust_every": 1},
     "flash": {"sensing_epochs": 2},
+    "feddip": {"reconfigure_every": 2},
     "gradual": {"end": 2, "regrow": True},
     "hidenseek": {"keep_scores": True, "train_dense": True},
     "lotteryfl": {"accuracy_threshold": 0.05, "prune_step": 0.5},

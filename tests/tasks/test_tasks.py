@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedtiny": {"adjust_every": 1, "stop_adjusting_at": 2, "candidates": 2},
     "fedrts": {"adjust_every": 1},
     "flash": {"sensing_epochs": 2},
+    "feddip": {"reconfigure_every": 2},
     "gradual": {"end": 1, "regrow": True},
     "lotteryfl": {"accuracy_threshold": 0.05, "prune_step": 0.5},
     "prunefl": {"adjust_every": 1},

@@ -40,7 +40,7 @@ TRAINED_SPARSE = {
     "prunefl": {"name": "prunefl", "density": 0.1, "adjust_every": 1},
     "static": {"name": "static", "density": 0.1},
 }
-DENSE = {"fedavg", "fedmask", "fedmef", "fedpm", "hidenseek", "sfprompt", "splitfed"}
+DENSE = {"fedavg", "fedmask", "fedmef", "fedpm", "hidenseek", "sfprompt", "splitfed", "feddip", "complement"}
 
 
 def executed(execution, strategy, **changes):
