@@ -1,7 +1,7 @@
-"""What a server asks of a client to learn how sensitive layers are, and how the answer travels.
+"""How a server lets clients move weights between layers: before round 1 to learn from it, or in a round.
 
-The client trains on its own, moves weights between layers meanwhile, and says how many each layer then
-keeps: a number a layer. Nothing of what it has trained leaves it.
+Before round 1 a client trains on its own, moves weights meanwhile, and says how many each layer then keeps:
+a number a layer. Nothing of what it has trained leaves it. In a round it replies values and masks.
 """
 
 from __future__ import annotations
@@ -43,9 +43,27 @@ class SensitivityRequest:
         """
         return cls(whole(config, "sensitivity-epochs", least=1), share(config, "sensitivity-rate"))
 
-    def rate_after(self, epoch: int) -> float:
-        """Return the share of each layer's weights that moves after an epoch, from 1."""
-        return self.rate * (1 - epoch / self.epochs)
+
+@dataclass(frozen=True)
+class MoveRequest:
+    """Move weights between layers during a round's training; the share of them is ``rate`` at first."""
+
+    rate: float
+
+    def config(self) -> dict[str, int | float]:
+        """Return the request as config values."""
+        return {"move-rate": self.rate}
+
+    @classmethod
+    def of(cls, config: ConfigRecord) -> MoveRequest | None:
+        """Read a request from a message's config; None where there is none."""
+        return cls(share(config, "move-rate")) if "move-rate" in config else None
+
+    def check(self, masks: Masks, sent: Masks) -> None:
+        """Refuse masks that keep another number of weights in all."""
+        found, expected = sum(masks.kept.values()), sum(sent.kept.values())
+        if found != expected:
+            raise WireError(f"the own masks keep {found} weights, expected {expected}")
 
 
 def kept_record(masks: Masks) -> ConfigRecord:

@@ -52,7 +52,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fedpm": {"name": "fedpm", "reset_every": 10},
     "fedrts": {"name": "fedrts", "density": 0.2, "adjust_every": 1},
     "salientgrads": {"name": "salientgrads", "density": 0.2},
-    "flash": {"name": "flash", "density": 0.2, "sensing_epochs": 2},
+    "flash": {"name": "flash", "density": 0.2, "sensing_epochs": 2, "joint": True},
     "dispfl": {"name": "dispfl", "density": 0.2},
     "fedspa": {"name": "fedspa", "density": 0.2},
     "feddip": {"name": "feddip", "density": 0.2, "reconfigure_every": 2},

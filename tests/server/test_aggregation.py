@@ -379,6 +379,7 @@ OWN = {
     "fedmask",
     "fedpm",
     "fedspa",
+    "flash",
     "hidenseek",
     "lotteryfl",
 }

@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedmask": {"keep_scores": True},
     "fedpm": {"reset_every": 2},
     "fedrts": {"adjust_every": 1},
-    "flash": {"sensing_epochs": 2},
+    "flash": {"sensing_epochs": 2, "joint": True},
     "feddip": {"reconfigure_every": 2},
     "gradual": {"end": 2, "regrow": True},
     "hidenseek": {"keep_scores": True, "train_dense": True},

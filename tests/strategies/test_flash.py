@@ -9,10 +9,12 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from inprocess import assemble, federate, plan
-from masked import Watched, assert_order_does_not_matter, assert_sound, losing
+from masked import Watched, assert_ledger, assert_order_does_not_matter, assert_sound, losing, trained
 
-from fedprune.errors import RunError
+from fedprune.errors import RunError, WireError
+from fedprune.protocol.sensitivity import MoveRequest
 from fedprune.sparsity.masks import Masks
+from fedprune.strategies.flash import Flash
 
 OPTIONS = {"name": "flash", "density": 0.2, "keep": ["first"], "sensing_share": 0.75, "sensing_epochs": 2}
 KIND = "query.sensitivity"
@@ -93,3 +95,41 @@ def test_without_any_answer_the_run_ends():
 
     with pytest.raises(RunError, match="no client found out"):
         federate(plan(strategy=OPTIONS), tamper=tamper)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_jmwst_keeps_the_largest_of_the_mean_by_the_clients_mean_shares(epochs):
+    options = {**OPTIONS, "joint": True, "joint_every": 2, "move_rate": 0.4}
+    tamper = losing(2, ("train",), (2,))
+    watched = Watched(plan(strategy=options, rounds=2, clients__training__epochs=epochs), tamper=tamper)
+    made, masks = watched.made, watched.masks
+    first, second = ([entry for entry in trained(made) if entry.round == number] for number in (1, 2))
+    assert all(entry.masks == entry.sent == masks[0] for entry in first)
+    assert masks[1] == masks[0] != masks[2]
+    for entry in second:
+        assert sum(entry.masks.kept.values()) == sum(entry.sent.kept.values())
+        assert entry.masks != entry.sent
+    weights = [entry.weight for entry in second]
+    for name, mask in masks[2].items():
+        share = np.mean([entry.masks.kept[name] for entry in second])
+        assert masks[2].kept[name] == pytest.approx(share, abs=1)
+        mean = np.average([entry.state[name].double().numpy() for entry in second], 0, weights)
+        kept = mask.numpy()
+        assert np.abs(mean[kept]).min() >= np.abs(mean[~kept]).max()
+        np.testing.assert_allclose(made.states[2][name].numpy(), mean * kept, rtol=1e-5, atol=1e-7)
+    assert_ledger(made)
+
+
+def test_masks_that_keep_another_number_in_all_are_refused():
+    request = MoveRequest(0.2)
+    sent = Masks({"a": torch.tensor([True, False]), "b": torch.tensor([False, True])})
+    request.check(Masks({"a": torch.tensor([True, True]), "b": torch.tensor([False, False])}), sent)
+    with pytest.raises(WireError, match="keep 3 weights, expected 2"):
+        request.check(Masks({"a": torch.tensor([True, True]), "b": torch.tensor([False, True])}), sent)
+
+
+def test_nested_masks_do_not_move():
+    for joint, expected in ((True, ["joint"]), (False, [])):
+        options = Flash.Options(density=0.2, joint=joint)
+        found = Flash.validation_errors(plan(clients__over_budget="nest"), options)
+        assert [key for key, _ in found] == expected

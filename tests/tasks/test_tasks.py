@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedmef": {"adjust_every": 1, "stop_adjusting_at": 2},
     "fedtiny": {"adjust_every": 1, "stop_adjusting_at": 2, "candidates": 2},
     "fedrts": {"adjust_every": 1},
-    "flash": {"sensing_epochs": 2},
+    "flash": {"sensing_epochs": 2, "joint": True},
     "feddip": {"reconfigure_every": 2},
     "gradual": {"end": 1, "regrow": True},
     "lotteryfl": {"accuracy_threshold": 0.05, "prune_step": 0.5},
