@@ -115,6 +115,8 @@ class FedRTS(PruningStrategy):
 
     def observe(self, server_round: int, reply: TrainReply) -> None:
         """Count a client's vote, by its examples."""
+        if server_round > self.options.stop_adjusting_at:
+            return
         state = reply.codec.unflatten(reply.values)
         for name, vote in self.core(server_round, state, self.sent_masks(reply.client)).items():
             self.votes_to_keep[name].add_(vote, alpha=reply.weight)

@@ -2,12 +2,11 @@
 
 Before round 1 every client scores the weights of the initial model on its own data as SNIP does, by
 ``|w * dL/dw|`` on one batch. The server averages the scores and keeps the highest of the whole model. From
-then on all clients train under that mask. The same authors' later SSFL is this method with scores weighted
-by examples (``weighted: true``).
+then on all clients train under that mask. The same authors' SSFL is a later account of the method.
 
 Differences from the paper
 --------------------------
-- A batch is drawn at random; SSFL draws its classes evenly.
+- A batch is drawn at random; the authors' code can draw its classes evenly.
 - Every layer keeps at least one weight. The first and the last layer stay dense unless ``keep`` says
   otherwise.
 
@@ -48,7 +47,9 @@ class SalientGrads(PruningStrategy):
         saliency_batches: int = Field(
             1, ge=1, description="Batches over which a client averages its weights' saliency."
         )
-        weighted: bool = Field(False, description="Whether clients count by their examples, as in SSFL.")
+        weighted: bool = Field(
+            False, description="Whether clients count by their examples, not all the same."
+        )
 
     options: Options
 
