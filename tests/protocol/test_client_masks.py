@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.protocol.client_masks import AdjustRequest, OneShotRequest, TicketRequest
+from fedprune.protocol.client_masks import (
+    AdjustRequest,
+    ComplementRequest,
+    NextMasksRequest,
+    OneShotRequest,
+    PruneAnewRequest,
+    TicketRequest,
+)
+from fedprune.protocol.sensitivity import MoveRequest, SensitivityRequest
 from fedprune.server.client_masks import PersonalMasks
 from fedprune.sparsity.masks import Masks
 
@@ -27,14 +35,30 @@ def changed(**flips):
 
 @given(SHARES, SHARES, SHARES, st.integers(1, 9))
 def test_requests_come_out_as_they_went_in(one, two, three, count):
-    for request in (AdjustRequest(one, two, count), TicketRequest(one, two, three), OneShotRequest(one)):
+    for request in (
+        AdjustRequest(one, two, count),
+        ComplementRequest(),
+        MoveRequest(one),
+        NextMasksRequest(one, count),
+        OneShotRequest(one),
+        PruneAnewRequest(),
+        SensitivityRequest(count, one),
+        TicketRequest(one, two, three),
+    ):
         assert type(request).of(ConfigRecord(request.config())) == request
 
 
 def test_without_a_request_there_is_none():
-    assert AdjustRequest.of(ConfigRecord()) is None
-    assert TicketRequest.of(ConfigRecord()) is None
-    assert OneShotRequest.of(ConfigRecord()) is None
+    for kind in (
+        AdjustRequest,
+        ComplementRequest,
+        MoveRequest,
+        NextMasksRequest,
+        OneShotRequest,
+        PruneAnewRequest,
+        TicketRequest,
+    ):
+        assert kind.of(ConfigRecord()) is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +71,11 @@ def test_without_a_request_there_is_none():
         (TicketRequest(0.1, 0.5, 0.2), "ticket-share", float("nan")),
         (TicketRequest(0.1, 0.5, 0.2), "ticket-density", "much"),
         (OneShotRequest(0.1), "one-shot-density", 2),
+        (MoveRequest(0.1), "move-rate", -0.1),
+        (NextMasksRequest(0.1, 1), "next-share", 1.5),
+        (NextMasksRequest(0.1, 1), "next-batches", 0),
+        (SensitivityRequest(2, 0.1), "sensitivity-epochs", 0),
+        (SensitivityRequest(2, 0.1), "sensitivity-rate", "much"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(request_, key, value):
@@ -60,6 +89,16 @@ def test_an_adjustment_keeps_the_number_of_each_layer():
     request.check(changed(a=[0, 1], b=[0, 6]), SENT)
     with pytest.raises(WireError, match="'a' keeps 11 weights, expected 10"):
         request.check(changed(a=[1], b=[0]), SENT)
+
+
+def test_masks_anew_are_the_largest_of_the_model_and_as_many_as_before():
+    weights = {"a": torch.arange(-10.0, 10).reshape(4, 5), "b": torch.linspace(-1, 1, 10)}
+    found = PruneAnewRequest().masks(weights, SENT)
+    PruneAnewRequest().check(found, SENT)
+    assert found.kept == {"a": 15, "b": 1}  # 16 in all, and at least one of each layer.
+    assert not found["a"].flatten()[8:13].any()  # -2 to 2.
+    with pytest.raises(WireError, match="keep 15 weights, expected 16"):
+        PruneAnewRequest().check(changed(a=[0]), SENT)
 
 
 def test_a_ticket_is_a_part_of_the_former_one_of_just_the_right_size():

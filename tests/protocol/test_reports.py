@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.protocol.reports import GrowthRequest, growth_record, read_growth
-from fedprune.sparsity.growth import largest_pruned
+from fedprune.protocol.reports import GrowthRequest, ImportanceRequest, growth_record, read_growth
+from fedprune.sparsity.growth import IMPORTANCE, largest_pruned
 from fedprune.sparsity.masks import Masks
 
 MASKS = Masks(
@@ -39,13 +39,36 @@ def test_a_request_arrives_as_it_was_sent(counts, batches, random):
     """Also where the client's masks have their names in another order."""
     names = ["a", "b", "c.d", "e"]
     masks = Masks({name: torch.ones(3, dtype=torch.bool) for name in random.sample(names, 4)})
-    request = GrowthRequest(counts, batches)
+    request = GrowthRequest(counts, batches, values=random.random() < 0.5)
     found = sent(request, masks)
     assert found == request
     assert list(found.counts) == list(counts)
 
 
+def test_a_report_of_positions_alone_counts_each_as_1():
+    request = GrowthRequest({"b": 2, "a": 1}, 3, values=False)
+    found = [(torch.tensor([1, 5]), torch.tensor([0.5, -2.0])), (torch.tensor([0]), torch.tensor([3.0]))]
+    masks = Masks({**MASKS, "b": torch.tensor([[True, False, False], [True, False, False]])})
+    report = read_growth(growth_record(found, with_values=False), request, masks)
+    assert {name: (at.tolist(), values.tolist()) for name, (at, values) in report.items()} == {
+        "b": ([1, 5], [1.0, 1.0]),
+        "a": ([0], [1.0]),
+    }
+    for record, asked in ((growth_record(found), request), (growth_record(found, False), REQUEST)):
+        with pytest.raises(WireError, match="no growth report"):
+            read_growth(record, asked, masks)
+
+
+@pytest.mark.parametrize("measure", IMPORTANCE)
+def test_importance_is_asked_for_by_a_measure(measure):
+    request = ImportanceRequest(2, measure)
+    assert ImportanceRequest.of(ConfigRecord(request.config())) == request
+    with pytest.raises(WireError, match="'importance' is 'beauty', expected one of"):
+        ImportanceRequest.of(ConfigRecord({**request.config(), "importance": "beauty"}))
+
+
 def test_most_messages_ask_for_nothing():
+    assert ImportanceRequest.of(ConfigRecord({"round": 1})) is None
     assert GrowthRequest.of(ConfigRecord({"round": 1}), MASKS) is None
 
 
