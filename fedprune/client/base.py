@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor, nn
 
 from fedprune import __version__, seeds, tasks
+from fedprune.client.held_values import received_values
 from fedprune.client.site import Site
 from fedprune.client.updates import encode_update
 from fedprune.costs.fit import TrainingStep, last, micro_batch
@@ -375,7 +376,7 @@ class Client(ABC):
         self.frozen = self._frozen_of(content, config, state)
         masks = self._agree(text(config, "mask-version"), take_masks(arrays), state)
         codec = self.codec_of(config, masks)
-        values = codec.decode(arrays)
+        values = received_values(arrays, config, codec, state, self.site)
         model = self.model(masks, codec)
         model.load(values)
         return ClientTask(whole(config, "round"), config, masks, codec, values, model)

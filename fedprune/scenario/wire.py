@@ -40,17 +40,26 @@ class WireSpec(Spec):
         examples=[{"name": "topk", "density": 0.01}],
     )
 
+    history: int = Field(
+        default=0,
+        ge=0,
+        description="How many of the states that it has sent the server remembers: a client that holds one "
+        "of them is sent what has changed since, exactly, where that is smaller. Clients then keep the "
+        "values that they were sent last. 0: all values are sent.",
+    )
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.updates is not None and self.values == "int8":
+        if self.values == "int8" and (self.updates is not None or self.history):
+            key = "history" if self.updates is None else "updates"
             raise refuse(
                 "values",
-                "int8 rounds whole states, and wire.updates sends none: write float32, float16 or bfloat16",
+                f"int8 rounds whole states, and wire.{key} sends none: write float32, float16 or bfloat16",
             )
         return self
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A scenario that names no compressor is what it was before there were any: the same digest.
-        absent = defaults_left_out(self, ("updates",))
+        absent = defaults_left_out(self, ("updates", "history"))
         return {key: value for key, value in handler(self).items() if key not in absent}

@@ -21,10 +21,12 @@ from flwr.serverapp import Grid
 from fedprune import seeds
 from fedprune.protocol.faults import CODES, Fault
 from fedprune.protocol.frozen import RECORD, FrozenValues, version_of
+from fedprune.protocol.held_values import BASE, VERSION, named
 from fedprune.protocol.messages import arrays_of
 from fedprune.protocol.split import Conversation
 from fedprune.server.client_registry import ClientRegistry
 from fedprune.server.columns import from_columns, to_columns
+from fedprune.server.sent_states import SentStates
 from fedprune.sparsity.masks import Masks
 from fedprune.wire import content_bytes, encode_masks, mask_bytes, with_masks
 
@@ -47,6 +49,8 @@ class Sent:
         Of the masks that it names, "" for none.
     frozen_version : str
         Of the frozen values that it names, "" for none.
+    values_version : str
+        Of the values that the client is to keep, "" for none.
     """
 
     kind: str
@@ -55,6 +59,7 @@ class Sent:
     mask_bytes: int
     mask_version: str
     frozen_version: str
+    values_version: str = ""
 
 
 class Held:
@@ -110,6 +115,8 @@ class Exchange:
         The scenario's seed, for devices that vanish inside a round.
     timeout : float
         Longest time in seconds to wait for replies.
+    states : SentStates, optional
+        The states that clients may hold, where the server remembers some.
 
     Attributes
     ----------
@@ -129,8 +136,10 @@ class Exchange:
         *,
         seed: int,
         timeout: float,
+        states: SentStates | None = None,
     ) -> None:
         self.timeout = timeout
+        self._states = states
         self.sent: dict[int, Sent] = {}
         self.vanished: set[int] = set()
         self.conversations: dict[int, Conversation] = {}
@@ -138,7 +147,7 @@ class Exchange:
         self._masks_for = masks_for
         self._frozen = frozen
         self._seed = seed
-        self._held, self._held_frozen = Held(), Held()
+        self._held, self._held_frozen, self._held_values = Held(), Held(), Held()
         self._encoded = lru_cache(maxsize=1)(encode_masks)
 
     def start_round(self) -> None:
@@ -204,6 +213,10 @@ class Exchange:
         """Return whether a client need not be sent these frozen values: it holds them, or there are none."""
         return not frozen.version or self._held_frozen[number] == frozen.version
 
+    def held_values(self, number: int) -> str:
+        """Return the version of the values that a client holds; "" where it is not known to hold any."""
+        return self._held_values[number]
+
     def note_held(self, number: int, masks: Masks) -> None:
         """Note that a client holds masks which it made itself."""
         self._held[number] = masks.version
@@ -222,14 +235,16 @@ class Exchange:
         self._held.note_task(number, sent.mask_version, status)
         if sent.frozen_version:
             self._held_frozen.note_task(number, sent.frozen_version, status)
+        if sent.values_version:
+            self._held_values.note_task(number, sent.values_version, status)
 
     def forget_masks(self, number: int | None = None) -> None:
         """Assume that a client, or no client at all, holds masks and frozen values.
 
         What Flower keeps for a client ends with its run.
         """
-        self._held.forget(number)
-        self._held_frozen.forget(number)
+        for held in (self._held, self._held_frozen, self._held_values):
+            held.forget(number)
 
     def with_masks(self, arrays: ArrayRecord, masks: Masks) -> ArrayRecord:
         """Return arrays with these masks beside them."""
@@ -237,12 +252,17 @@ class Exchange:
 
     def state_dict(self) -> dict[str, Any]:
         """Return which masks and frozen values each client holds, for a checkpoint."""
-        return {"masks": self._held.state_dict(), "frozen": self._held_frozen.state_dict()}
+        return {
+            "masks": self._held.state_dict(),
+            "frozen": self._held_frozen.state_dict(),
+            "values": self._held_values.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._held.load_state_dict(state["masks"])
         self._held_frozen.load_state_dict(state["frozen"])
+        self._held_values.load_state_dict(state["values"])
 
     # How it sends ------------------------------------------------------------------------
 
@@ -262,14 +282,19 @@ class Exchange:
         config = message.content.config_records.get("config", ConfigRecord())
         version, frozen = config.get("mask-version", ""), version_of(config)
         same = version == self._masks_to(message).version and frozen == self._frozen().version
-        return same and bool(version or frozen) and "arrays" in message.content.array_records
+        named_any = bool(version or frozen or named(config, BASE))
+        return same and named_any and "arrays" in message.content.array_records
 
     def _masks_to(self, message: Message) -> Masks:
         return self._masks_for(self._registry.addressee(message).number)
 
     def _with_all(self, message: Message) -> Message:
-        """Return a message again, with the masks and the frozen values that it names."""
+        """Return a message again, with all values, and the masks and the frozen values that it names."""
         content = RecordDict(dict(message.content))
+        config = content.config_records.get("config", ConfigRecord())
+        if named(config, BASE) and self._states is not None:
+            content["arrays"] = self._states.whole(named(config, VERSION))
+            content["config"] = ConfigRecord({key: value for key, value in config.items() if key != BASE})
         if masks := self._masks_to(message):
             content["arrays"] = self.with_masks(arrays_of(content), masks)
         if (frozen := self._frozen()).version:
@@ -299,6 +324,7 @@ class Exchange:
                 mask_bytes=of_mask,
                 mask_version=str(config.get("mask-version", "")),
                 frozen_version=version_of(config),
+                values_version=named(config, VERSION),
             )
             yield message
 

@@ -27,6 +27,7 @@ def snapshot(strategy: PruningStrategy) -> dict[str, Any]:
         "dense": strategy.dense.tally.totals(),
         "aggregator": strategy.aggregator.state_dict(),
         "updates": {} if strategy.updates is None else strategy.updates.state_dict(),
+        "sent": {} if strategy.states is None else strategy.states.state_dict(),
         "method": strategy.state_dict(),
     }
 
@@ -40,6 +41,9 @@ def restore(strategy: PruningStrategy, snapshot: Mapping[str, Any]) -> None:
     strategy.model.restore(snapshot["state"], Masks(snapshot["masks"]))
     strategy.dense.restore(Tally.of(snapshot["dense"]))
     strategy.aggregator.load_state_dict(snapshot["aggregator"])
+    if strategy.states is not None:
+        shapes = strategy.layout.shapes
+        strategy.states.load_state_dict(snapshot["sent"], strategy.model.codec_of, shapes)
     if strategy.updates is not None:
         strategy.updates.load_state_dict(snapshot["updates"])
     strategy.load_state_dict(snapshot["method"])

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedprune.protocol.frozen import RECORD
+from fedprune.protocol.held_values import BASE, VERSION
 from fedprune.protocol.supermasks import Supermasks
 from fedprune.server.exchange import Exchange
 from fedprune.server.global_model import GlobalModel
+from fedprune.server.sent_states import SentStates
 from fedprune.sparsity.masks import Masks
-from fedprune.wire import CODEC
+from fedprune.wire import CODEC, StateCodec
 
 
 class Holds(NamedTuple):
@@ -32,6 +34,7 @@ def state_contents(
     config: Mapping[str, Any],
     settings: Supermasks | None,
     arrays: ArrayRecord | None = None,
+    states: SentStates | None = None,
 ) -> Callable[[int], RecordDict]:
     """Return a function from client number to content: the global state, masks and frozen values if needed.
 
@@ -54,14 +57,20 @@ def state_contents(
         How clients learn supermasks, where they do.
     arrays : ArrayRecord, optional
         The state under the global masks, where it is encoded already.
+    states : SentStates, optional
+        The states that clients may hold: one under the global masks is sent what has changed since.
     """
     frozen = model.frozen_values
     shared_masks = model.masks
     shared_arrays = model.encode(server_round) if arrays is None else arrays
 
-    def content_of(masks: Masks, values: ArrayRecord, holds: Holds) -> RecordDict:
+    version = ""
+    if states is not None and isinstance(model.codec, StateCodec):
+        version = states.add(shared_arrays, model.codec)
+
+    def content_of(masks: Masks, values: ArrayRecord, holds: Holds, **versions: str) -> RecordDict:
         own: dict[str, Any] = {"round": server_round, "mask-version": masks.version, "codec": CODEC}
-        own |= frozen.config()
+        own |= frozen.config() | versions
         if settings is not None:
             own |= settings.config()
         with_all = values if holds.masks else exchange.with_masks(values, masks)
@@ -70,15 +79,18 @@ def state_contents(
             content[RECORD] = frozen.record
         return content
 
-    @lru_cache(maxsize=4)
-    def shared(holds: Holds) -> RecordDict:
-        return content_of(shared_masks, shared_arrays, holds)
+    @lru_cache(maxsize=16)
+    def shared(holds: Holds, held: str) -> RecordDict:
+        delta = states.delta(version, held) if states is not None and version else None
+        if delta is not None:
+            return content_of(shared_masks, delta, holds, **{VERSION: version, BASE: held})
+        return content_of(shared_masks, shared_arrays, holds, **({VERSION: version} if version else {}))
 
     def content(number: int) -> RecordDict:
         masks = masks_for(number)
         holds = Holds(exchange.holds(number, masks), exchange.holds_frozen(number, frozen))
         if masks == shared_masks:
-            return shared(holds)
+            return shared(holds, exchange.held_values(number) if version else "")
         return content_of(masks, model.encode(server_round, model.codec_of(masks)), holds)
 
     return content

@@ -62,6 +62,7 @@ from fedprune.server.option_checks import option_errors
 from fedprune.server.pretraining import pretrain
 from fedprune.server.roll_call import RollCall
 from fedprune.server.round_loop import RoundLoop
+from fedprune.server.sent_states import SentStates
 from fedprune.server.state_messages import state_contents
 from fedprune.server.train_replies import TrainMetrics, read_train_reply
 from fedprune.server.updates import ClientUpdates
@@ -152,13 +153,16 @@ class PruningStrategy(Strategy):
         self.aggregator: Aggregator = aggregator or named or self.make_mean()
         self.dense = DenseBaseline(scenario, self.layout, self._cost_of_the_whole())
         self.registry = ClientRegistry(partial(fewest_examples, self.cost))
-        timeout = scenario.engine.timeout
+        timeout, wire = scenario.engine.timeout, scenario.wire
+        #: The states that clients may hold, where they are sent what has changed.
+        self.states = SentStates(wire.history, wire.values) if wire.history else None
         self.exchange = Exchange(
             self.registry,
             self.sent_masks,
             lambda: self.model.frozen_values,
             seed=scenario.seed,
             timeout=timeout,
+            states=self.states,
         )
         self.accounts = RoundAccounts(
             self.registry,
@@ -448,9 +452,17 @@ class PruningStrategy(Strategy):
         return self.nested.get(number) or self.masks_for(number)
 
     def state_contents(
-        self, server_round: int, config: Mapping[str, Any], arrays: ArrayRecord | None = None
+        self,
+        server_round: int,
+        config: Mapping[str, Any],
+        arrays: ArrayRecord | None = None,
+        *,
+        states: SentStates | None = None,
     ) -> Callable[[int], RecordDict]:
-        """Return a function from client number to message content: the global state, and masks if needed."""
+        """Return a function from client number to message content: the global state, and masks if needed.
+
+        Of the state only what has changed, for a client that holds one of ``states``.
+        """
         return state_contents(
             self.model,
             self.exchange,
@@ -459,6 +471,7 @@ class PruningStrategy(Strategy):
             config=config,
             settings=self.supermasks(),
             arrays=arrays,
+            states=states,
         )
 
     def converse(self, grid: Grid, server_round: int, messages: Iterable[Message]) -> Iterator[Message]:
@@ -529,7 +542,7 @@ class PruningStrategy(Strategy):
             config = ConfigRecord(
                 {**self.aggregator.begin(server_round, self.model.travelling_state, nodes), **config}
             )
-        content = self.state_contents(server_round, config, arrays)
+        content = self.state_contents(server_round, config, arrays, states=self.states)
         for number in numbers:
             own = content(number) if self.updates is None else self.updates.addressed(content(number), number)
             yield self.exchange.message(number, own, MessageType.TRAIN, server_round)
@@ -588,7 +601,7 @@ class PruningStrategy(Strategy):
         who = self.scenario.evaluation.clients
         if not who:
             return
-        content = self.state_contents(server_round, config, arrays)
+        content = self.state_contents(server_round, config, arrays, states=self.states)
         for number in self.selection.evaluators(server_round, everyone=who == "all"):
             yield self.exchange.message(number, content(number), MessageType.EVALUATE, server_round)
 

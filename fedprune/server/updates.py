@@ -147,7 +147,9 @@ class ClientUpdates:
 def update_errors(
     scenario: Scenario, strategy: type[PruningStrategy], options: Any
 ) -> Iterator[tuple[str, str]]:
-    """Yield (option, what is wrong) where a strategy's clients have no updates to compress."""
+    """Yield (option, what is wrong) where a strategy has no updates to compress, or no values to keep."""
+    if scenario.wire.history and isinstance(options, LearningOptions):
+        yield "name", "clients are sent bits, not values that change a little: leave wire.history out"
     if scenario.wire.updates is None:
         return
     whole = "leave wire.updates out"
