@@ -272,7 +272,7 @@ class Sparse(Client):
         inputs = (
             x.to(site.device) for piece in pieces for x, _ in batches(examples, piece, site.task, len(piece))
         )
-        statistics = collect_statistics(task.model.module, inputs)
+        statistics = collect_statistics(task.model.module, inputs, task.masks)
         values = {key: array for key, array in arrays_of(content).items() if key != MASK}
         state["candidate"] = ArrayRecord(values)
         metrics = self._forward_metrics(task, len(indices), len(pieces[0]), began)
@@ -286,7 +286,7 @@ class Sparse(Client):
             raise UnknownMaskError(f"client {self.number} holds no candidate, the message names {version}")
         task = self._receive(RecordDict({"arrays": candidate, "config": config_of(content)}), state)
         began = time.perf_counter()
-        put_statistics(task.model.module, content.array_records.get("statistics"))
+        put_statistics(task.model.module, content.array_records.get("statistics"), task.masks)
         # In batches of training's size: a forward pass then needs less memory than a training step.
         examples, size = len(self.data.train), self.fitting_forward(task.masks, self.whole_batch)
         module, data = task.model.module, self.data

@@ -15,6 +15,7 @@ Differences from the paper
   (``pool_variance: false``).
 - Of a model without batch norm, which has no such statistics, candidates are compared by their loss as they
   are, and the log says so.
+- Candidates may be of whole channels (``unit: channel``, ``adjust: false``), which the paper does not have.
 - Candidates may come from several criteria and distributions (``bases``); the paper varies the layer
   densities of one (magnitude, uniform), which is the default.
 
@@ -48,7 +49,6 @@ from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.distributions import Distribution, proportional
 from fedprune.sparsity.growth import swap_masks
 from fedprune.sparsity.masks import Masks
-from fedprune.sparsity.pruning import prunable
 from fedprune.wire import CODEC, get_state, set_state
 
 _logger = logging.getLogger(__name__)
@@ -104,11 +104,18 @@ class FedTiny(PruningStrategy):
         adjust: bool = Field(True, description="Whether the mask moves during training.")
 
     options: Options
+    units = ("weight", "channel")
 
     @classmethod
     def validation_errors(cls, scenario: Scenario, options: Options) -> Iterator[tuple[str, str]]:
-        """Find bases that do not exist or lack data."""
+        """Find bases that do not exist or lack data, and channels that would have to grow."""
         yield from super().validation_errors(scenario, options)
+        if options.unit == "channel" and options.adjust:
+            yield (
+                "adjust",
+                "a pruned channel has no gradient to grow by, with its inputs and outputs both at 0: set "
+                "adjust: false, for selection alone",
+            )
         for pair in options.bases:
             for kind, name in zip(("criterion", "distribution"), pair, strict=True):
                 yield from plugin_errors(scenario, "bases", kind, name)
@@ -143,7 +150,7 @@ class FedTiny(PruningStrategy):
         """Return the pool: each base first as it is, then with perturbed layer densities."""
         options, seed = self.options, self.scenario.seed
         count = options.candidates or max(2, round(0.1 / options.density))
-        names = prunable(self.module, options.keep)
+        names = self.places
         pool: list[Masks] = []
         for number in range(count if options.selection else 1):
             base = number % len(options.bases)
@@ -170,12 +177,12 @@ class FedTiny(PruningStrategy):
         pooled = batch_norm.pool(
             list(measured.values()),
             [self.clients[number].examples for number in measured],
-            batch_norm.sizes(self.module),
+            batch_norm.sizes(self.module, self.masks),
             pool_variance=self.options.pool_variance,
         )
         statistics = batch_norm.statistics_record(pooled)
         set_state(self.module, self.state)
-        batch_norm.put_statistics(self.module, statistics)
+        batch_norm.put_statistics(self.module, statistics, self.masks)
         self.state = get_state(self.module)
         losses = self.ask_losses(grid, measured, statistics)
         if not losses:
@@ -187,7 +194,9 @@ class FedTiny(PruningStrategy):
         """Send the current candidate; return the batch-norm statistics of each client that answers."""
 
         def read(reply: Message) -> batch_norm.Vector:
-            return batch_norm.read_statistics(reply.content.array_records.get("statistics"), self.module)
+            return batch_norm.read_statistics(
+                reply.content.array_records.get("statistics"), self.module, self.masks
+            )
 
         content = self.state_contents(0, {"examples": self.options.calibration_examples})
         return self.ask(grid, sorted(self.clients), "query.bn_statistics", content, read)

@@ -1,8 +1,9 @@
 """Static pruning: prune once on the server, then train under that mask.
 
-Any criterion and any distribution will do. The SynFlow and SNIP baselines of the federated pruning papers
-are settings of it: ``criterion: synflow, distribution: global`` (Tanaka et al., NeurIPS 2020) and
-``criterion: snip, distribution: global`` (Lee et al., ICLR 2019).
+Single weights or, with ``unit: channel``, whole channels, neurons and attention heads. Any criterion and any
+distribution will do. The SynFlow and SNIP baselines of the federated pruning papers are settings of it:
+``criterion: synflow, distribution: global`` (Tanaka et al., NeurIPS 2020) and ``criterion: snip,
+distribution: global`` (Lee et al., ICLR 2019).
 
 References
 ----------
@@ -34,6 +35,7 @@ class Static(PruningStrategy):
         )
 
     options: Options
+    units = ("weight", "channel")
 
     def prepare(self, grid: Grid) -> None:
         """Prune the initial model; criteria that need data use the server's public data."""

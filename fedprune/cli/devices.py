@@ -75,6 +75,12 @@ def describe_execution(plan: Scenario, asked: Sizing, found: Execution) -> str:
         format_bytes(each.weights + each.gradients + each.optimizer + each.batch_norm)
         for each in (here, dense)
     )
+    if found.smaller:
+        return (
+            "In a process on this machine the model is trained without the pruned channels: a step takes "
+            f"at most {format_bytes(here.total)}, by prediction, in place of {format_bytes(dense.total)} for "
+            f"the whole one; of these, model, gradients and optimizer {' in place of '.join(states)}."
+        )
     return (
         f"In a process on this machine ({torch.backends.cpu.get_cpu_capability()}, {way}) {found.sparse} of "
         f"{found.pruned} pruned layers are executed sparse: such a step takes at most "

@@ -22,7 +22,14 @@ from fedprune.scenario import Scenario
 from fedprune.sparsity.frozen import frozen_names
 from fedprune.sparsity.masks import Masks
 from fedprune.tasks import Task
-from fedprune.training.execution import LocalModel, rule_of, sparse_model, why_not_sparse, without_values
+from fedprune.training.execution import (
+    LocalModel,
+    rule_of,
+    smaller_model,
+    sparse_model,
+    why_not_sparse,
+    without_values,
+)
 from fedprune.wire import (
     Layout,
     StateCodec,
@@ -66,13 +73,18 @@ class Site:
 
     @cached_property
     def sparse(self) -> Callable[[Masks], LocalModel | None]:
-        """The model with layers executed sparse, under masks; None where all of them stay dense."""
-        on_cpu = self.device.type == "cpu"
-        rule = rule_of(self.scenario.clients.training, self.cost) if on_cpu else None
+        """The model without the channels that masks prune, or with sparse layers; None where it is whole."""
+        training, on_cpu = self.scenario.clients.training, self.device.type == "cpu"
+        rule = rule_of(training, self.cost) if on_cpu else None
 
         @lru_cache(maxsize=4)
         def make(masks: Masks) -> LocalModel | None:
-            if not (rule and masks):
+            if training.execution == "dense" or not masks:
+                return None
+            if smaller := smaller_model(self._outline[0], masks, self.task):
+                smaller.module.to(self.device)
+                return smaller
+            if not rule:
                 return None
             found = sparse_model(self._outline[0], masks, rule, self.task)
             return found if found is None or self._can_be_sparse else None

@@ -7,12 +7,13 @@ has, and what its clients keep besides, is for `fedprune.server.sizing`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from fedprune.costs.flops import ModelCost
 from fedprune.costs.memory import MemoryBreakdown, Overhead, step_memory_of, step_tensors
 from fedprune.sparsity.distributions import Distribution, Shapes, kept_counts, total_kept, uniform
+from fedprune.sparsity.masks import Masks
 
 _SMALLEST = 2  # Examples: some models, with a batch norm over single values, can't train on one.
 
@@ -33,6 +34,8 @@ class TrainingStep:
         Values that the optimizer keeps per weight, see `optimizer_slots`.
     overhead
         What the training algorithm keeps besides.
+    channels
+        Where whole channels are pruned: makes the masks of a density.
     """
 
     cost: ModelCost
@@ -40,6 +43,7 @@ class TrainingStep:
     distribution: Distribution = uniform
     slots: int = 0
     overhead: Overhead = field(default_factory=Overhead)
+    channels: Callable[[float], Masks] | None = None
 
     @property
     def prunable(self) -> int:
@@ -54,9 +58,23 @@ class TrainingStep:
         UserError
             For a density outside (0, 1].
         """
+        if self.channels is not None:
+            return self.channels(density).kept
         if not self.shapes:
             return {}
         return kept_counts(self.distribution(self.shapes, density, {}), self.shapes, density)
+
+    def at(self, density: float) -> TrainingStep:
+        """Return the step of what is trained at a density: of a smaller model, where channels are pruned.
+
+        Raises
+        ------
+        UserError
+            For a density outside (0, 1].
+        """
+        if self.channels is None:
+            return self
+        return replace(self, cost=self.cost.under(self.channels(density)))
 
     def memory(self, density: float, batch: int) -> MemoryBreakdown:
         """Predict the peak memory of the step.
@@ -68,7 +86,7 @@ class TrainingStep:
         ValueError
             For a batch that the model can't train on: one example, under a batch norm of single values.
         """
-        return self.memory_of(self.kept(density), batch)
+        return self.at(density).memory_of(self.kept(density), batch)
 
     def memory_of(self, kept: Mapping[str, int], batch: int) -> MemoryBreakdown:
         """Predict the peak memory of the step where these numbers of weights are kept."""
@@ -107,6 +125,9 @@ def largest_density(step: TrainingStep, memory: int, batch: int) -> float | None
     batch
         Examples in the batch.
     """
+    if step.channels is not None:  # Each density takes a trace of another model: hundredths will do.
+        percent = last(lambda share: step.memory(share / 100, batch).total <= memory, 1, 100)
+        return None if percent is None else percent / 100
     if not step.shapes:
         return 1.0 if step.memory(1.0, batch).total <= memory else None
     weights = step.prunable
@@ -134,7 +155,7 @@ def largest_batch(step: TrainingStep, memory: int, density: float, most: int) ->
     most
         Where to stop looking.
     """
-    kept = step.kept(density)
+    kept, step = step.kept(density), step.at(density)
 
     def fits(batch: int) -> bool:
         return step.memory_of(kept, batch).total <= memory

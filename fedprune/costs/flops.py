@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fedprune.costs.step import TRACE_EXAMPLES, forward_loss, in_single_products, leaves_no_trace, on_skeleton
 from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.structure.smaller import shrink
 from fedprune.tasks import Task, classification_of
 
 aten = torch.ops.aten
@@ -128,6 +129,7 @@ class ModelCost:
     parameters: tuple[ParameterCost, ...]
     buffer_bytes: int
     skeleton: nn.Module = field(repr=False)
+    _smaller: dict[str, ModelCost] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, module: nn.Module, task: Task | Sequence[int]) -> Self:
@@ -163,6 +165,22 @@ class ModelCost:
             skeleton=model,
         )
 
+    def under(self, masks: Masks) -> ModelCost:
+        """Return the costs of what is trained under masks: the smaller model where they prune whole channels.
+
+        For masks of single weights, and where the model's code relies on the sizes that it was built with, it
+        is this one.
+        """
+        if masks.density == 1 or masks.axes is None:
+            return self
+        if masks.version not in self._smaller:
+            try:
+                found = type(self).of(shrink(self.skeleton, masks), self.task)
+            except Exception:  # A user's own code may raise anything.
+                found = self
+            self._smaller[masks.version] = found
+        return self._smaller[masks.version]
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
@@ -174,19 +192,20 @@ class ModelCost:
         With empty or all-ones masks they are those of ``torch.utils.flop_counter.FlopCounterMode``,
         except that it counts the weight gradient of a grouped convolution as if it had one group.
         """
-        works = [layer.work(self._kept(layer, masks), examples) for layer in self.layers]
+        cost = self.under(masks)
+        works = [layer.work(self._kept(layer, masks), examples) for layer in cost.layers]
         return Work(
-            sum(work.forward for work in works) + self.other_products.forward * examples,
-            sum(work.backward for work in works) + self.other_products.backward * examples,
+            sum(work.forward for work in works) + cost.other_products.forward * examples,
+            sum(work.backward for work in works) + cost.other_products.backward * examples,
         )
 
     def forward_flops(self, masks: Masks, examples: int) -> int:
         """FLOPs of a forward pass over ``examples`` examples, with the loss."""
-        return self.matmul_flops(masks, examples).forward + self.elementwise.forward * examples
+        return self.matmul_flops(masks, examples).forward + self.under(masks).elementwise.forward * examples
 
     def training_flops(self, masks: Masks, examples: int) -> int:
         """FLOPs of forward and backward over ``examples`` examples; weight gradients where kept."""
-        return self.matmul_flops(masks, examples).total + self.elementwise.total * examples
+        return self.matmul_flops(masks, examples).total + self.under(masks).elementwise.total * examples
 
     def dense_gradient_flops(self, masks: Masks, weights: Iterable[str], examples: int) -> int:
         """FLOPs that a training step over ``examples`` spends more when these weights' gradients are dense.

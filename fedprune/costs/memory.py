@@ -102,7 +102,12 @@ def step_memory(
         Share that is kept of what layers save for the backward pass, by `sparse_activations`.
     """
     return step_memory_of(
-        cost, masks.kept, batch, slots=slots, buffers=buffers, activation_density=activation_density
+        cost.under(masks),
+        masks.kept,
+        batch,
+        slots=slots,
+        buffers=buffers,
+        activation_density=activation_density,
     )
 
 
@@ -182,6 +187,7 @@ def forward_memory(cost: ModelCost, masks: Masks, batch: int, *, buffers: int = 
     All tensors of the pass, the batch included, are ``workspace``: each lives until its last use.
     Parameters are those of `step_memory`.
     """
+    cost = cost.under(masks)
     return MemoryBreakdown(
         weights=_weights(cost, masks.kept),
         gradients=0,

@@ -28,7 +28,8 @@ class Attention(nn.Module):
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        #: Outputs of query, key and value that make a head: they can only be pruned together.
+        self.head_size = size // heads
         self.query = nn.Linear(size, size)
         self.key = nn.Linear(size, size)
         self.value = nn.Linear(size, size)
@@ -37,7 +38,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return (B, L, size) of the same; ``hidden``, bool (B or 1, L or 1, L), is what is not looked at."""
         query, key, value = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            layer(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5

@@ -2,6 +2,7 @@
 
 The statistics of a model's batch-norm layers are one mean and one variance per channel. Here they
 travel and are combined as one flat vector: of every layer in order its means, then its variances.
+Channels that masks prune have none, whether the model at hand still has them or is the smaller one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedprune.errors import NotFiniteError, WireError
 from fedprune.sparsity.frozen import is_frozen, training_mode
+from fedprune.sparsity.masks import Masks
 from fedprune.wire.values import from_array, to_array
 
 Vector = NDArray[np.float64]
+NO_MASKS = Masks()
 
 
 def layers(module: nn.Module) -> list[_BatchNorm]:
@@ -31,7 +34,19 @@ def layers(module: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
+def _channels(module: nn.Module, masks: Masks) -> list[tuple[_BatchNorm, Tensor]]:
+    """Return each layer with the positions of its channels that are not pruned."""
+    names = {layer: name for name, layer in module.named_modules()}
+    found = []
+    for norm in layers(module):
+        kept = masks.get(f"{names[norm]}.running_mean")
+        if kept is None or len(kept) != norm.num_features:  # The smaller model has them alone.
+            kept = torch.ones(norm.num_features, dtype=torch.bool)
+        found.append((norm, kept.nonzero().reshape(-1)))
+    return found
+
+
+def collect_statistics(module: nn.Module, inputs: Iterable[Tensor], masks: Masks = NO_MASKS) -> Vector:
     """Return the exact mean and variance of every batch norm's input over all inputs.
 
     Forward passes in training mode: each batch is normalised by its own statistics. The variance is
@@ -43,8 +58,11 @@ def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
         The model.
     inputs : Iterable[Tensor]
         float32 (B, C, H, W) batches on the module's device.
+    masks : Masks
+        What is kept.
     """
-    norms = layers(module)
+    channels = _channels(module, masks)
+    norms = [norm for norm, _ in channels]
     sums = {norm: torch.zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
     counts = dict.fromkeys(norms, 0)
 
@@ -69,8 +87,8 @@ def collect_statistics(module: nn.Module, inputs: Iterable[Tensor]) -> Vector:
         for buffer, value in before:
             buffer.copy_(value)
     parts = []
-    for norm in norms:
-        mean, square = sums[norm] / max(counts[norm], 1)
+    for norm, kept in channels:
+        mean, square = sums[norm][:, kept] / max(counts[norm], 1)
         parts += [mean, (square - mean.square()).clamp(min=0)]
     return torch.cat(parts).numpy() if parts else np.zeros(0)
 
@@ -108,9 +126,9 @@ def pool(
     return combined
 
 
-def sizes(module: nn.Module) -> list[int]:
-    """Return the channels of each batch-norm layer."""
-    return [norm.num_features for norm in layers(module)]
+def sizes(module: nn.Module, masks: Masks = NO_MASKS) -> list[int]:
+    """Return how many channels of each batch-norm layer are not pruned."""
+    return [len(kept) for _, kept in _channels(module, masks)]
 
 
 def statistics_record(vector: Vector) -> ArrayRecord:
@@ -118,7 +136,7 @@ def statistics_record(vector: Vector) -> ArrayRecord:
     return ArrayRecord({"values": to_array(vector.astype(np.float32))})
 
 
-def read_statistics(record: ArrayRecord | None, module: nn.Module) -> Vector:
+def read_statistics(record: ArrayRecord | None, module: nn.Module, masks: Masks = NO_MASKS) -> Vector:
     """Return the statistics of a record that came from outside.
 
     Raises
@@ -126,7 +144,7 @@ def read_statistics(record: ArrayRecord | None, module: nn.Module) -> Vector:
     WireError
         If they are not there, not as many as the model has, not finite, or a variance is negative.
     """
-    channels = sizes(module)
+    channels = sizes(module, masks)
     if record is None or "values" not in record:
         raise WireError("the message has no batch-norm statistics")
     vector = from_array("statistics", record["values"], "<f4", (2 * sum(channels),)).astype(np.float64)
@@ -140,13 +158,16 @@ def read_statistics(record: ArrayRecord | None, module: nn.Module) -> Vector:
     return vector
 
 
-def put_statistics(module: nn.Module, record: ArrayRecord | None) -> None:
+def put_statistics(module: nn.Module, record: ArrayRecord | None, masks: Masks = NO_MASKS) -> None:
     """Put the statistics of a record into the model."""
-    vector = torch.from_numpy(read_statistics(record, module)).float()
+    vector = torch.from_numpy(read_statistics(record, module, masks)).float()
     start = 0
     with torch.no_grad():
-        for norm in layers(module):
-            size = norm.num_features
-            norm.running_mean.copy_(vector[start : start + size])  # type: ignore[union-attr]
-            norm.running_var.copy_(vector[start + size : start + 2 * size])  # type: ignore[union-attr]
+        for norm, kept in _channels(module, masks):
+            size = len(kept)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            held = vector[start : start + 2 * size].to(norm.running_mean.device)
+            norm.running_mean[kept] = held[:size]
+            norm.running_var[kept] = held[size:]
             start += 2 * size

@@ -48,7 +48,7 @@ def training_step(
     """Return the training step that a message asks of a client, for predictions of its memory."""
     optimizer = scenario.clients.training.optimizer
     return TrainingStep(
-        cost,
+        cost.under(masks),
         slots=optimizer_slots(optimizer.name, optimizer.momentum),
         overhead=client.overhead_of(scenario, config, masks),
     )

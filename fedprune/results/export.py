@@ -2,7 +2,8 @@
 
 The first two hold the computation and need neither fedprune nor the model's code where they run;
 safetensors is what `fedprune.load_model` reads. What a file holds is the model as the run left it:
-the same logits, but for quantisation. How an ONNX file stores weights is for
+the same logits, but for quantisation; where whole channels are pruned, the smaller model that is left of it
+(safetensors, which goes with the model's code, has the whole one). How an ONNX file stores weights is for
 `fedprune.results.onnx_weights`.
 """
 
@@ -14,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from fedprune.errors import UserError
 from fedprune.results.modelfile import StoredModel, depth_of, example_of, read_model, save_model
 from fedprune.results.records import write_atomically
 from fedprune.results.run import load_run
+from fedprune.sparsity.structure.smaller import shrink
 from fedprune.wire.layout import get_state
 
 if TYPE_CHECKING:
@@ -181,6 +184,8 @@ class _FromPixels(nn.Module):
 
 def _traceable(stored: StoredModel, pixels: bool) -> tuple[nn.Module, tuple[Tensor], tuple[dict[int, Any]]]:
     """Return the module to export, an example of its input, and that its batch may have any size."""
+    if stored.masks.density < 1 and stored.masks.axes is not None:
+        stored = replace(stored, module=shrink(stored.module, stored.masks))
     module = _FromPixels(stored).eval() if pixels else stored.module
     # Two: PyTorch takes an example's size of 1 for one that never changes.
     example = example_of(stored.info, 2)

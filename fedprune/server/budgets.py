@@ -167,8 +167,8 @@ class Budgets:
         UserError
             Where the policy is "error" and one weight a layer is too much.
         """
-        if self.policy != "error":
-            return
+        if self.policy != "error" or options["unit"] == "channel":
+            return  # What the smallest number of channels needs is seen when there are masks.
         training, pruned = self._scenario.clients.training, options["density"] < 1
         shapes = {name: tuple(mask.shape) for name, mask in self._whole.items()}
         step = TrainingStep(

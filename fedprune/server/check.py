@@ -13,6 +13,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -33,6 +34,7 @@ from fedprune.server import weights
 from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
+from fedprune.sparsity.structure import channel_groups, described
 from fedprune.tasks import Task
 from fedprune.wording import did_you_mean, known_here, show
 
@@ -98,7 +100,7 @@ def check_model(scenario: Scenario) -> str:
     strategy = registry.load("strategy", scenario.strategy.name, scenario.directory)
     if not (isinstance(strategy, type) and issubclass(strategy, PruningStrategy)):
         return ""
-    return stays_dense(module, _options(strategy, scenario.strategy.options))
+    return stays_dense(module, _options(strategy, scenario.strategy.options), task)
 
 
 def check_columns(task: Task) -> None:
@@ -108,11 +110,14 @@ def check_columns(task: Task) -> None:
         raise UserError(f"metric {names[0]!r} has the name of another column of rounds.jsonl: rename it")
 
 
-def stays_dense(module: nn.Module, options: PruningStrategy.Options) -> str:
+def stays_dense(module: nn.Module, options: PruningStrategy.Options, task: Task) -> str:
     """Return which of a model's parameters a strategy with these options never prunes, and why, as text.
 
-    "" where the options ask for no pruning.
+    "" where the options ask for no pruning. Where whole channels are pruned, of which layers they are.
     """
+    if options.unit == "channel" and options.density < 1:
+        inputs = task.info.inputs.random(2, torch.Generator().manual_seed(0))
+        return described(channel_groups(module, inputs, options.keep))
     prunes = options.density < 1 or isinstance(options, LearningOptions)
     return left_dense(module, options.keep) if prunes else ""
 

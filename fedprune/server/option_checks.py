@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fedprune import registry
@@ -12,7 +13,7 @@ from fedprune.scenario import Scenario
 from fedprune.server.aggregation import Aggregator, OverlapMean, WeightedMean
 from fedprune.server.aggregator_choice import named_aggregator
 from fedprune.server.updates import update_errors
-from fedprune.sparsity.criteria import needs_data
+from fedprune.sparsity.criteria import needs_data, scores_scales
 
 if TYPE_CHECKING:
     from fedprune.server.strategy import PruningStrategy
@@ -51,6 +52,7 @@ def option_errors(
     for kind in ("criterion", "distribution"):
         if (name := getattr(options, kind, None)) is not None:
             yield from plugin_errors(scenario, kind, kind, name)
+    yield from _unit_errors(scenario, options, strategy)
     if options.pretrain_epochs > 0 and scenario.data.server_fraction == 0:
         yield "pretrain_epochs", "pretraining needs public data: set data.server_fraction, or 0 epochs"
     rule = None
@@ -65,6 +67,25 @@ def option_errors(
         yield "aggregator", f"{strategy.__name__} has an aggregation of its own, which no other can replace"
     yield from _nesting_errors(scenario, options, rule, strategy)
     yield from update_errors(scenario, strategy, options)
+
+
+def _unit_errors(
+    scenario: Scenario, options: PruningStrategy.Options, strategy: type[PruningStrategy]
+) -> Iterator[tuple[str, str]]:
+    """Find that a strategy, criterion or policy is of single weights alone, or of channels alone."""
+    if options.unit not in strategy.units:
+        yield "unit", f"{strategy.__name__} prunes single weights alone: its masks are not made in one go"
+    if options.unit == "weight":
+        name = getattr(options, "criterion", None)
+        with suppress(PluginError):
+            if name is not None and scores_scales(registry.load("criterion", name, scenario.directory)):
+                yield "criterion", f"{name} scores channels: set unit: channel"
+    elif scenario.clients.over_budget == "nest":
+        yield (
+            "unit",
+            "nested masks are of single weights: set clients.over_budget to exclude or shrink_batch, or take "
+            "a strategy whose clients have channels by their memory (heterofl)",
+        )
 
 
 def _nesting_errors(

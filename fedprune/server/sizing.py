@@ -6,11 +6,13 @@ with devices. Nothing is trained and no more data is read than its shape takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from fedprune import data, registry, tasks
 from fedprune.costs.devices import DeviceProfile, client_profiles, profiles
@@ -22,9 +24,12 @@ from fedprune.scenario import Scenario
 from fedprune.server.algorithm import client_class
 from fedprune.server.budgets import assumed_distribution
 from fedprune.server.strategy import PruningStrategy
-from fedprune.sparsity.masks import keep_highest
+from fedprune.sparsity.distributions import Distribution
+from fedprune.sparsity.masks import Masks, keep_highest
 from fedprune.sparsity.pruning import prunable
-from fedprune.training.execution import rule_of, sparse_model
+from fedprune.sparsity.structure import Group, channel_groups, masks_of, prune_units
+from fedprune.tasks import Task
+from fedprune.training.execution import rule_of, smaller_model, sparse_model
 
 #: Where the search for the largest batch stops; a client rarely has more examples.
 MOST_EXAMPLES = 4096
@@ -86,12 +91,12 @@ class Sizing:
 
     def trains(self, device: DeviceProfile, policy: str) -> bool:
         """Return whether a device can train under a policy of ``clients.over_budget``."""
-        kept = self.step.kept(self.density)
-        if self.step.memory_of(kept, self.batch).total <= device.memory:
+        kept, step = self.step.kept(self.density), self.step.at(self.density)
+        if step.memory_of(kept, self.batch).total <= device.memory:
             return True
         if policy == "shrink_batch":
-            return micro_batch(self.step, kept, self.batch, device.memory) is not None
-        return policy == "nest" and nested_counts(self.step, kept, self.batch, device.memory) is not None
+            return micro_batch(step, kept, self.batch, device.memory) is not None
+        return policy == "nest" and nested_counts(step, kept, self.batch, device.memory) is not None
 
     def on(self, device: DeviceProfile) -> Fit:
         """Return what of this fits a device."""
@@ -139,6 +144,9 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
         if asked < 1:
             raise
         shapes = {}  # A model with nothing to prune is trained as it is.
+    groups = _groups(module, task, options) if shapes and options["unit"] == "channel" else []
+    if groups:
+        shapes = {group.name: shapes.get(group.name, (group.units,)) for group in groups}
     distribution_name, distribution = assumed_distribution(scenario, options.get("distribution"), shapes)
     training = scenario.clients.training
     step = TrainingStep(
@@ -147,8 +155,43 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
         distribution=distribution,
         slots=optimizer_slots(training.optimizer.name, training.optimizer.momentum),
         overhead=_overhead(scenario, strategy, options),
+        channels=_channels(module, groups, distribution) if groups else None,
     )
     return Sizing(step, distribution_name, asked, training.batch_size if batch is None else batch)
+
+
+def _groups(module: nn.Module, task: Task, options: Mapping[str, Any]) -> list[Group]:
+    inputs = task.info.inputs.random(2, torch.Generator().manual_seed(0))
+    return channel_groups(module, inputs, options["keep"])
+
+
+def _channels(
+    module: nn.Module, groups: Sequence[Group], distribution: Distribution
+) -> Callable[[float], Masks]:
+    """Return a function from a density to masks that keep the first channels, as many as it allows."""
+
+    @lru_cache(maxsize=128)
+    def make(density: float) -> Masks:
+        try:
+            return prune_units(
+                module,
+                groups,
+                criterion=_ones,
+                distribution=distribution,
+                density=density,
+                example=torch.empty(0),
+            )
+        except UserError:
+            if not 0 < density <= 1:
+                raise
+            return masks_of({group: torch.arange(group.units) < 1 for group in groups}, module)
+
+    return make
+
+
+def _ones(module: nn.Module, names: Sequence[str], **_: Any) -> dict[str, Tensor]:
+    """Score all weights alike."""
+    return {name: torch.ones_like(module.get_parameter(name)) for name in names}
 
 
 @dataclass(frozen=True)
@@ -160,17 +203,28 @@ class Execution:
     sparse, pruned
         How many layers are executed sparse, and how many have a mask.
     memory
-        Predicted bytes; None where no layer is executed sparse.
+        Predicted bytes; None where the model is executed whole.
+    smaller
+        Whether it is a smaller dense model that is trained, without the pruned channels.
     """
 
     sparse: int
     pruned: int
     memory: MemoryBreakdown | None
+    smaller: bool = False
 
 
 def execution_of(scenario: Scenario, asked: Sizing) -> Execution:
     """Return what a step takes in this process, under random masks of the densities that are asked for."""
     step = asked.step
+    if step.channels is not None:
+        masks = step.channels(asked.density)
+        small = smaller_model(step.cost.skeleton, masks, step.cost.task)
+        if small is None:
+            return Execution(0, len(masks), None)
+        slots = step.slots + step.overhead.slots
+        memory = executed_memory(small.module, step.cost.task, asked.batch, slots=slots)
+        return Execution(0, len(masks), memory, smaller=True)
     counts = step.kept(asked.density) if asked.density < 1 else {}
     generator = torch.Generator().manual_seed(scenario.seed)
     masks = keep_highest(

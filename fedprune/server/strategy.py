@@ -25,9 +25,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from math import ceil
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -72,6 +72,7 @@ from fedprune.sparsity.frozen import thawed
 from fedprune.sparsity.growth import GrowthVotes
 from fedprune.sparsity.masks import Masks
 from fedprune.sparsity.pruning import prunable, prunable_masks, prune
+from fedprune.sparsity.structure import Group, Reduction, channel_groups, prune_units
 from fedprune.tasks import Score, Task, combine
 from fedprune.wire import Codec, Layout, largest_reply
 
@@ -100,6 +101,9 @@ class PruningStrategy(Strategy):
     #: Why clients have no updates that could be compressed (``wire.updates``); "" where they have.
     no_updates: ClassVar[str] = ""
 
+    #: What the method can prune: "weight", and "channel" where all its masks are of `pruned`.
+    units: ClassVar[tuple[str, ...]] = ("weight",)
+
     #: How replies are averaged where no stock Flower strategy does it.
     mean: ClassVar[type[Aggregator]] = WeightedMean
 
@@ -113,6 +117,15 @@ class PruningStrategy(Strategy):
             ("first", "last"),
             strict=False,
             description="Weights that are never pruned: name patterns, or 'first' and 'last'.",
+        )
+        unit: Literal["weight", "channel"] = Field(
+            "weight",
+            description="What is pruned: single weights, or whole channels, neurons and attention heads. The "
+            "density is then that of all tensors that these are part of.",
+        )
+        reduction: Reduction = Field(
+            "sum",
+            description="How a channel's score is made of its weights': sum, mean or norm.",
         )
         pretrain_epochs: int = Field(
             0, ge=0, description="Epochs on the server's public data, before masks are chosen."
@@ -138,8 +151,6 @@ class PruningStrategy(Strategy):
         self.votes: dict[str, GrowthVotes] = {}
         #: How clients may move their own masks in the current round.
         self.move: MaskRequest | None = None
-        if options.density < 1:
-            prunable(federation.module, options.keep)  # What it refuses is refused before anything runs.
         algorithm = client_class(scenario, type(self))
         #: What a client holds of the model: the model's own parts.
         self.local = local = algorithm.local_model(scenario, federation.task, federation.module)
@@ -180,6 +191,8 @@ class PruningStrategy(Strategy):
             patience=timeout,
             announce=federation.announce,
         )
+        if options.density < 1:
+            assert self.places  # What cannot be pruned is refused before anything runs.
         self.budgets = Budgets(scenario, self.cost, algorithm, prunable_masks(self.module, options.keep))
         self.selection = ClientSelection(
             self.registry,
@@ -386,18 +399,34 @@ class PruningStrategy(Strategy):
             if isinstance(distribution, str)
             else distribution
         )
-        return prune(
-            self.module,
-            prunable(self.module, self.options.keep),
-            criterion=scored_by,
-            distribution=shared_out,
-            density=self.options.density if density is None else density,
-            iterations=iterations,
-            example=self.task.info.inputs.filled(1, 1),
-            batches=self.public_batches() if needs_data(scored_by) else (),
-            loss=self.task.loss,
-            generator=seeds.torch_generator(self.scenario.seed, "prune", *(() if draw is None else (draw,))),
-        )
+        how: dict[str, Any] = {
+            "criterion": scored_by,
+            "distribution": shared_out,
+            "density": self.options.density if density is None else density,
+            "iterations": iterations,
+            "example": self.task.info.inputs.filled(1, 1),
+            "batches": self.public_batches() if needs_data(scored_by) else (),
+            "loss": self.task.loss,
+            "generator": seeds.torch_generator(
+                self.scenario.seed, "prune", *(() if draw is None else (draw,))
+            ),
+        }
+        if self.options.unit == "channel":
+            return prune_units(self.module, self.groups, reduction=self.options.reduction, **how)
+        return prune(self.module, prunable(self.module, self.options.keep), **how)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The channels that belong together, where whole ones may be pruned; see `channel_groups`."""
+        inputs = self.task.info.inputs.random(2, seeds.torch_generator(self.scenario.seed, "channels"))
+        return channel_groups(self.federation.module, inputs, self.options.keep)
+
+    @property
+    def places(self) -> list[str]:
+        """The weights among which a distribution shares out what is kept, by name."""
+        if self.options.unit == "channel":
+            return [group.name for group in self.groups]
+        return prunable(self.module, self.options.keep)
 
     def prune_to(
         self, density: float, criterion: str = "magnitude", distribution: str | Distribution = "uniform"

@@ -67,11 +67,15 @@ class Criterion(Protocol):
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def declare(*, needs_data: bool = False, iterations: int = 1) -> Callable[[F], F]:
-    """Say of a criterion whether it needs data, and in how many iterations it prunes by default."""
+def declare(*, needs_data: bool = False, iterations: int = 1, scales: bool = False) -> Callable[[F], F]:
+    """Say of a criterion whether it needs data, its default number of iterations, and what it scores.
+
+    With ``scales`` it is given the names of batch norm's scales, one a channel, in the place of weights: it
+    prunes channels alone.
+    """
 
     def mark(function: F) -> F:
-        vars(function).update(needs_data=needs_data, iterations=iterations)
+        vars(function).update(needs_data=needs_data, iterations=iterations, scales=scales)
         return function
 
     return mark
@@ -85,6 +89,11 @@ def needs_data(criterion: Criterion) -> bool:
 def default_iterations(criterion: Criterion) -> int:
     """Return in how many iterations a criterion prunes unless it is told otherwise."""
     return int(getattr(criterion, "iterations", 1))
+
+
+def scores_scales(criterion: Criterion) -> bool:
+    """Return whether a criterion scores the scales of batch norm rather than weights."""
+    return bool(getattr(criterion, "scales", False))
 
 
 def random(
@@ -213,12 +222,47 @@ def synflow(
     }
 
 
+@declare(needs_data=True)
+def taylor(
+    module: nn.Module,
+    names: Sequence[str],
+    *,
+    example: Tensor,
+    batches: Batches,
+    loss: Loss,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Score weights by the first-order estimate of what their removal costs, (w * dL/dw)^2.
+
+    Molchanov et al., CVPR 2019, equation 8, summed over a channel's weights (``reduction: sum``). L is the
+    mean loss over all examples of the batches; the paper averages over batches of training.
+    """
+    scores = snip(module, names, example=example, batches=batches, loss=loss, generator=generator)
+    return {name: score.square() for name, score in scores.items()}
+
+
+@declare(scales=True)
+def batch_norm_scale(
+    module: nn.Module,
+    names: Sequence[str],
+    *,
+    example: Tensor,
+    batches: Batches,
+    loss: Loss,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Score channels by the absolute scale of their batch norm (network slimming, Liu et al., ICCV 2017)."""
+    return {name: module.get_parameter(name).detach().abs() for name in names}
+
+
 CRITERIA: dict[str, Criterion] = {
+    "batch_norm_scale": batch_norm_scale,
     "grasp": grasp,
     "magnitude": magnitude,
     "random": random,
     "snip": snip,
     "synflow": synflow,
+    "taylor": taylor,
 }
 
 

@@ -9,6 +9,7 @@ how many weights a layer keeps by distributions; how masks travel is `fedprune.w
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -78,6 +79,20 @@ class Masks(Mapping[str, Tensor]):
         """Kept share per tensor."""
         return {name: self.kept[name] / mask.numel() for name, mask in self._tensors.items()}
 
+    @cached_property
+    def axes(self) -> dict[str, tuple[Tensor, ...]] | None:
+        """The kept positions along each dimension of each tensor; None unless all masks are their products.
+
+        They are where whole channels are pruned: what is kept of each tensor is then a smaller tensor.
+        """
+        found = {}
+        for name, mask in self._tensors.items():
+            along = tuple(_kept_along(mask, dim) for dim in range(mask.dim()))
+            if math.prod(len(positions) for positions in along) != self.kept[name]:
+                return None
+            found[name] = along
+        return found
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Masks):
             return NotImplemented
@@ -88,6 +103,12 @@ class Masks(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} tensors, density {self.density:.4g}, version {self.version!r})"
+
+
+def _kept_along(mask: Tensor, dim: int) -> Tensor:
+    """Return where along a dimension anything is kept, int64 and ascending."""
+    others = [axis for axis in range(mask.dim()) if axis != dim]
+    return (mask.any(dim=others) if others else mask).nonzero().reshape(-1)
 
 
 def apply_masks(state: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:

@@ -64,6 +64,17 @@ def prunable(module: nn.Module, keep: Sequence[str] = KEEP) -> list[str]:
     return names
 
 
+def kept_weights(module: nn.Module, keep: Sequence[str] = KEEP) -> set[str]:
+    """Return the names of the weights that could be pruned and stay dense, by patterns as in `prunable`.
+
+    Raises
+    ------
+    UserError
+        If a pattern matches no layer.
+    """
+    return set(_kept_by(keep, weights(module)))
+
+
 def left_dense(module: nn.Module, keep: Sequence[str] = KEEP) -> str:
     """Return which parameters are not pruned, and why, as text; "" where all are.
 

@@ -43,16 +43,18 @@ def hold(module: nn.Module, masks: Masks) -> Iterator[None]:
     module
         The model that is trained; must not be moved to another device or dtype inside the block.
     masks
-        Which weights of which of its parameters are kept.
+        Which weights of which of its parameters are kept. Those of buffers, which belong to pruned channels,
+        are not held: nothing but what is 0 goes into them.
 
     Raises
     ------
     AttributeError
-        If a mask names something that is not a parameter of the module.
+        If a mask names something that is not of the module.
     ValueError
         If a mask has another shape than its parameter.
     """
-    weights = {name: module.get_parameter(name) for name in masks}
+    buffers = {name for name, _ in module.named_buffers()}
+    weights = {name: module.get_parameter(name) for name in masks if name not in buffers}
     for name, weight in weights.items():
         if masks[name].shape != weight.shape:
             raise ValueError(

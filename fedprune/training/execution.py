@@ -1,8 +1,9 @@
-"""How a process executes its model under masks: as PyTorch does, or layers on their kept weights alone.
+"""How a process executes its model under masks: whole, smaller, or with layers on their kept weights alone.
 
 A `LocalModel` is a module together with the way in which flat values get into it and out of it. What
-travels is the same in either execution. Which layers are executed sparse follows from ``clients.training``
-and the masks; how that is done is for `fedprune.sparsity.execution`.
+travels is the same in every execution. Where masks prune whole channels, the model is a smaller dense one
+(`fedprune.sparsity.structure`); else which layers are executed sparse follows from ``clients.training``
+and the masks, and how that is done is for `fedprune.sparsity.execution`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedprune.sparsity.execution import Rule, always, held_masks, index_masks, p
 from fedprune.sparsity.execution.convert import Indices
 from fedprune.sparsity.frozen import frozen_names, thawed
 from fedprune.sparsity.masks import Masks
+from fedprune.sparsity.structure.smaller import shrink
 from fedprune.tasks import Task
 from fedprune.wire import Codec, Layout, StateCodec, get_state, set_state
 
@@ -67,7 +69,7 @@ class LocalModel:
     def kept(self, name: str) -> Tensor:
         """Return the kept weights of a tensor that has a mask, (kept,) in row-major order, on the CPU."""
         weight = self.module.get_parameter(name).detach().cpu()
-        return weight[self.masks[name]] if name in self.held else weight
+        return weight[self.masks[name]] if name in self.held else weight.reshape(-1)
 
 
 def rule_of(training: TrainingSpec, cost: ModelCost) -> Rule | None:
@@ -108,6 +110,26 @@ def sparse_model(skeleton: nn.Module, masks: Masks, rule: Rule, task: Task) -> L
         )
         return None
     return model
+
+
+def smaller_model(skeleton: nn.Module, masks: Masks, task: Task) -> LocalModel | None:
+    """Return the smaller dense model that is left where masks prune whole channels; None where they do not.
+
+    None, too, for a model whose code relies on the sizes that it was built with. Arguments are those of
+    `sparse_model`.
+    """
+    if masks.density == 1 or masks.axes is None:
+        return None
+    try:
+        module = with_memory(shrink(skeleton, masks))
+        fault = _fault(module, task)
+    except ValueError as error:  # A layer of which nothing is left.
+        fault = _said(error)
+    if fault:
+        _logger.warning("the model is executed whole, since it cannot work without channels: %s", fault)
+        return None
+    layout = Layout.of(module).without(frozen_names(module))
+    return LocalModel(module, StateCodec(layout, Masks()), masks)
 
 
 def _executed(skeleton: nn.Module, masks: Masks, indices: Indices) -> LocalModel:

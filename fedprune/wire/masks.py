@@ -1,7 +1,8 @@
 """How masks travel: all of a model's masks as one payload of bytes.
 
-A payload holds the masks themselves or, for a receiver who holds earlier ones, what changed: which
-of the kept weights were dropped and which of the pruned ones were grown, two sparse vectors a tensor.
+A payload holds the masks themselves; or, where whole channels are pruned, which positions are kept along
+each dimension of a tensor, each set of them once; or, for a receiver who holds earlier masks, what changed:
+which of the kept weights were dropped and which of the pruned ones were grown, two sparse vectors a tensor.
 The first byte tells which. The bits are coded by `fedprune.wire.bits`; how a payload is put into a
 message is for `fedprune.wire.values`.
 """
@@ -12,12 +13,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedprune.errors import WireError
 from fedprune.sparsity.masks import Masks
 from fedprune.wire.bits import Bits, Reader, blob, decode_vectors, encode_vectors
 
-_WHOLE, _CHANGES = b"\x01", b"\x02"
+_WHOLE, _CHANGES, _AXES = b"\x01", b"\x02", b"\x03"
 
 
 def encode_masks(masks: Masks, held: Masks | None = None) -> bytes:
@@ -35,7 +37,10 @@ def encode_masks(masks: Masks, held: Masks | None = None) -> bytes:
     WireError
         For a tensor name with a null character.
     """
-    whole = _WHOLE + blob(_encode_names(masks)) + encode_vectors(list(_bits(masks).values()))
+    names = blob(_encode_names(masks))
+    if masks.axes is not None and masks.density < 1:
+        return _AXES + names + _encode_axes(masks.axes, masks)
+    whole = _WHOLE + names + encode_vectors(list(_bits(masks).values()))
     if held is None or not held or _shapes(masks) != _shapes(held):
         return whole
     changes = _CHANGES + bytes.fromhex(held.version) + encode_vectors(_changes(_bits(masks), _bits(held)))
@@ -69,12 +74,15 @@ def decode_masks(
     if kind == _WHOLE:
         names = _decode_names(reader, shapes)
         vectors = decode_vectors(reader, [shapes[name].numel() for name in names])
+    elif kind == _AXES:
+        names = _decode_names(reader, shapes)
+        vectors = _decode_axes(reader, [shapes[name] for name in names])
     elif kind == _CHANGES:
         held = _check_held(held, reader.take(8).hex(), shapes)
         names = list(held)
         vectors = _decode_changes(reader, _bits(held))
     else:
-        raise WireError(f"the masks' payload begins with {kind[0]}, expected 1 or 2")
+        raise WireError(f"the masks' payload begins with {kind[0]}, expected 1 to 3")
     reader.end()
     masks = Masks(
         {
@@ -112,6 +120,49 @@ def _decode_changes(reader: Reader, held: dict[str, Bits]) -> list[Bits]:
         bits[before] = ~off
         bits[~before] = on
         vectors.append(bits)
+    return vectors
+
+
+def _encode_axes(axes: Mapping[str, tuple[Tensor, ...]], masks: Masks) -> bytes:
+    """Return the number of each dimension's set, 0 where all of it is kept, and the sets."""
+    numbers: list[int] = []
+    sets: dict[bytes, int] = {}
+    vectors: list[Bits] = []
+    for name, along in axes.items():
+        for size, positions in zip(masks[name].shape, along, strict=True):
+            bits = np.zeros(size, dtype=np.bool_)
+            bits[positions.numpy()] = True
+            if bits.all():
+                numbers.append(0)
+                continue
+            number = sets.setdefault(bits.tobytes(), len(sets) + 1)
+            if number > len(vectors):
+                vectors.append(bits)
+            numbers.append(number)
+    return blob(np.array(numbers, dtype="<u2").tobytes()) + encode_vectors(vectors)
+
+
+def _decode_axes(reader: Reader, shapes: list[torch.Size]) -> list[Bits]:
+    sizes = [size for shape in shapes for size in shape]
+    length = 2 * len(sizes)
+    numbers = np.frombuffer(reader.blob(length, length), dtype="<u2").tolist()
+    lengths: list[int] = []
+    for number, size in zip(numbers, sizes, strict=True):
+        if number == len(lengths) + 1:
+            lengths.append(size)
+        elif number > len(lengths) or (number and lengths[number - 1] != size):
+            raise WireError(
+                f"a dimension of size {size} has set {number} of {len(lengths)}, or one of another size"
+            )
+    sets = decode_vectors(reader, lengths)
+    vectors, at = [], 0
+    for shape in shapes:
+        bits = np.ones(shape, dtype=np.bool_)
+        for dim in range(len(shape)):
+            if number := numbers[at + dim]:
+                bits &= sets[number - 1].reshape([-1 if axis == dim else 1 for axis in range(len(shape))])
+        at += len(shape)
+        vectors.append(bits.reshape(-1))
     return vectors
 
 
