@@ -7,7 +7,7 @@ the client repeats the calculation with its own mask and batch, and refuses a st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,12 @@ class Budgets:
             raise UserError(self._refusal(excluded, len(clients), step, masks.kept))
         return Verdict(frozenset(facts.number for facts in excluded), counts)
 
+    def fits(self, client: ClientInfo, masks: Masks, config: ConfigRecord) -> bool:
+        """Return whether a client has the memory to train under masks what a message asks for."""
+        step = training_step(self._client, self._scenario, self._cost, config, masks)
+        batch = min(self._scenario.clients.training.batch_size, client.examples)
+        return self._fitting(step, masks.kept, batch, client.profile.memory) is not None
+
     def nest(
         self,
         numbers: Iterable[int],
@@ -212,7 +218,8 @@ class Budgets:
         most = max(facts.examples for facts in clients)
         batch = min(self._scenario.clients.training.batch_size, most)
         step = training_step(self._client, self._scenario, self._cost, config, masks_for(clients[0].number))
-        return batch > 1 and step.memory_of({}, batch).total <= min(f.profile.memory for f in clients)
+        whole = replace(step, cost=self._cost)  # Nobody's part of it takes more.
+        return batch > 1 and whole.memory_of({}, batch).total <= min(f.profile.memory for f in clients)
 
     def _fitting(
         self, step: TrainingStep, kept: Mapping[str, int], batch: int, memory: int

@@ -98,14 +98,15 @@ class RoundLoop:
         messages = strategy.configure_train(server_round, sent, self.train_config, self.grid)
         replies = strategy.converse(self.grid, server_round, messages)
         arrays, metrics = strategy.aggregate_train(server_round, replies)
-        trained_under = strategy.masks
+        trained_under, aggregated = strategy.masks, strategy.state
         if metrics is not None:
             strategy.update_masks(server_round)
+            strategy.settle(self.grid, server_round)
         elif strategy.accounts.faults.keys() - _OF_DEVICES:
             total, reasons = sum(strategy.accounts.failures.values()), strategy.accounts.reasons
             raise RunError(f"round {server_round}: none of {total} clients gave a usable reply: {reasons}")
         strategy.selection.end_training()
-        if arrays is None or strategy.masks != trained_under:
+        if arrays is None or strategy.masks != trained_under or strategy.state is not aggregated:
             arrays = strategy.model.encode(server_round)
         client_metrics = self._evaluate_on_clients(server_round, arrays)
         record = self._end(server_round, began, metrics, client_metrics)

@@ -12,6 +12,7 @@ A method is a subclass with options and a few hooks:
 - ``read``: read, from a reply, what else was asked for.
 - ``observe``: look at each reply as it is aggregated.
 - ``update_masks``: after a round's aggregation; move the masks.
+- ``settle``: after that; ask clients something about the new global model.
 - ``state_dict`` and ``load_state_dict``: what a checkpoint holds, where a method keeps more than values
   and masks.
 
@@ -296,6 +297,9 @@ class PruningStrategy(Strategy):
 
     def update_masks(self, server_round: int) -> None:
         """Move the masks after a round's aggregation, with ``set_masks``."""
+
+    def settle(self, grid: Grid, server_round: int) -> None:
+        """Ask clients, through ``ask``, something about the global model as the round has left it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the method keeps from one round to the next, besides the global state and masks.
