@@ -1,13 +1,14 @@
 """How much faster and smaller is a model without the pruned channels, beside the one that is built by hand?
 
-    python benchmarks/structured.py [--models NAME ...] [--shares S ...] [--batch N] [--repeats N] [--json FILE]
+    python benchmarks/structured.py [--models NAME ...] [--shares S ...] [--batch N] [--repeats N]
+        [--json FILE]
 
-Of each model the first channels are kept, so many in every place, as ``width`` has them: so the same small model
-can be built from its code. Four models take the same steps of SGD with momentum in turn, one step each at a
-time: "dense", whole; "masked", whole with the pruned channels held at 0; "smaller", as clients train it; and
-"by hand". ``step_ms`` is the median of a step's processor time on one thread, which others on the machine
-disturb less than time on the clock; speeds are medians of ratios of neighbouring steps. ``peak_mib`` is the most
-that PyTorch's allocator holds in a step, the model, its gradients and the optimizer's state included.
+Of each model the first channels are kept, so many in every place as ``width`` has them: so the same small
+model can be built from its code. Four models take the same steps of SGD with momentum in turn, one step each
+at a time: "dense", whole; "masked", whole with the pruned channels held at 0; "smaller", as clients train it;
+and "by hand". ``step_ms`` is the median of a step's processor time on one thread, which others on the machine
+disturb less than time on the clock; speeds are medians of ratios of neighbouring steps. ``peak_mib`` is the
+most that PyTorch's allocator holds in a step, model, gradients and the optimizer's state included.
 ``difference`` is the largest one between the outputs of "smaller" and "by hand" with the same weights.
 """
 
@@ -42,7 +43,9 @@ Row = dict[str, Any]
 def first_channels(module: nn.Module, share: float) -> Masks:
     """Return masks that keep the first channels of every place, as many as the model of that width has."""
     groups = channel_groups(module, torch.rand(2, *SHAPE))
-    return masks_of({group: torch.arange(group.units) < round(share * group.units) for group in groups}, module)
+    return masks_of(
+        {group: torch.arange(group.units) < round(share * group.units) for group in groups}, module
+    )
 
 
 def measure(name: str, width: float, share: float, batch: int, repeats: int) -> list[Row]:

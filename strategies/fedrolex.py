@@ -1,13 +1,13 @@
 """FedRolex (Alam et al., NeurIPS 2022): submodels as a window that rolls over the channels, round by round.
 
-With HeteroFL's first channels, those at the end are trained by the largest clients alone. Here the window of a
-client's channels begins one channel later in each round, and after the last comes the first, so that all are
-trained evenly, also where no client can hold the whole model.
+With HeteroFL's first channels, those at the end are trained by the largest clients alone. Here the window of
+a client's channels begins one channel later in each round, and after the last comes the first, so that all
+are trained evenly, also where no client can hold the whole model.
 
 Differences from the paper
 --------------------------
-- A window begins at round modulo channels of each layer (section 4.2), but all layers of a residual stage share
-  one window, since their outputs are summed up.
+- A window begins at round modulo channels of each layer (section 4.2), but all layers of a residual stage
+  share one window, since their outputs are summed up.
 - Batch norm as in `heterofl`; averages are weighted by examples.
 
 References
@@ -23,7 +23,7 @@ from fedprune.sparsity.structure import Group
 
 
 class FedRolex(SubmodelStrategy):
-    """Clients train a window of each layer's channels that rolls round by round (Alam et al., NeurIPS 2022)."""
+    """Clients train a window of each layer's channels that rolls on (Alam et al., NeurIPS 2022)."""
 
     def first_of(self, group: Group, server_round: int) -> int:
         """Return the channel at which the window begins: one further in each round."""

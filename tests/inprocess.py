@@ -60,6 +60,9 @@ SPLIT: dict[str, dict[str, Any]] = {
     "splitfed": {"body": "block2", "tail": "hidden"},
 }
 
+#: Strategies whose clients have submodels, and which prune nothing of the global one.
+SUBMODELS = ("fedrolex", "heterofl")
+
 Tamper = Callable[[Message, Message], Message | None]
 """Given a message and its reply, what arrives instead of the reply; None: nothing does."""
 
@@ -74,6 +77,8 @@ def density_of(strategy: str, density: float = 0.5) -> dict[str, Any]:
     """Return options with which a strategy prunes, where it does, and runs on the model of `PLAN`."""
     if strategy in SPLIT:
         return SPLIT[strategy]
+    if strategy in SUBMODELS:
+        return {"shares": [0.5]}
     return {} if strategy == "fedavg" else {"density": density}
 
 

@@ -249,7 +249,10 @@ class Budgets:
         counts = nested_counts(step, kept or self._whole.kept, batch, memory)
         density = sum(kept.values()) / whole if kept else 1.0
         policies = ["exclude"] if len(excluded) < count else []
-        if counts:
+        if step.cost is not self._cost:
+            advice = "fewer channels (strategy.density or strategy.shares)"
+            policies += ["shrink_batch"]
+        elif counts:
             fits = floor_to(sum(counts.values()) / whole, 3)
             advice = f"the largest density that fits them all is {fits:g} (now {density:.3g}): that"
             policies += ["shrink_batch", "nest"]

@@ -162,7 +162,12 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
 
 def _groups(module: nn.Module, task: Task, options: Mapping[str, Any]) -> list[Group]:
     inputs = task.info.inputs.random(2, torch.Generator().manual_seed(0))
-    return channel_groups(module, inputs, options["keep"])
+    try:
+        return channel_groups(module, inputs, options["keep"])
+    except UserError:
+        if options["density"] < 1:
+            raise
+        return []
 
 
 def _channels(

@@ -1,8 +1,8 @@
 """``SubmodelStrategy``: what methods share whose clients train a part of the global model, by their devices.
 
-A submodel has a share of the channels of every place. It is one dense model, smaller by that share, and needs
-less memory, time and bytes; a client gets the largest that its device has the memory and the time for. Where the
-clients' parts overlap they are averaged. Which channels a part has is what methods differ in.
+A submodel has a share of the channels of every place. It is one dense model, smaller by that share, and takes
+less memory, time and bytes; a client gets the largest for which its device has the memory and the time. Where
+the clients' parts overlap they are averaged. Which channels a part has is what methods differ in.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class SubmodelStrategy(PruningStrategy):
         )
         share_of: dict[str, float] = Field(
             default_factory=dict,
-            description="Share of the clients on a device profile, by its name; of others, the largest for which "
-            "their device has the memory and, with clients.deadline, the time.",
+            description="Share of the clients on a device profile, by its name; of others, the largest for "
+            "which their device has the memory and, with clients.deadline, the time.",
         )
         static_batch_norm: bool = Field(
             False,
-            description="Whether, after a round, the clients that hold the whole model measure its batch-norm "
-            "statistics on their examples, in place of averages of what training left.",
+            description="Whether, after a round, the clients that hold the whole model measure its "
+            "batch-norm statistics on their examples, in place of averages of what training left.",
         )
         statistics_examples: int = Field(
             256, ge=1, description="Examples on which a client measures them, at most."

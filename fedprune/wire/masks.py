@@ -39,8 +39,9 @@ def encode_masks(masks: Masks, held: Masks | None = None) -> bytes:
     """
     names = blob(_encode_names(masks))
     if masks.axes is not None and masks.density < 1:
-        return _AXES + names + _encode_axes(masks.axes, masks)
-    whole = _WHOLE + names + encode_vectors(list(_bits(masks).values()))
+        whole = _AXES + names + _encode_axes(masks.axes, masks)
+    else:
+        whole = _WHOLE + names + encode_vectors(list(_bits(masks).values()))
     if held is None or not held or _shapes(masks) != _shapes(held):
         return whole
     changes = _CHANGES + bytes.fromhex(held.version) + encode_vectors(_changes(_bits(masks), _bits(held)))

@@ -23,7 +23,7 @@ import torch
 from forked import KILLED, Kill
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from inprocess import SPLIT, assemble, plan, same_state
+from inprocess import SPLIT, SUBMODELS, assemble, plan, same_state
 
 import fedprune
 from engine.test_engine_run import ROOT, assert_same_results
@@ -63,6 +63,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lotteryfl": {"name": "lotteryfl", "density": 0.2, "accuracy_threshold": 0.05, "prune_step": 0.3},
     "prunefl": {"name": "prunefl", "density": 0.3, "adjust_every": 1},
     **{name: {"name": name, **options} for name, options in SPLIT.items()},
+    **{name: {"name": name, "shares": [1.0, 0.5], "static_batch_norm": True} for name in SUBMODELS},
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inprocess import density_of, federate, plan
+from inprocess import SUBMODELS, density_of, federate, plan
 
 from fedprune import registry
 from fedprune.errors import PluginError, RunError, ScenarioError
@@ -372,6 +372,7 @@ def test_a_metric_that_no_reply_has_ends_the_run_with_those_there_are(rules, nam
 
 
 OWN = {
+    *SUBMODELS,
     "complement",
     "dispfl",
     "feddip",

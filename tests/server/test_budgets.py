@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from inprocess import assemble, federate, plan, same_state
+from inprocess import SUBMODELS, assemble, density_of, federate, plan, same_state
 
 from fedprune import registry
 from fedprune.clients.sparse import Sparse
@@ -249,14 +249,17 @@ def test_each_weight_is_averaged_over_those_that_held_it():
 @pytest.mark.parametrize("policy", ["exclude", "shrink_batch", "nest"])
 @pytest.mark.parametrize("name", SPARSE)
 def test_no_task_is_above_its_budget(name, policy):
-    options = {} if name == "fedavg" else {"density": 0.3}
     base = {
         "model": MLP,
-        "strategy": {"name": name, **options},
+        "strategy": {"name": name, **density_of(name, 0.3)},
         "clients.per_round": 4,
         "data.client_test_fraction": 0.2,
         "evaluation.clients": "all",
     }
+    if policy == "nest" and name in SUBMODELS:
+        with pytest.raises(ScenarioError, match="have submodels by their memory"):
+            check(plan(**base, **{"clients.over_budget": policy}))
+        return
     dense, fewest = needs(plan(**base))
     memory = fewest + 0.3 * (dense - fewest)
     scenario = plan(

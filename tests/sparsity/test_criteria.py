@@ -14,6 +14,7 @@ from fedprune.sparsity.criteria import (
     Batches,
     default_iterations,
     needs_data,
+    scores_scales,
 )
 from fedprune.sparsity.loss import cross_entropy
 from fedprune.sparsity.pruning import prunable
@@ -261,10 +262,11 @@ def test_a_weight_that_the_output_does_not_use_scores_zero(criterion: str) -> No
 
 
 def test_what_criteria_declare() -> None:
-    assert {name for name, criterion in CRITERIA.items() if needs_data(criterion)} == {"snip", "grasp"}
+    assert {name for name, criterion in CRITERIA.items() if needs_data(criterion)} == {"snip", "grasp", "taylor"}
     assert {name: default_iterations(c) for name, c in CRITERIA.items() if default_iterations(c) > 1} == {
         "synflow": 100
     }
+    assert {name for name, criterion in CRITERIA.items() if scores_scales(criterion)} == {"batch_norm_scale"}
 
 
 def test_a_plain_function_is_a_criterion_that_needs_no_data() -> None:

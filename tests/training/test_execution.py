@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from inprocess import copied, federate, plan
+from inprocess import SUBMODELS, copied, federate, plan
 from masked import Watched, assert_sound, losing
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +39,7 @@ TRAINED_SPARSE = {
     "lotteryfl": {"name": "lotteryfl", "density": 0.1, "accuracy_threshold": 0.0, "prune_step": 0.5},
     "prunefl": {"name": "prunefl", "density": 0.1, "adjust_every": 1},
     "static": {"name": "static", "density": 0.1},
+    **{name: {"name": name, "shares": [0.5]} for name in SUBMODELS},
 }
 DENSE = {"fedavg", "fedmask", "fedmef", "fedpm", "hidenseek", "sfprompt", "splitfed", "feddip", "complement"}
 

@@ -300,3 +300,42 @@ def test_damaged_payloads_allocate_at_most_twice_the_model() -> None:
             assert tracemalloc.get_traced_memory()[1] < 2 * 4 * count
     finally:
         tracemalloc.stop()
+
+
+def channels(keep=0.5, seed=0):
+    """Return masks of whole rows and columns, of which one set of rows is shared."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = {size: torch.rand(size, generator=generator) < keep for size in (8, 4, 100, 30)}
+    conv = rows[8].view(-1, 1, 1, 1) & rows[4].view(1, -1, 1, 1) & torch.ones(8, 4, 3, 3, dtype=torch.bool)
+    return Masks(
+        {
+            "conv.weight": conv,
+            "norm.bias": rows[8],
+            "fc.weight": rows[100].view(-1, 1) & rows[30].view(1, -1),
+        }
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_of_channels_take_a_bit_a_channel(seed):
+    masks = channels(seed=seed)
+    assert masks.axes is not None
+    payload = encode_masks(masks)
+    assert payload[0] == 3
+    names = sum(len(name) + 1 for name in masks)
+    # Each set once: 8 + 4 + 100 + 30 bits; two bytes for each of seven dimensions; heads of streams.
+    assert len(payload) <= names + 142 / 8 + 2 * 7 + 40
+    assert decode_masks(payload, SHAPES, version=masks.version) == masks
+    dropped = Masks({**masks, "norm.bias": masks["norm.bias"] & (torch.arange(8) < 7)})
+    assert decode_masks(encode_masks(dropped, masks), SHAPES, masks, version=dropped.version) == dropped
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_masks_of_channels_are_refused_or_masks(data):
+    payload = bytearray(encode_masks(channels(seed=data.draw(st.integers(0, 3)))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(WireError):
+        masks = decode_masks(bytes(payload), SHAPES)
+        assert decode_masks(encode_masks(masks), SHAPES) == masks
