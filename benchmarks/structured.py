@@ -111,7 +111,7 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     """Measure every case and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["cnn:1", "resnet18:0.25", "mobilenet_v2:1"])
+    parser.add_argument("--models", nargs="+", default=["cnn:1", "resnet18:0.25", "resnet18:1"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.25, 0.5])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=20)

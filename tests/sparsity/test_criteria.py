@@ -262,7 +262,11 @@ def test_a_weight_that_the_output_does_not_use_scores_zero(criterion: str) -> No
 
 
 def test_what_criteria_declare() -> None:
-    assert {name for name, criterion in CRITERIA.items() if needs_data(criterion)} == {"snip", "grasp", "taylor"}
+    assert {name for name, criterion in CRITERIA.items() if needs_data(criterion)} == {
+        "snip",
+        "grasp",
+        "taylor",
+    }
     assert {name: default_iterations(c) for name, c in CRITERIA.items() if default_iterations(c) > 1} == {
         "synflow": 100
     }
