@@ -8,9 +8,9 @@ the clients' parts overlap they are averaged. Which channels a part has is what 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class SubmodelStrategy(PruningStrategy):
     # Who has which -----------------------------------------------------------------------
 
     @cached_property
-    def part(self) -> Any:
+    def part(self) -> Callable[[float, int], Masks]:
         """A function from share and round to the masks of that submodel."""
 
         @lru_cache(maxsize=64)
@@ -135,7 +135,7 @@ class SubmodelStrategy(PruningStrategy):
         if (deadline := self.scenario.clients.deadline) is None:
             return True
         codec = self.model.codec_of(masks)
-        sent = codec.size * codec.itemsize
+        sent = int(codec.size * codec.itemsize)
         flops = self.cost.training_flops(masks, training.epochs * client.examples)
         return task_seconds(client.profile, sent, flops, sent) <= deadline
 
