@@ -19,13 +19,16 @@ References
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedprune.compression.base import Compressor, Feedback, FeedbackOptions, Frame, Memory
 from fedprune.compression.message import Source, Writer
 from fedprune.compression.topk import count_of
+from fedprune.scenario.validation import refuse
 from fedprune.sparsity.masks import highest
 
 
@@ -43,8 +46,18 @@ class ComPEFT(Compressor):
             "of those sent where not given.",
         )
         feedback: Feedback = Field(
-            "none", description="Error feedback: none, ef or ef21, as topk's; with it leave alpha out."
+            "none", description="Error feedback: none, ef or ef21, as topk's; not with alpha."
         )
+
+        @model_validator(mode="after")
+        def _nears(self) -> Self:
+            if self.alpha is not None and self.feedback != "none":
+                raise refuse(
+                    "alpha",
+                    "with error feedback what is sent has to come nearer to the update, which only the mean "
+                    "magnitude is sure to: leave it out, or set feedback: none",
+                )
+            return self
 
     def write(self, update: Tensor, frame: Frame, out: Writer, memory: Memory) -> None:
         """Write the magnitude, the positions and the signs."""

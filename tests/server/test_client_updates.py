@@ -324,6 +324,7 @@ def test_strategies_whose_clients_have_no_updates_are_refused_with_a_sentence(na
         ({"updates": {"name": "topk", "density": 2}}, "2 is out of range: must be more than 0 and at most 1"),
         ({"updates": {"name": "topk", "share": 0.1}}, "no such key"),
         ({"updates": {"name": "dare", "feedback": "ef"}}, "no such key"),
+        ({"updates": {"name": "compeft", "alpha": 2, "feedback": "ef"}}, "alpha: with error feedback"),
         ({"updates": "topk", "values": "int8"}, "int8 rounds whole states"),
     ],
 )
