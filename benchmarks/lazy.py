@@ -11,8 +11,8 @@ the same with ``data.lazy: false``.
 
 ``--train`` runs a simulation instead, on Ray with two workers under that limit, in which every client trains
 on all of its images once. Printed are the peaks of each worker and of the process that is the server. It
-fails where a client's task failed, or a worker had more anonymous memory. On Linux, one PyTorch thread a
-process.
+fails where a client's task failed, or more than the limit was resident in a worker, pages of files included.
+On Linux, one PyTorch thread a process.
 """
 
 from __future__ import annotations
@@ -195,14 +195,15 @@ class Limited(OnRay):
 
 
 class Trained:
-    """Counts the images that clients trained on: a listener."""
+    """Counts clients' tasks of training, and the images that they trained on: a listener."""
 
     def __init__(self) -> None:
-        self.images = 0
+        self.tasks = self.images = 0
 
     def on_task(self, task: TaskRecord) -> None:
-        """Count those of a client's training."""
+        """Count a task of training."""
         if task.type == "train" and task.status == "ok":
+            self.tasks += 1
             self.images += task.examples
 
     def on_round(self, round: RoundRecord) -> None:
@@ -221,7 +222,7 @@ def train(folder: Path, limit: int) -> None:
         figures=False,
     ).summary
     seconds = done["wall_seconds"]
-    print(f"trained on {trained.images:,} images in {seconds:.0f} s by {done['clients_ok']} tasks of clients")
+    print(f"{trained.tasks} clients trained on {trained.images:,} images; rounds took {seconds:.0f} s")
     for number, pid in enumerate(host.before, start=1):
         print(
             f"worker {number}: anonymous memory {format_bytes(host.before[pid])} before, "
@@ -231,7 +232,7 @@ def train(folder: Path, limit: int) -> None:
     print(f"server: {format_bytes(host.peak[own])}; resident {format_bytes(host.resident[own])} at most")
     if done["clients_failed"]:
         raise SystemExit(f"{done['clients_failed']} tasks of clients failed: {done['failures']}")
-    if too_much := [pid for pid in host.before if host.peak[pid] > limit]:
+    if too_much := [pid for pid in host.before if host.resident[pid] > limit]:
         raise SystemExit(f"{len(too_much)} workers had more than {format_bytes(limit)}")
 
 

@@ -58,15 +58,15 @@ def method(run: Run) -> str:
 
 def rows(scenario: str, runs: Sequence[Run]) -> Iterator[str]:
     """Yield a row of the table for each run; costs in brackets are relative to the first, which is dense."""
-    known = {measure.key: measure for measure in known_measures([run.summary for run in runs])}
-    against = compare(runs)
-    metrics = [key for key in known if key.startswith("final_") and not key.startswith("final_personal_")]
-    for run in runs:
-        texts = {key: measure.text(run.summary, against.relative(run)) for key, measure in known.items()}
-        cells = [f"`{scenario}`", "dense" if run is runs[0] else method(run), f"{run.summary['density']:.3g}"]
-        cells += [", ".join(f"{key.removeprefix('final_')} {texts[key]}" for key in metrics)]
+    summaries, against = [run.summary for run in runs], compare(runs)
+    relative = [against.relative(run) for run in runs]
+    texts = {each.key: each.texts(summaries, relative) for each in known_measures(summaries)}
+    metrics = [key for key in texts if key.startswith("final_") and not key.startswith("final_personal_")]
+    for place, run in enumerate(runs):
+        cells = [f"`{scenario}`", method(run) if place else "dense", f"{run.summary['density']:.3g}"]
+        cells += [", ".join(f"{key.removeprefix('final_')} {texts[key][place]}" for key in metrics)]
         keys = (f"best_{run.summary['headline']}", "bytes_up", "bytes_down", "peak_memory_bytes")
-        yield f"| {' | '.join([*cells, *(texts[key] for key in keys)])} |"
+        yield f"| {' | '.join([*cells, *(texts[key][place] for key in keys)])} |"
 
 
 def main() -> None:
