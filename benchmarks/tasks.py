@@ -32,10 +32,10 @@ HIDENSEEK = "{name: hidenseek, density: 0.5, train_dense: true, keep_scores: tru
 TASKS = {
     "keyword-spotting": ("strategy.density=1.0", True),
     "visual-wake-words": ("strategy.density=1.0", False),
-    "anomaly-detection": ("strategy.density=1.0", False),
+    "anomaly-detection": ("strategy.density=1.0", True),
     "picture-classification": ("strategy={name: fedavg, pretrain_epochs: 10}", False),
     "human-activity": ("strategy={name: fedavg, pretrain_epochs: 5}", True),
-    "next-character": ("strategy.density=1.0", False),
+    "next-character": ("strategy.density=1.0", True),
     "tabular": ("strategy.density=1.0", True),
 }
 
