@@ -72,7 +72,8 @@ def test_a_round_agrees_with_the_dense_one(strategy):
     for one, other in zip(dense.rounds, sparse.rounds, strict=True):
         assert other.personal_scores["accuracy"] == pytest.approx(one.personal_scores["accuracy"], abs=0.03)
         assert other.client_scores["accuracy"] == pytest.approx(one.client_scores["accuracy"], abs=0.03)
-    assert not all(torch.equal(sparse.strategy.state[n], t) for n, t in dense.strategy.state.items())
+    if strategy["name"] not in SUBMODELS:  # A smaller dense model may well round as the whole one does.
+        assert not all(torch.equal(sparse.strategy.state[n], t) for n, t in dense.strategy.state.items())
 
 
 @pytest.mark.parametrize("strategy", TRAINED_SPARSE.values(), ids=TRAINED_SPARSE)
