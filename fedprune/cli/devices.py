@@ -50,7 +50,7 @@ def devices(
     clients = clients_of(plan)
     fitting = sum(fits[0].peak <= client.memory for client in clients)
     console.print(
-        f"A training step of {plan.name} at density {asked.density:g} in batches of {asked.batch} fits "
+        f"A training step of {plan.name} {asked.what} in batches of {asked.batch} fits "
         f"{fitting} of its {len(clients)} clients.\n"
         "The largest density is at that batch, the largest batch at that density; the layers' densities are "
         f"taken to be {asked.distribution}.\n"

@@ -66,7 +66,7 @@ def _too_small(plan: Scenario) -> str | None:
     trains = {device: asked.trains(device, policy) for device in set(devices)}
     idle = sum(not trains[device] for device in devices)
     said = (
-        f"the peak memory of a training step at density {asked.density:g} in batches of {asked.batch} is "
+        f"the peak memory of a training step {asked.what} in batches of {asked.batch} is "
         f"{format_bytes(peak)}, more than {small} of {len(devices)} clients have; clients.over_budget is "
         f"{policy} (see `fedprune devices`)"
     )

@@ -34,7 +34,7 @@ from fedprune.server import weights
 from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
-from fedprune.sparsity.structure import channel_groups, described
+from fedprune.sparsity.structure import channel_groups, described, require
 from fedprune.tasks import Task
 from fedprune.wording import did_you_mean, known_here, show
 
@@ -115,9 +115,11 @@ def stays_dense(module: nn.Module, options: PruningStrategy.Options, task: Task)
 
     "" where the options ask for no pruning. Where whole channels are pruned, of which layers they are.
     """
-    if options.unit == "channel" and options.density < 1:
+    if options.unit == "channel":
         inputs = task.info.inputs.random(2, torch.Generator().manual_seed(0))
-        return described(channel_groups(module, inputs, options.keep))
+        groups = channel_groups(module, inputs, options.keep)
+        require(options.density, groups, module)
+        return described(groups)
     prunes = options.density < 1 or isinstance(options, LearningOptions)
     return left_dense(module, options.keep) if prunes else ""
 

@@ -204,7 +204,7 @@ def round_record(
         client_scores={name: _known(clients, name) for name in names},
         personal_scores={name: _known(train, f"personal-{name}") for name in names},
         density=masks.density,
-        layer_densities=masks.densities(),
+        layer_densities={name: kept for name, kept in masks.densities().items() if masks[name].dim() > 1},
         wall_seconds=wall_seconds,
         clients_ok=accounts.ok,
         clients_failed=accounts.faults.total(),

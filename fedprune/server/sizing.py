@@ -7,7 +7,7 @@ with devices. Nothing is trained and no more data is read than its shape takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from fedprune.scenario import Scenario
 from fedprune.server.algorithm import client_class
 from fedprune.server.budgets import assumed_distribution
 from fedprune.server.strategy import PruningStrategy
+from fedprune.server.submodels import SubmodelStrategy, part_of
 from fedprune.sparsity.distributions import Distribution
 from fedprune.sparsity.masks import Masks, keep_highest
 from fedprune.sparsity.pruning import prunable
@@ -76,12 +77,22 @@ class Sizing:
         Name of the layer distribution that is assumed.
     density, batch
         What the scenario asks for.
+    share
+        Where clients have submodels, the smallest share of channels: the step is of that one.
     """
 
     step: TrainingStep
     distribution: str
     density: float
     batch: int
+    share: float | None = None
+
+    @property
+    def what(self) -> str:
+        """What is trained, in words."""
+        if self.share is not None:
+            return f"with {self.share:g} of the channels, the smallest submodel,"
+        return f"at density {self.density:g}"
 
     @property
     def most(self) -> int:
@@ -157,7 +168,13 @@ def sizing(scenario: Scenario, density: float | None = None, batch: int | None =
         overhead=_overhead(scenario, strategy, options),
         channels=_channels(module, groups, distribution) if groups else None,
     )
-    return Sizing(step, distribution_name, asked, training.batch_size if batch is None else batch)
+    batch = training.batch_size if batch is None else batch
+    if issubclass(strategy, SubmodelStrategy) and groups:
+        share = min(options["shares"])
+        smallest = masks_of({group: part_of(group, share) for group in groups}, module)
+        step = replace(step, cost=step.cost.under(smallest), shapes={}, channels=None)
+        return Sizing(step, distribution_name, asked, batch, share)
+    return Sizing(step, distribution_name, asked, batch)
 
 
 def _groups(module: nn.Module, task: Task, options: Mapping[str, Any]) -> list[Group]:

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from pydantic import Field, field_validator
 
 from fedprune.costs.clock import task_seconds
+from fedprune.costs.devices import profiles
 from fedprune.protocol import batch_norm
 from fedprune.scenario import Scenario
 from fedprune.server.aggregation import OverlapMean
@@ -82,6 +83,9 @@ class SubmodelStrategy(PruningStrategy):
             yield "density", "submodels are chosen by shares: leave density out"
         if scenario.clients.over_budget == "nest":
             yield "name", "its clients have submodels by their memory: leave clients.over_budget out"
+        named = {*profiles(scenario.clients.profiles), *(device.name for device in scenario.clients.devices)}
+        for name in options.share_of.keys() - named:
+            yield "share_of", f"no client of the scenario, and no profile, is on {name!r}"
         for name, share in options.share_of.items():
             if share not in options.shares:
                 yield "share_of", f"{name} has {share:g}, which is none of shares: {list(options.shares)}"
@@ -103,11 +107,7 @@ class SubmodelStrategy(PruningStrategy):
 
     def channels(self, group: Group, share: float, server_round: int) -> torch.Tensor:
         """Return which units of a group a submodel has, bool (units,): one at least."""
-        count = max(1, math.ceil(share * group.units - 1e-9))
-        at = (torch.arange(count) + self.first_of(group, server_round)) % group.units
-        kept = torch.zeros(group.units, dtype=torch.bool)
-        kept[at] = True
-        return kept
+        return part_of(group, share, self.first_of(group, server_round))
 
     def first_of(self, group: Group, server_round: int) -> int:
         """Return the unit of a group at which submodels begin in a round; after the last comes the first."""
@@ -172,3 +172,17 @@ class SubmodelStrategy(PruningStrategy):
     def shares_now(self) -> Mapping[float, int]:
         """Return how many clients there are of each share."""
         return {share: sum(self.share(n) == share for n in self.clients) for share in self.options.shares}
+
+
+def part_of(group: Group, share: float, first: int = 0) -> torch.Tensor:
+    """Return which units of a group a submodel has, bool (units,): from ``first`` on, one at least.
+
+    Examples
+    --------
+    >>> part_of(Group("conv.weight", 5, ()), 0.5, first=3)
+    tensor([ True, False, False,  True,  True])
+    """
+    count = max(1, math.ceil(share * group.units - 1e-9))
+    kept = torch.zeros(group.units, dtype=torch.bool)
+    kept[(torch.arange(count) + first) % group.units] = True
+    return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fedprune.sparsity.structure.groups import Group, Part, channel_groups, described, masks_of
 from fedprune.sparsity.structure.smaller import shrink
-from fedprune.sparsity.structure.units import REDUCTIONS, Reduction, prune_units
+from fedprune.sparsity.structure.units import REDUCTIONS, Reduction, prune_units, require
 
 __all__ = [
     "REDUCTIONS",
@@ -20,5 +20,6 @@ __all__ = [
     "described",
     "masks_of",
     "prune_units",
+    "require",
     "shrink",
 ]

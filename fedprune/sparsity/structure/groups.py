@@ -99,24 +99,25 @@ def channel_groups(module: nn.Module, inputs: Tensor, keep: Sequence[str] = ()) 
     if not found:
         raise UserError(
             "the model has no channels that can be pruned as a whole (recurrent layers have none, nor what "
-            "layer norm or group norm joins, nor layers of strategy.keep): set strategy.unit: weight"
+            "layer norm or group norm joins, nor layers of strategy.keep); single weights are pruned with "
+            "strategy.unit: weight"
         )
     return found
 
 
 def described(groups: Sequence[Group]) -> str:
-    """Return which channels are pruned, as text.
+    """Return which channels can be pruned, as text.
 
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
     >>> described(channel_groups(net, torch.rand(2, 2)))
-    'pruned are the outputs of 1 layer, and what goes with them: 0 (8)'
+    'channels are the outputs of 1 layer, and what goes with them: 0 (8)'
     """
     layers = [f"{group.name.rpartition('.')[0]} ({group.units})" for group in groups]
     shown = layers if len(layers) <= _SHOWN else [*layers[: _SHOWN - 1], f"{len(layers) - _SHOWN + 1} more"]
     count = f"{len(layers)} layers" if len(layers) > 1 else "1 layer"
-    return f"pruned are the outputs of {count}, and what goes with them: {', '.join(shown)}"
+    return f"channels are the outputs of {count}, and what goes with them: {', '.join(shown)}"
 
 
 def masks_of(kept: Mapping[Group, Tensor], module: nn.Module) -> Masks:

@@ -78,6 +78,7 @@ def prune_units(
     network = copy.deepcopy(module)
     names = _scored(network, groups, criterion)
     size = _Size(network, groups)
+    require(density, groups, network)
     kept = {group: torch.ones(group.units, dtype=torch.bool) for group in groups}
     masks = masks_of(kept, network)
     for step in range(1, steps + 1):
@@ -92,6 +93,13 @@ def prune_units(
             if name in masks:
                 tensor.detach().masked_fill_(~masks[name].to(tensor.device), 0)
     return masks
+
+
+def require(density: float, groups: Sequence[Group], module: nn.Module) -> None:
+    """Raise a ``UserError`` unless one unit of each group is within a density."""
+    least = _Size(module, groups).density(dict.fromkeys(groups, 1))
+    if least > density:
+        raise UserError(f"density {density:g} is less than one channel in each place leaves: {least:.3g}")
 
 
 def _scored(module: nn.Module, groups: Sequence[Group], criterion: Criterion) -> list[str]:
@@ -183,12 +191,7 @@ def _counts(
             for group in scores
         }
 
-    least = dict.fromkeys(scores, 1)
-    if size.density(least) > density:
-        raise UserError(
-            f"density {density:g} is less than one channel in each place leaves: {size.density(least):.3g}"
-        )
-    return _largest(at, lambda counts: size.density(counts) <= density) or least
+    return _largest(at, lambda counts: size.density(counts) <= density) or dict.fromkeys(scores, 1)
 
 
 def _largest(
