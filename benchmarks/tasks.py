@@ -31,7 +31,7 @@ HIDENSEEK = "{name: hidenseek, density: 0.5, train_dense: true, keep_scores: tru
 #: Scenario -> what is set for its dense run, and whether HideNseek is tried.
 TASKS = {
     "keyword-spotting": ("strategy.density=1.0", True),
-    "visual-wake-words": ("strategy.density=1.0", False),
+    "visual-wake-words": ("strategy.density=1.0", True),
     "anomaly-detection": ("strategy.density=1.0", True),
     "picture-classification": ("strategy={name: fedavg, pretrain_epochs: 10}", False),
     "human-activity": ("strategy={name: fedavg, pretrain_epochs: 5}", True),
