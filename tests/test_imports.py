@@ -6,6 +6,7 @@ Every import statement counts, also those inside functions; only those under ``T
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,10 @@ def test_every_public_name_is_there():
 @pytest.mark.parametrize("name", sorted(set(fedprune.__all__) - {"__version__"}))
 def test_every_public_name_has_a_docstring(name):
     assert (getattr(fedprune, name).__doc__ or "").strip()
+
+
+def test_every_package_is_in_the_wheel():
+    """What pyproject.toml does not list is there in a checkout, and missing where fedprune is installed."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = (path.parent.relative_to(ROOT).parts for path in (ROOT / "fedprune").rglob("__init__.py"))
+    assert {".".join(parts) for parts in found} <= set(settings["tool"]["setuptools"]["packages"])
