@@ -46,8 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(f"deploy-{half}"))
         if "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(900))  # Beside two deployments everything takes longer.
             item.add_marker(pytest.mark.xdist_group(f"ray-{folder.removesuffix('.py')}"))
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))  # Beside two deployments everything takes longer.
     items.sort(key=_turn)
 
 
