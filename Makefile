@@ -36,8 +36,8 @@ demo: install  ## Run four methods over three seeds, compare them, and write a p
 	$(BIN)/fedprune study run studies/quickstart.yaml
 	$(BIN)/fedprune study report studies/quickstart.yaml
 
-test: install  ## Run every test; three processes for two cores, as two of them run deployments, which wait
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+test: install  ## Run every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: install  ## Run the tests that take a moment
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"

@@ -34,28 +34,27 @@ _TESTS = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow, keep together what shares something that is slow to make, and let it begin first.
 
-    Deployments begin, two at a time, which mostly wait; then what shares a Ray, folder by folder, as Ray
-    takes seconds of both cores to start; then the other slow tests. The fast ones even out what is left.
+    Deployments begin, one after the other; then what shares a Ray, folder by folder, as Ray takes seconds of
+    both cores to start; then the other slow tests. The fast ones even out what is left.
     """
     for item in items:
         folder = item.path.relative_to(_TESTS).parts[0]
         if folder == "deploy":
             for mark in (pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(1500)):
                 item.add_marker(mark)
-            half = "faults" if item.path.stem == "test_real_life" else "order"
-            item.add_marker(pytest.mark.xdist_group(f"deploy-{half}"))
+            item.add_marker(pytest.mark.xdist_group("deploy"))
         if "shared_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.xdist_group(f"ray-{folder.removesuffix('.py')}"))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))  # Beside two deployments everything takes longer.
+            item.add_marker(pytest.mark.timeout(900))  # Beside a deployment everything takes longer.
     items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
     """Return when a test is to begin; those of one turn keep their order."""
     groups = {str(mark.args[0]) for mark in item.iter_markers("xdist_group")}
-    if any(group.startswith("deploy-") for group in groups):
+    if "deploy" in groups:
         return 0
     if any(group.startswith("ray-") for group in groups):
         return 1
