@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from fedprune.errors import NotFiniteError, WireError
 from fedprune.sparsity.execution import Slice, SparseConv2d, gradient_slices
 from fedprune.sparsity.frozen import training_mode
-from fedprune.sparsity.loss import Loss, cross_entropy
+from fedprune.sparsity.loss import Loss
 from fedprune.sparsity.masks import Masks
 
 
 def layer_gradient(
-    module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss = cross_entropy
+    module: nn.Module, name: str, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss
 ) -> Tensor:
     """Return the gradient of the mean loss over some batches for one weight, dense.
 
@@ -65,7 +65,7 @@ def gradient_parts(
     name: str,
     layer: SparseConv2d,
     batches: Iterable[tuple[Tensor, Tensor]],
-    loss: Loss = cross_entropy,
+    loss: Loss,
 ) -> Iterator[Slice]:
     """Yield the `layer_gradient` of a layer that is executed sparse in slices, see `gradient_slices`.
 
@@ -113,7 +113,7 @@ def mean_squared_gradient(
     module: nn.Module,
     name: str,
     batches: Iterable[Iterable[tuple[Tensor, Tensor]]],
-    loss: Loss = cross_entropy,
+    loss: Loss,
 ) -> Tensor:
     """Return the square of one weight's `layer_gradient` on each batch, averaged over the batches.
 
@@ -127,7 +127,7 @@ def mean_saliency(
     module: nn.Module,
     name: str,
     batches: Iterable[Iterable[tuple[Tensor, Tensor]]],
-    loss: Loss = cross_entropy,
+    loss: Loss,
 ) -> Tensor:
     """Return SNIP's score of one weight on each batch, |w * dL/dw|, averaged over the batches.
 
@@ -147,7 +147,7 @@ def _mean_of(
     batches: Iterable[Iterable[tuple[Tensor, Tensor]]],
     loss: Loss,
 ) -> Tensor:
-    total, count = layer_gradient(module, name, []), 0
+    total, count = layer_gradient(module, name, [], loss), 0
     for batch in batches:
         total += measure(layer_gradient(module, name, batch, loss))
         count += 1
@@ -170,7 +170,7 @@ def largest_gradients(
     batches: Iterable[tuple[Tensor, Tensor]],
     mask: Tensor,
     count: int,
-    loss: Loss = cross_entropy,
+    loss: Loss,
 ) -> tuple[Tensor, Tensor]:
     """Return the pruned weights of a layer with the largest gradients, as `largest_pruned` does.
 

@@ -18,7 +18,7 @@ from fedprune.errors import UserError
 from fedprune.sparsity.criteria import Batches, Criterion, default_iterations, needs_data
 from fedprune.sparsity.distributions import Distribution, kept_counts, total_kept
 from fedprune.sparsity.layers import SMALL, Weight, weights
-from fedprune.sparsity.loss import Loss, cross_entropy
+from fedprune.sparsity.loss import Loss, not_said
 from fedprune.sparsity.masks import Masks, keep_highest
 
 KEEP = ("first", "last")
@@ -175,7 +175,7 @@ def prune(
     example: Tensor,
     iterations: int | None = None,
     batches: Batches = (),
-    loss: Loss = cross_entropy,
+    loss: Loss = not_said,
     generator: torch.Generator | None = None,
 ) -> Masks:
     """Return masks that keep ``round(density * N)`` of the N named weights, at least one a layer.

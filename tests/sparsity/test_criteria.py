@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from losses import cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +17,6 @@ from fedprune.sparsity.criteria import (
     needs_data,
     scores_scales,
 )
-from fedprune.sparsity.loss import cross_entropy
 from fedprune.sparsity.pruning import prunable
 
 SHAPE = (2, 8, 8)

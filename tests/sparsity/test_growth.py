@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from losses import cross_entropy
 from torch import nn
 from torch.nn import functional
 
@@ -52,7 +53,7 @@ def full_gradient(module, name, x, y):
 @pytest.mark.parametrize("name", ["0.weight", "1.weight", "4.weight"])
 def test_the_gradient_of_one_layer_is_that_of_a_whole_backward_pass(name):
     module, (x, y) = net(), drawn(6)
-    found = layer_gradient(module, name, [(x, y)])
+    found = layer_gradient(module, name, [(x, y)], cross_entropy)
     torch.testing.assert_close(found, full_gradient(module, name, x, y))
     assert not found.requires_grad
 
@@ -60,26 +61,28 @@ def test_the_gradient_of_one_layer_is_that_of_a_whole_backward_pass(name):
 def test_over_batches_it_is_the_mean_over_all_examples():
     module, batches = net(), [drawn(5, 1), drawn(2, 2)]
     parts = [full_gradient(module, "0.weight", x, y) for x, y in batches]
-    found = layer_gradient(module, "0.weight", iter(batches))
+    found = layer_gradient(module, "0.weight", iter(batches), cross_entropy)
     torch.testing.assert_close(found, (5 * parts[0] + 2 * parts[1]) / 7)
-    assert not layer_gradient(module, "0.weight", []).any()
+    assert not layer_gradient(module, "0.weight", [], cross_entropy).any()
 
 
 def test_importance_is_the_mean_of_squared_gradients():
     """Of each batch by itself: the square of a mean would be smaller."""
     module, batches = net(), [drawn(5, 1), drawn(2, 2)]
     parts = [full_gradient(module, "4.weight", x, y) for x, y in batches]
-    found = mean_squared_gradient(module, "4.weight", ([batch] for batch in batches))
+    found = mean_squared_gradient(module, "4.weight", ([batch] for batch in batches), cross_entropy)
     torch.testing.assert_close(found, (parts[0] ** 2 + parts[1] ** 2) / 2)
-    assert not mean_squared_gradient(module, "4.weight", []).any()
+    assert not mean_squared_gradient(module, "4.weight", [], cross_entropy).any()
 
 
 def test_the_module_comes_back_as_it_was():
     module = net()
     before = copy.deepcopy(module.state_dict())
-    layer_gradient(module, "0.weight", [drawn(5)])
+    layer_gradient(module, "0.weight", [drawn(5)], cross_entropy)
     with pytest.raises(RuntimeError):
-        layer_gradient(module, "0.weight", [drawn(5), (torch.zeros(1, 3, 4, 4), torch.zeros(1))])
+        layer_gradient(
+            module, "0.weight", [drawn(5), (torch.zeros(1, 3, 4, 4), torch.zeros(1))], cross_entropy
+        )
     after = module.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert not module.training

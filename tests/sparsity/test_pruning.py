@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses import cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,6 +51,7 @@ def masks_of(
         example=torch.ones(1, *SHAPE),
         iterations=iterations,
         batches=data(),
+        loss=cross_entropy,
         generator=torch.Generator().manual_seed(0),
     )
 

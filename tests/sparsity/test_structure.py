@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from losses import cross_entropy
 from torch import nn
 
 from fedprune.costs.flops import ModelCost
@@ -53,6 +54,7 @@ def pruned(model, groups, example, density=0.3, criterion="magnitude", distribut
         distribution=DISTRIBUTIONS[distribution],
         density=density,
         example=example[:1],
+        loss=cross_entropy,
         **options,
     )
 

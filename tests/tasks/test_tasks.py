@@ -679,3 +679,28 @@ def test_text_has_sequences_of_every_length():
 
 def test_every_task_is_a_task():
     assert all(issubclass(kind, Task) for kind in BUILT_IN.values())
+
+
+def test_clients_without_most_classes_learn_all_the_same():
+    """Two classes a client, weighted by all clients' counts; what a client lacks counts as 0 of 0."""
+    made = federate(
+        plan(
+            data__partition={"scheme": "pathological", "classes_per_client": 2},
+            data__client_test_fraction=0.25,
+            task__name="classification",
+            task__class_weights="balanced",
+            evaluation__clients=True,
+            evaluation__metrics=["balanced_accuracy"],
+            clients__count=5,
+            clients__per_round=5,
+        )
+    )
+    assert [record.clients_failed for record in made.rounds] == [0, 0, 0]
+    for number in range(5):
+        client = made.data.client(number)
+        pairs = batches(client.examples, client.train, made.strategy.task, 16)
+        assert len({int(label) for _, y in pairs for label in y}) == 2
+    last = made.rounds[-1]
+    assert math.isfinite(last.loss)
+    assert math.isfinite(last.train_loss)
+    assert last.client_scores["balanced_accuracy"] is not None

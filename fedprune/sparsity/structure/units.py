@@ -14,7 +14,7 @@ from fedprune.errors import UserError
 from fedprune.sparsity.criteria import Batches, Criterion, default_iterations, needs_data, scores_scales
 from fedprune.sparsity.distributions import Distribution, kept_counts
 from fedprune.sparsity.layers import weights
-from fedprune.sparsity.loss import Loss, cross_entropy
+from fedprune.sparsity.loss import Loss, not_said
 from fedprune.sparsity.masks import Masks, highest
 from fedprune.sparsity.structure.groups import Group, masks_of
 
@@ -37,7 +37,7 @@ def prune_units(
     reduction: Reduction = "sum",
     iterations: int | None = None,
     batches: Batches = (),
-    loss: Loss = cross_entropy,
+    loss: Loss = not_said,
     generator: torch.Generator | None = None,
 ) -> Masks:
     """Return masks that keep whole units: at most ``density`` of all tensors that these are part of.

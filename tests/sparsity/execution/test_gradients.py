@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from losses import cross_entropy
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -47,7 +48,8 @@ def test_gradients_of_whole_layers_are_those_of_the_dense_model(models):
     before = {name: tensor.clone() for name, tensor in sparse.state_dict().items()}
     for name in masks:
         torch.testing.assert_close(
-            layer_gradient(sparse, name, batches), layer_gradient(dense, name, batches)
+            layer_gradient(sparse, name, batches, cross_entropy),
+            layer_gradient(dense, name, batches, cross_entropy),
         )
     assert all(torch.equal(before[name], tensor) for name, tensor in sparse.state_dict().items())
     assert not sparse.training
@@ -55,15 +57,17 @@ def test_gradients_of_whole_layers_are_those_of_the_dense_model(models):
     name = next(iter(masks))
     parts = [[batch] for batch in batches]
     for measure in IMPORTANCE.values():
-        torch.testing.assert_close(measure(sparse, name, parts), measure(dense, name, parts))
+        torch.testing.assert_close(
+            measure(sparse, name, parts, cross_entropy), measure(dense, name, parts, cross_entropy)
+        )
 
 
 @pytest.mark.parametrize("count", [40, 10**6])
 def test_the_largest_are_those_of_the_dense_model(models, count):
     dense, sparse, masks, batches = models
     for name, mask in masks.items():
-        indices, values = largest_gradients(sparse, name, batches, mask, count)
-        expected, of_dense = largest_gradients(dense, name, batches, mask, count)
+        indices, values = largest_gradients(sparse, name, batches, mask, count, cross_entropy)
+        expected, of_dense = largest_gradients(dense, name, batches, mask, count, cross_entropy)
         assert torch.equal(indices, expected), name
         torch.testing.assert_close(values, of_dense)
 
@@ -72,7 +76,7 @@ def test_without_batches_the_first_weights_are_named_as_in_the_dense_model(model
     dense, sparse, masks, _ = models
     name = list(masks)[3]
     for model in (dense, sparse):
-        indices, values = largest_gradients(model, name, [], masks[name], 7)
+        indices, values = largest_gradients(model, name, [], masks[name], 7, cross_entropy)
         assert indices.tolist() == (~masks[name]).flatten().nonzero()[:7, 0].tolist()
         assert not values.any()
 
@@ -121,6 +125,6 @@ def test_no_more_than_a_part_of_the_layer_is_ever_allocated(kind):
     sparse = sparse_copy(module, index_masks(module, masks))
     batches = [(torch.randn(2, layer.weight.shape[1], *size), torch.arange(2))]
     with Largest() as largest:
-        indices, _ = largest_gradients(sparse, "0.weight", batches, masks["0.weight"], 50)
+        indices, _ = largest_gradients(sparse, "0.weight", batches, masks["0.weight"], 50, cross_entropy)
     assert len(indices) == 50
     assert largest.bytes < layer.weight.nbytes / 3
