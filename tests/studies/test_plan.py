@@ -136,7 +136,7 @@ def test_mistakes_in_runs_and_grid_are_named_where_they_stand_each_once(tmp_path
     )
     assert complaint(tmp_path, text).splitlines() == [
         "study.yaml:8: runs.A.strategy.criterium: no such key; did you mean 'criterion'? (the method's "
-        "documentation has all 7)",
+        f"documentation has all {len(registry.load('strategy', 'static').Options.model_fields)})",
         "study.yaml:11: grid.rounds: 'two' is not a whole number",
         "study.yaml:9: runs.B.clients.training.epochs: 0 is out of range: must be at least 1",
         "study.yaml:10: runs.C.strategy.name: no strategy 'statik'; did you mean 'static'? (`fedprune list` "
