@@ -72,7 +72,7 @@ def main(grid: Grid, context: Context) -> None:
         if checkpoint is not None:
             strategy.exchange.forget_masks()  # Devices keep nothing from one run of Flower's to the next.
         shown = stack.enter_context(Progress(scenario.rounds))
-        if dense := stays_dense(strategy.module, strategy.options, strategy.task):
+        if dense := stays_dense(strategy.module, strategy.options, strategy.task, strategy.traced_groups):
             shown.note(dense)
         told = stack.enter_context(logged(folder, checkpoint.round if checkpoint is not None else None))
         heard += [folder, shown, told, Divergence(scenario, strategy.task)]

@@ -40,7 +40,7 @@ def _begin(plan: Scenario) -> str:
         raise AssertionError("nothing is trained here")
 
     strategy = make_strategy(plan, data.load(plan), evaluate, ())
-    return stays_dense(strategy.module, strategy.options, strategy.task)
+    return stays_dense(strategy.module, strategy.options, strategy.task, strategy.traced_groups)
 
 
 def _too_small(plan: Scenario) -> str | None:

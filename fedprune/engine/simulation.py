@@ -127,7 +127,9 @@ def run(
         evaluation = SpreadEvaluation(plan, data)
         strategy = make_strategy(plan, data, evaluation, heard, host.pretrained, resumes=resumes)
         folder, checkpoint = opened(stack, strategy, directory, overwrite=overwrite, resume=resume)
-        if progress and (dense := stays_dense(strategy.module, strategy.options, strategy.task)):
+        if progress and (
+            dense := stays_dense(strategy.module, strategy.options, strategy.task, strategy.traced_groups)
+        ):
             shown.note(dense)
         folder.began = began
         folder.draws &= figures

@@ -34,7 +34,7 @@ from fedprune.server import weights
 from fedprune.server.algorithm import algorithm, algorithm_errors
 from fedprune.server.strategy import PruningStrategy
 from fedprune.sparsity.pruning import left_dense
-from fedprune.sparsity.structure import channel_groups, described, require
+from fedprune.sparsity.structure import Group, channel_groups, described, require
 from fedprune.tasks import Task
 from fedprune.wording import did_you_mean, known_here, show
 
@@ -110,14 +110,18 @@ def check_columns(task: Task) -> None:
         raise UserError(f"metric {names[0]!r} has the name of another column of rounds.jsonl: rename it")
 
 
-def stays_dense(module: nn.Module, options: PruningStrategy.Options, task: Task) -> str:
+def stays_dense(
+    module: nn.Module, options: PruningStrategy.Options, task: Task, groups: list[Group] | None = None
+) -> str:
     """Return which of a model's parameters a strategy with these options never prunes, and why, as text.
 
-    "" where the options ask for no pruning. Where whole channels are pruned, of which layers they are.
+    "" where the options ask for no pruning. Where whole channels are pruned, of which layers they are:
+    of ``groups``, where these have been traced already.
     """
     if options.unit == "channel":
-        inputs = task.info.inputs.random(2, torch.Generator().manual_seed(0))
-        groups = channel_groups(module, inputs, options.keep)
+        if groups is None:
+            inputs = task.info.inputs.random(2, torch.Generator().manual_seed(0))
+            groups = channel_groups(module, inputs, options.keep)
         require(options.density, groups, module)
         return described(groups)
     prunes = options.density < 1 or isinstance(options, LearningOptions)

@@ -426,6 +426,11 @@ class PruningStrategy(Strategy):
         return channel_groups(self.federation.module, inputs, self.options.keep)
 
     @property
+    def traced_groups(self) -> list[Group] | None:
+        """The same; None where single weights are pruned."""
+        return self.groups if self.options.unit == "channel" else None
+
+    @property
     def places(self) -> list[str]:
         """The weights among which a distribution shares out what is kept, by name."""
         if self.options.unit == "channel":
